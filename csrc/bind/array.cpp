@@ -1,0 +1,115 @@
+#include "array.hpp"
+
+#include <string>
+
+#include "../dlpack.h"
+#include "check.hpp"
+
+namespace py = pybind11;
+
+namespace ccamerge::bind {
+namespace {
+
+py::type_error type_error(const std::string& message) { return py::type_error(message); }
+
+// A newer protocol is asked for first: NumPy exports read-only arrays only with it. Producers of
+// the old protocol do not know the keyword.
+py::object export_capsule(const py::handle& array, std::size_t model) {
+  if (!py::hasattr(array, "__dlpack__") || !py::hasattr(array, "__dlpack_device__")) {
+    throw type_error(format_message("features of model ", model,
+                                    " must be an array with __dlpack__ (NumPy, torch, ...), got ",
+                                    std::string(py::str(py::type::of(array).attr("__name__")))));
+  }
+  const auto device = py::tuple(array.attr("__dlpack_device__")());
+  const int type = py::int_(device[0]).cast<int>();
+  if (type != 1 && type != 3) {
+    throw std::invalid_argument(format_message("features of model ", model,
+                                               " must be in CPU memory, got DLPack device type ",
+                                               type, "; move them with .cpu()"));
+  }
+  const py::object method = array.attr("__dlpack__");
+  try {
+    try {
+      return method(py::arg("max_version") = py::make_tuple(1, 0));
+    } catch (py::error_already_set& error) {
+      if (!error.matches(PyExc_TypeError)) throw;
+      return method();
+    }
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_BufferError) && !error.matches(PyExc_TypeError)) throw;
+    const std::string reason = py::str(error.value());
+    py::raise_from(
+        error, PyExc_TypeError,
+        format_message("features of model ", model, " cannot be read through DLPack: ", reason)
+            .c_str());
+    throw py::error_already_set();
+  }
+}
+
+const DLTensor& tensor_in(const py::object& capsule, std::size_t model) {
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+    auto* managed = static_cast<DLManagedTensorVersioned*>(
+        PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+    if (managed->version.major == 1) return managed->dl_tensor;
+  } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
+    return static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))
+        ->dl_tensor;
+  }
+  throw type_error(format_message("features of model ", model,
+                                  ": __dlpack__ returned no DLPack 0 or 1 capsule"));
+}
+
+DType dtype_of(const DLDataType& type, std::size_t model) {
+  if (type.lanes == 1 && type.code == 2) {
+    if (type.bits == 16) return DType::float16;
+    if (type.bits == 32) return DType::float32;
+    if (type.bits == 64) return DType::float64;
+  }
+  if (type.lanes == 1 && type.code == 4 && type.bits == 16) return DType::bfloat16;
+  static const char* const names[] = {"int",    "uint",    "float", "opaque",
+                                      "bfloat", "complex", "bool"};
+  throw type_error(format_message("features of model ", model,
+                                  " must be float16, bfloat16, float32 or float64, got ",
+                                  type.code < 7 ? names[type.code] : "type", int{type.bits}));
+}
+
+}  // namespace
+
+BorrowedArray borrow_features(const py::handle& array, std::int64_t axis, std::size_t model) {
+  BorrowedArray result;
+  result.owner = export_capsule(array, model);
+  const DLTensor& tensor = tensor_in(result.owner, model);
+  FeatureView& view = result.view;
+  view.dtype = dtype_of(tensor.dtype, model);
+  view.data = static_cast<const std::byte*>(tensor.data) + tensor.byte_offset;
+  if (tensor.ndim < 2) {
+    throw std::invalid_argument(
+        format_message("features of model ", model,
+                       " must have at least two axes (samples and features),"
+                       " got ",
+                       tensor.ndim));
+  }
+  const std::int64_t feature_axis = axis < 0 ? axis + tensor.ndim : axis;
+  if (feature_axis < 0 || feature_axis >= tensor.ndim) {
+    throw std::invalid_argument(format_message("axis ", axis, " is out of range for model ", model,
+                                               ", whose features have ", tensor.ndim, " axes"));
+  }
+  std::int64_t contiguous = 1;
+  std::vector<std::int64_t> strides(static_cast<std::size_t>(tensor.ndim));
+  for (int a = tensor.ndim; a-- > 0;) {
+    strides[a] = tensor.strides ? tensor.strides[a] : contiguous;
+    contiguous *= tensor.shape[a];
+  }
+  for (int a = 0; a < tensor.ndim; ++a) {
+    if (a == feature_axis) {
+      view.features = tensor.shape[a];
+      view.feature_stride = strides[a];
+    } else {
+      view.sample_shape.push_back(tensor.shape[a]);
+      view.sample_strides.push_back(strides[a]);
+    }
+  }
+  return result;
+}
+
+}  // namespace ccamerge::bind

@@ -1,0 +1,50 @@
+// BLAS and LAPACK by function pointers, so that nothing has to be found or linked at build time:
+// the bindings take them from SciPy, the native tests from a shared library. Column-major,
+// 32-bit integers (LP64), as Fortran has it. The only file that names BLAS or LAPACK routines.
+#pragma once
+
+#include <functional>
+
+namespace ccamerge::blas {
+
+// Fills the table; lookup("dgemm") returns the routine's address. Throws std::runtime_error naming
+// the first routine that lookup does not know (nullptr).
+void bind(const std::function<void*(const char*)>& lookup);
+
+// c = alpha op(a) op(b) + beta c, c of shape (m, n), inner dimension k.
+template <class T>
+void gemm(bool trans_a, bool trans_b, int m, int n, int k, T alpha, const T* a, int lda, const T* b,
+          int ldb, T beta, T* c, int ldc);
+
+// Lower triangle of c = alpha a a^T + beta c (or a^T a when trans), c of order n.
+template <class T>
+void syrk(bool trans, int n, int k, T alpha, const T* a, int lda, T beta, T* c, int ldc);
+
+// b = alpha op(a)^-1 b (left) or alpha b op(a)^-1; a is lower triangular, b of shape (m, n).
+void trsm(bool left, bool trans, int m, int n, double alpha, const double* a, int lda, double* b,
+          int ldb);
+
+// Lower Cholesky factor in place. Returns LAPACK's info: 0, or the order of the first leading
+// minor that is not positive definite.
+int potrf(int n, double* a, int lda);
+
+// All eigenvalues (ascending) and, with vectors, eigenvectors in a, from its lower triangle.
+// Allocates its workspace. info > 0: no convergence.
+int syevd(bool vectors, int n, double* a, int lda, double* w);
+
+// Eigenpairs il..iu (1-based, ascending) of a (lower triangle, destroyed): w of length n,
+// z of shape (n, iu - il + 1). info as LAPACK's.
+int syevr(int n, double* a, int lda, int il, int iu, double* w, double* z, int ldz);
+
+// Thin SVD of a (m, n), destroyed: s of length k = min(m, n), u (m, k), vt (k, n). Pass full = true
+// for square u (m, m) and vt (n, n). info > 0: no convergence.
+int gesdd(bool full, int m, int n, double* a, int lda, double* s, double* u, int ldu, double* vt,
+          int ldvt);
+
+// Thin QR of a (m, n), m >= n: a becomes Q (m, n), r its upper triangle (n, n), zero below.
+int qr(int m, int n, double* a, int lda, double* r, int ldr);
+
+// Estimate of the reciprocal condition number (1-norm) of a lower Cholesky factor's matrix.
+int pocon(int n, const double* chol, int lda, double norm1, double* rcond);
+
+}  // namespace ccamerge::blas
