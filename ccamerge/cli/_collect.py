@@ -1,0 +1,84 @@
+"""``ccamerge collect``: one pass over the data, for as many merges as wanted."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ccamerge.cli._plan import add_plan_arguments, print_plan
+from ccamerge.cli._shared import (
+    Batches,
+    UsageError,
+    check_checkpoints,
+    check_parent,
+    load_models,
+    note,
+    seed_everything,
+    show_progress,
+)
+from ccamerge.config import load_config
+
+NAME = "collect"
+HELP = "stream the statistics that merges need out of one pass over the data"
+DESCRIPTION = """\
+Runs the models side by side over the calibration data and writes the moments of their features to
+OUT.safetensors. Its size depends on the networks, not on the amount of data. Name it as "moments:"
+in the configuration, and merges with another ridge, method or weights need no data."""
+EPILOG = """\
+examples:
+  ccamerge collect merge.yml stats.safetensors --dry-run
+  ccamerge collect merge.yml stats.safetensors
+  ccamerge collect merge.yml stats.safetensors --pairs all   # any base_model later
+
+The configuration's format: `ccamerge merge --help`."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="configuration (YAML)")
+    parser.add_argument("out", metavar="OUT.safetensors", type=Path, help="file to write")
+    parser.add_argument(
+        "--pairs",
+        choices=("reference", "all"),
+        default="reference",
+        help="which pairs of models: each with base_model (default), or all with all",
+    )
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    add_plan_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the moments."""
+    config = load_config(args.config)
+    if config.data is None:
+        config.fail("data", "missing; `ccamerge collect` reads the calibration data")
+    if args.out.suffix != ".safetensors":
+        message = f"OUT must end in .safetensors, got {args.out}"
+        raise UsageError(message)
+    if args.out.is_dir() or (args.out.exists() and not args.force):
+        message = f"{args.out} exists" + ("" if args.out.is_dir() else "; --force replaces it")
+        raise UsageError(message)
+    check_parent(args.out)
+    config.architecture.load()
+    config.data.load()
+
+    network = check_checkpoints(config)
+    seed_everything(config.seed)
+    if args.dry_run:
+        print_plan(args, config, network, args.pairs)
+        return 0
+    import ccamerge
+
+    models = load_models(config)
+    collected = ccamerge.collect(
+        models,
+        Batches(config.data, config.seed),
+        reference=config.reference,
+        pairs=args.pairs,
+        progress=show_progress(args),
+        seed=config.seed,
+    )
+    collected.save(args.out)
+    size = args.out.stat().st_size
+    note(args, f"wrote {args.out}: {collected.samples} samples, {size / 1e6:.1f} MB")
+    return 0

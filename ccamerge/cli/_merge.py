@@ -1,0 +1,179 @@
+"""``ccamerge merge``: several checkpoints into one, with a card that says how."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ccamerge.cli._plan import add_plan_arguments, print_plan
+from ccamerge.cli._shared import (
+    Batches,
+    UsageError,
+    check_checkpoints,
+    check_parent,
+    load_models,
+    note,
+    seed_everything,
+    show_progress,
+    to_json,
+)
+from ccamerge.config import Config, load_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAME = "merge"
+HELP = "merge checkpoints as a configuration says"
+DESCRIPTION = """\
+Merges the configuration's models into one network of the same architecture and writes the folder
+OUT: model.safetensors, README.md (a model card), report.json, config.yml. The folder appears
+complete or not at all."""
+EPILOG = """\
+examples:
+  ccamerge merge merge.yml merged --dry-run     check files, print spaces, bytes and flops
+  ccamerge merge merge.yml merged
+  ccamerge evaluate merge.yml --checkpoint merged
+
+configuration (YAML; paths are relative to the file):
+  merge_method: cca                    # cca, permutation, procrustes or average
+  base_model: runs/seed0.safetensors   # the reference, one of the models; default: the first
+  models:
+    - model: runs/seed0.safetensors
+      parameters: {weight: 0.5}        # normalised to sum to one; for all models or none
+    - model: runs/seed1.safetensors
+      parameters: {weight: 0.5}
+  architecture:                        # a function that returns the network
+    factory: mypackage.networks:resnet20
+    arguments: {width: 1}
+  data:                                # a function that returns calibration batches: tensors,
+    factory: mypackage.data:calibration  # (inputs, ...) or dicts; labels are not looked at
+    arguments: {count: 5000}
+  evaluation:                          # optional: batches (inputs, labels), for evaluate
+    factory: mypackage.data:test
+  parameters:
+    ridge: 0.01        # relative to the features' variance; or gamma, absolute
+    repair: variance   # or none
+    norm: fold         # or paper
+    seed: 0
+  moments: stats.safetensors   # optional, from `ccamerge collect`: then no data is read
+  dtype: float32               # optional, of model.safetensors; default: as the models
+
+Functions are imported from installed packages and from the current folder."""
+
+FILES = ("model.safetensors", "README.md", "report.json", "config.yml")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="configuration (YAML)")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to make")
+    parser.add_argument("--force", action="store_true", help="replace an earlier merge in OUT")
+    add_plan_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge and write."""
+    config = load_config(args.config)
+    _check_target(args.out, force=args.force)
+    if config.moments is not None and not config.moments.is_file():
+        what = f"no file {config.moments}; `ccamerge collect` makes it"
+        config.fail("moments", what)
+    if config.moments is None and config.data is None:
+        config.fail("data", "missing, and there are no moments; give one of them")
+    config.architecture.load()
+    if config.moments is None and config.data is not None:
+        config.data.load()
+
+    network = check_checkpoints(config)
+    seed_everything(config.seed)
+    if args.dry_run:
+        print_plan(args, config, network)
+        return 0
+    import ccamerge
+
+    moments = None if config.moments is None else ccamerge.Collected.load(config.moments)
+    data = (
+        Batches(config.data, config.seed) if moments is None and config.data is not None else None
+    )
+    result = ccamerge.merge(
+        load_models(config),
+        data,
+        method=config.merge_method,
+        ridge=config.ridge,
+        gamma=config.gamma,
+        reference=config.reference,
+        weights=list(config.weights),
+        repair=config.repair,
+        norm=config.norm,
+        moments=moments,
+        progress=show_progress(args),
+        seed=config.seed,
+    )
+    _write(args, config, result.model.state_dict(), result.report)
+    if not args.quiet:
+        print(result.report)
+    note(args, f"wrote {args.out}")
+    return 0
+
+
+def _check_target(out: Path, *, force: bool) -> None:
+    check_parent(out)
+    if not (out.exists() or out.is_symlink()):
+        return
+    if not force:
+        message = f"{out} exists; name another folder, or --force to replace an earlier merge"
+        raise UsageError(message)
+    if out.is_symlink() or not out.is_dir() or {p.name for p in out.iterdir()} - set(FILES):
+        message = f"--force replaces only the folder of an earlier merge, which {out} is not"
+        raise UsageError(message)
+
+
+def _write(args: argparse.Namespace, config: Config, state: dict[str, Tensor], report: Any) -> None:
+    """All files into a folder beside the target, renamed when they are complete."""
+    import torch
+
+    from ccamerge.card import model_card, sources, versions
+    from ccamerge.checkpoints import save_state
+
+    out = args.out.absolute()
+    if config.dtype is not None:
+        dtype = getattr(torch, config.dtype)
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    merged, used = sources(config, out), versions()
+    record = {
+        "versions": used,
+        "config": config.to_dict(out),
+        "sources": [vars(source) for source in merged],
+        "report": report.to_dict(),
+    }
+    partial = out.with_name(f"{out.name}.partial-{secrets.token_hex(4)}")
+    partial.mkdir()
+    try:
+        metadata = {"ccamerge": used["ccamerge"], "merge_method": config.merge_method}
+        save_state(state, partial / "model.safetensors", metadata)
+        (partial / "config.yml").write_text(config.to_yaml(out), encoding="utf-8")
+        (partial / "report.json").write_text(to_json(record) + "\n", encoding="utf-8")
+        card = model_card(config, merged, report.to_markdown(), used, out)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        _replace(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _replace(partial: Path, out: Path) -> None:
+    """Put a complete folder in the place of none, or of an earlier one."""
+    if not out.exists():
+        partial.rename(out)
+        return
+    old = out.with_name(f"{out.name}.old-{secrets.token_hex(4)}")
+    out.rename(old)
+    try:
+        partial.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,195 @@
+"""What several commands need."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ccamerge.config import Config, ConfigError, Factory
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger("ccamerge")
+
+
+class UsageError(ValueError):
+    """The command line asks for something impossible."""
+
+
+def note(args: argparse.Namespace, text: str) -> None:
+    """Tell the person at the terminal; results go to stdout, this to stderr."""
+    if not args.quiet:
+        print(f"ccamerge: {text}", file=sys.stderr)
+
+
+def show_progress(args: argparse.Namespace) -> bool:
+    """Progress bars are for people: not with --quiet, not into a file or pipe."""
+    return not args.quiet and sys.stderr.isatty()
+
+
+def to_json(value: Any) -> str:
+    """Write standard JSON: what is not finite becomes null, since JSON has no word for it."""
+
+    def clean(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {str(k): clean(v) for k, v in item.items()}
+        if isinstance(item, (list, tuple)):
+            return [clean(v) for v in item]
+        if isinstance(item, float) and not math.isfinite(item):
+            return None
+        return item
+
+    return json.dumps(clean(value), indent=2, default=str, allow_nan=False)
+
+
+class Batches:
+    """What a data factory returns, made anew for each pass if it can be read only once.
+
+    Random numbers are seeded before each pass: every network sees the same data.
+    """
+
+    def __init__(self, factory: Factory, seed: int) -> None:
+        self._factory = factory
+        self._seed = seed
+        self._fresh: Any = self._make()
+        self._once = iter(self._fresh) is self._fresh
+
+    def _make(self) -> Iterable[Any]:
+        seed_everything(self._seed)
+        made = self._factory()
+        if not isinstance(made, Iterable):
+            text = f"{self._factory.path} returned a {type(made).__name__}, expected batches"
+            raise ConfigError([f"{self._factory.source}: {text}"])
+        return made
+
+    def __iter__(self) -> Iterator[Any]:
+        made, self._fresh = self._fresh, None if self._once else self._fresh
+        made = self._make() if made is None else made
+        seed_everything(self._seed)
+        return iter(made)
+
+
+def build(architecture: Factory) -> nn.Module:
+    """Make a new network, in evaluation mode."""
+    from torch import nn
+
+    made = architecture()
+    if not isinstance(made, nn.Module):
+        text = f"{architecture.path} returned a {type(made).__name__}, expected a torch.nn.Module"
+        raise ConfigError([f"{architecture.source}: {text}"])
+    return made.eval()
+
+
+def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> nn.Module:
+    """Check names and shapes in all files before anything is computed.
+
+    Returns
+    -------
+    A network with its initial parameters.
+
+    Raises
+    ------
+    ConfigError
+        With a line for each file that cannot be used.
+    """
+    from ccamerge.checkpoints import CheckpointError, check_state, load_shapes
+
+    network = build(config.architecture)
+    problems: list[str] = []
+    for index, path in enumerate([*config.models, *more]):
+        try:
+            check_state(load_shapes(path), network, path)
+        except CheckpointError as error:
+            listed = index < len(config.models)
+            where = f"models[{index}].model"
+            problems.append(config.problem(where, str(error)) if listed else str(error))
+    if problems:
+        raise ConfigError(problems)
+    return network
+
+
+def load_models(config: Config) -> list[nn.Module]:
+    """Make the networks to merge, with their parameters."""
+    from ccamerge.checkpoints import load_into
+
+    models = []
+    for path in config.models:
+        network = build(config.architecture)
+        load_into(network, path)
+        log.info("loaded %s", path)
+        models.append(network)
+    return models
+
+
+def seed_everything(seed: int) -> None:
+    """So that factories that draw random numbers give the same each time."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 the user's factory may use the global state
+    torch.manual_seed(seed)
+
+
+def example_inputs(shapes: Sequence[str] | None, data: Factory | None) -> Any:
+    """One batch to trace a network with: of the given shapes, or the data's first.
+
+    ``shapes`` as on the command line: "2,3,32,32", or "2,16:int" for token ids.
+    """
+    import torch
+
+    if not shapes:
+        if data is None:
+            message = "give --input-shape, such as --input-shape 2,3,32,32"
+            raise UsageError(message)
+        for batch in Batches(data, seed=0):
+            return batch
+        raise ConfigError([f"{data.source}: {data.path} returned no batch"])
+    inputs = []
+    for shape in shapes:
+        sizes, _, kind = shape.partition(":")
+        try:
+            numbers = [int(s) for s in sizes.split(",")]
+        except ValueError:
+            numbers = [0]
+        if min(numbers) < 1 or kind not in ("", "int", "float"):
+            message = (
+                f"--input-shape: expected sizes such as 2,3,32,32 (or 2,16:int for whole numbers), "
+                f"got {shape!r}"
+            )
+            raise UsageError(message)
+        # 0 and 1 are valid ids whatever the vocabulary
+        inputs.append(torch.randint(2, numbers) if kind == "int" else torch.randn(numbers))
+    return (tuple(inputs),) if len(inputs) > 1 else inputs[0]
+
+
+def add_input_shape(parser: argparse.ArgumentParser, without: str) -> None:
+    """Declare the option that `example_inputs` reads."""
+    parser.add_argument(
+        "--input-shape",
+        nargs="+",
+        metavar="SHAPE",
+        help="shape of each input with a batch of two or more, such as 2,3,32,32, or 2,16:int for "
+        f"token ids ({without})",
+    )
+
+
+def check_parent(path: Path) -> None:
+    """Fail before the work, not after it, if a result could not be written."""
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        message = f"cannot write {path}: there is no folder {parent}"
+        raise UsageError(message)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        message = f"cannot write {path}: no permission to write in {parent}"
+        raise UsageError(message)

@@ -1,0 +1,383 @@
+"""One pass over calibration data: the moments of every tap, and a few inputs kept for repair."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from tqdm import tqdm
+
+from ccamerge.graph.batches import batch_size, split_batch
+from ccamerge.graph.program import Program
+from ccamerge.graph.spaces import Space, Spaces, Tap, spaces, spaces_of_call
+from ccamerge.graph.states import check_same_function, fast_layout, folded_state, same_architecture
+from ccamerge.moments import Moments, update_many
+from ccamerge.tensorfile import load_tensors, save_tensors
+
+Pairs = Literal["reference", "all"]
+
+KEEP_SAMPLES = 1024
+"""Inputs kept for repair: enough for the variance of a channel, whole batches, at most so many."""
+
+_FORMAT = "ccamerge-moments-1"
+
+
+def alignment_taps(space: Space) -> list[Tap]:
+    """The taps whose features are matched between models.
+
+    The features after each non-linearity, which are what the next layer reads; where a space has
+    none (a linear bottleneck), whatever it has.
+    """
+    return [t for t in space.taps if t.kind == "activation"] or list(space.taps)
+
+
+def repair_taps(space: Space) -> list[Tap]:
+    """The taps whose variance `repair` restores: outputs of linear operations and norms."""
+    return [t for t in space.taps if t.kind in ("write", "norm")]
+
+
+@dataclasses.dataclass
+class Collected:
+    """Moments of several models on the same data, sufficient for any merge of them.
+
+    Attributes
+    ----------
+    moments : for each space and each of its taps, the `Moments` over the models. Taps that only
+        serve repair hold each model's own covariance; the others the crosses that ``pairs`` says.
+    inputs : whole batches of flattened model inputs, kept for repair
+    models : number of models
+    samples : number of inputs seen
+    pairs, reference : which cross-covariances there are
+    structure : of a call's arguments, as `torch.utils._pytree` writes it
+    fingerprint : of the program and of each model's parameters; a merge checks them
+    found : the models' spaces; derived again from the first model where a file was loaded
+    """
+
+    moments: dict[str, dict[str, Moments]]
+    inputs: list[list[Any]]
+    models: int
+    samples: int
+    pairs: Pairs
+    reference: int
+    structure: str
+    fingerprint: dict[str, Any]
+    found: Spaces | None = None
+
+    def spaces_of(self, model: nn.Module) -> Spaces:
+        """The spaces of the models, from the kept inputs if they are not known yet."""
+        if self.found is None:
+            spec = pytree.treespec_loads(self.structure)
+            self.found = spaces_of_call(model, *pytree.tree_unflatten(self.inputs[0], spec))
+        return self.found
+
+    def pooled(self, space: Space) -> Moments:
+        """The moments of a space over all taps that are matched, as if they were more samples."""
+        taps = self.moments[space.name]
+        first, *rest = [taps[t.name] for t in alignment_taps(space)]
+        total = copy.deepcopy(first)
+        for other in rest:
+            total.merge(other)
+        return total
+
+    def subset(self, models: Sequence[int], reference: int | None = None) -> Collected:
+        """The statistics of some of the models, in the given order, without a pass over data.
+
+        Parameters
+        ----------
+        models : indices of two or more distinct models
+        reference : index *within* ``models`` of the reference; by default the old one if it is
+            among them, else the first
+
+        Raises
+        ------
+        ValueError
+            If the cross-covariances that this needs were not collected (see ``pairs``).
+        """
+        chosen = list(models)
+        if reference is None:
+            reference = chosen.index(self.reference) if self.reference in chosen else 0
+        moments = {
+            space: {tap: m.subset(chosen, reference) for tap, m in taps.items()}
+            for space, taps in self.moments.items()
+        }
+        prints = [self.fingerprint["models"][i] for i in chosen]
+        return dataclasses.replace(
+            self,
+            moments=moments,
+            models=len(chosen),
+            reference=reference,
+            fingerprint={**self.fingerprint, "models": prints},
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one safetensors file, beside and renamed into place."""
+        tensors: dict[str, Any] = {}
+        for space, taps in self.moments.items():
+            for tap, moments in taps.items():
+                for key, value in moments.state_dict().items():
+                    tensors[json.dumps(["moments", space, tap, key])] = value
+        structure = []
+        for index, leaves in enumerate(self.inputs):
+            row = []
+            for position, leaf in enumerate(leaves):
+                if isinstance(leaf, Tensor):
+                    tensors[json.dumps(["inputs", index, position])] = leaf
+                row.append(None if isinstance(leaf, Tensor) else leaf)
+            structure.append(row)
+        header = {
+            "models": self.models,
+            "samples": self.samples,
+            "pairs": self.pairs,
+            "reference": self.reference,
+            "structure": self.structure,
+            "fingerprint": self.fingerprint,
+            "inputs": structure,
+        }
+        save_tensors(path, tensors, {"format": _FORMAT, "header": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Collected:
+        """Read what `save` wrote; ValueError naming the file if it is anything else."""
+        tensors, metadata = load_tensors(path)
+        if metadata.get("format") != _FORMAT:
+            message = f"{path}: not a file of collected moments ({metadata.get('format')!r})"
+            raise ValueError(message)
+        header = json.loads(metadata["header"])
+        states: dict[str, dict[str, dict[str, Any]]] = {}
+        inputs: list[list[Any]] = [list(row) for row in header.pop("inputs")]
+        for name, tensor in tensors.items():
+            kind, *where = json.loads(name)
+            if kind == "inputs":
+                inputs[where[0]][where[1]] = tensor
+            else:
+                space, tap, key = where
+                states.setdefault(space, {}).setdefault(tap, {})[key] = tensor.numpy()
+        moments = {
+            space: {tap: Moments.from_state(state) for tap, state in taps.items()}
+            for space, taps in states.items()
+        }
+        return cls(moments=moments, inputs=inputs, **header)
+
+
+class _Reservoir:
+    """A uniform sample of whole batches, at most ``limit`` inputs in all, but one batch at least.
+
+    Each batch draws a number, and those with the smallest are kept as long as they fit: so the
+    bound holds whatever the sizes of the batches.
+    """
+
+    def __init__(self, limit: int, seed: int) -> None:
+        self._kept: list[tuple[float, int, list[Any]]] = []  # number, inputs, leaves; ascending
+        self._limit = limit
+        self._random = random.Random(seed)
+
+    @property
+    def batches(self) -> list[list[Any]]:
+        return [leaves for _, _, leaves in self._kept]
+
+    def offer(self, leaves: list[Any], size: int) -> None:
+        drawn = self._random.random()
+        ahead = sum(n for other, n, _ in self._kept if other < drawn)
+        if self._kept and drawn > self._kept[0][0] and ahead + size > self._limit:
+            return
+        self._kept.append((drawn, size, _copied(leaves)))
+        self._kept.sort(key=lambda item: item[0])
+        while len(self._kept) > 1 and sum(n for _, n, _ in self._kept) > self._limit:
+            self._kept.pop()
+
+
+def _copied(leaves: list[Any]) -> list[Any]:
+    return [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
+
+
+def collect(
+    models: Sequence[nn.Module],
+    data: Iterable[Any],
+    *,
+    reference: int = 0,
+    pairs: Pairs = "reference",
+    found: Spaces | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> Collected:
+    """Stream the moments of several models' features out of one pass over calibration data.
+
+    Of feature maps with 16 rows and columns or more, every second row and column is counted.
+
+    Parameters
+    ----------
+    models : two or more modules of one architecture, any training state; not modified
+    data : iterable of batches (see `merge`); read once, labels are never looked at
+    reference : the model that cross-covariances are taken with, for ``pairs="reference"``
+    pairs : "reference" or "all"; the latter allows any reference or subset later
+    found : the models' spaces, if known already
+    progress : whether to show a progress bar
+    seed : of the choice of batches kept for repair
+
+    Returns
+    -------
+    Collected, whose size depends on the spaces and not on the data.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two models, different architectures, a batch of another shape, no data, or
+        a value that is not finite; the message names the model, the space and the batch.
+    """
+    models = same_architecture(models)
+    if isinstance(data, (Tensor, np.ndarray, Mapping, str)):  # iterable, but not over batches
+        message = f"data must be an iterable of batches, got one {type(data).__name__}"
+        raise TypeError(message)
+    if not 0 <= reference < len(models):
+        message = f"reference must be in 0..{len(models) - 1}, got {reference}"
+        raise ValueError(message)
+    result: Collected | None = None
+    reservoir = _Reservoir(KEEP_SAMPLES, seed)
+    watched: dict[str, list[tuple[str, Tap, Moments]]] = {}
+    states: list[dict[str, Tensor]] = []
+    bar = tqdm(data, desc="collect", unit="batch", disable=not progress)
+    for index, batch in enumerate(bar):
+        args, kwargs = split_batch(batch, models[0])
+        if result is None:
+            found = found if found is not None else spaces(models[0], batch)
+            states = [
+                {key: fast_layout(value) for key, value in folded_state(model, found).items()}
+                for model in models
+            ]
+            result, watched = _empty(found, models, pairs, reference)
+        assert found is not None
+        leaves = [fast_layout(x) for x in _checked_leaves(found.program, args, kwargs, index)]
+        size = batch_size(args, kwargs)
+        _accumulate(found.program, states, leaves, watched, index)
+        if index == 0:  # after the moments, which name the space if something is not finite
+            check_same_function(models, found, states, args, kwargs)
+        reservoir.offer(leaves, size)
+        result.samples += size
+    if result is None:
+        message = "data is empty: no batch came from it"
+        raise ValueError(message)
+    result.inputs = reservoir.batches
+    return result
+
+
+def _empty(
+    found: Spaces, models: Sequence[nn.Module], pairs: Pairs, reference: int
+) -> tuple[Collected, dict[str, list[tuple[str, Tap, Moments]]]]:
+    count = len(models)
+    moments: dict[str, dict[str, Moments]] = {}
+    watched: dict[str, list[tuple[str, Tap, Moments]]] = {}
+    for space in found.spaces:
+        matched = {t.name for t in alignment_taps(space)}
+        for tap in dict.fromkeys([*alignment_taps(space), *repair_taps(space)]):
+            own = Moments(
+                [space.size] * count,
+                pairs=pairs if tap.name in matched else "none",
+                reference=reference,
+            )
+            moments.setdefault(space.name, {})[tap.name] = own
+            watched.setdefault(tap.node, []).append((space.name, tap, own))
+    fingerprint = {
+        "program": program_fingerprint(found.program),
+        "models": [state_fingerprint(model.state_dict()) for model in models],
+    }
+    structure = pytree.treespec_dumps(found.program.input_spec)
+    result = Collected(moments, [], count, 0, pairs, reference, structure, fingerprint, found)
+    return result, watched
+
+
+def _accumulate(
+    program: Program,
+    states: Sequence[Mapping[str, Tensor]],
+    leaves: list[Any],
+    watched: Mapping[str, list[tuple[str, Tap, Moments]]],
+    index: int,
+) -> None:
+    """Run all models side by side, so that a tap's features live only until they are counted."""
+    with torch.inference_mode():
+        for name, values in lockstep(program, [(state, leaves) for state in states]):
+            for space, tap, moments in watched.get(name, ()):
+                parts = [thinned(v.narrow(tap.dim, tap.start, tap.size), tap.dim) for v in values]
+                try:
+                    update_many([(moments, parts)], axis=tap.dim)
+                except ValueError as error:
+                    message = f"space {space!r}, tap {tap.name!r}, batch {index}: {error}"
+                    raise ValueError(message) from error
+
+
+THIN_FROM = 16
+"""Rows and columns of a feature map from which every second one is enough."""
+
+
+def thinned(value: Tensor, dim: int) -> Tensor:
+    """Every second row and column (a view) of a large feature map.
+
+    Neighbouring pixels are alike, and there are far more of them than features.
+    """
+    for axis in range(value.dim()):
+        if axis not in (0, dim) and value.dim() == 4 and value.shape[axis] >= THIN_FROM:
+            value = value[(slice(None),) * axis + (slice(None, None, 2),)]
+    return value
+
+
+def lockstep(
+    program: Program, runs: Sequence[tuple[Mapping[str, Tensor], list[Any]]]
+) -> Generator[tuple[str, list[Any]], list[Any] | None, None]:
+    """Advance several runs of a program together, yielding each node's name and values.
+
+    As with `Program.steps`, the receiver may ``send`` a list of replacements.
+    """
+    steps = [program.steps(state, leaves) for state, leaves in runs]
+    replies: list[Any] = [None] * len(steps)
+    for _ in program.nodes:
+        moved = [s.send(reply) for s, reply in zip(steps, replies, strict=True)]
+        sent = yield moved[0][0].name, [value for _, value in moved]
+        replies = [None] * len(steps) if sent is None else sent
+
+
+def _checked_leaves(
+    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], index: int
+) -> list[Any]:
+    try:
+        leaves = program.flatten_inputs(args, kwargs)
+    except ValueError as error:
+        message = f"batch {index}: {error}"
+        raise ValueError(message) from error
+    for name, leaf in zip(program.inputs, leaves, strict=True):
+        expected = program.shapes.get(name)
+        if expected is None or not isinstance(leaf, Tensor):
+            continue
+        if tuple(leaf.shape[1:]) != expected[1:]:
+            message = (
+                f"batch {index}: input {name!r} has shape {tuple(leaf.shape)}, "
+                f"expected (batch, {', '.join(map(str, expected[1:]))})"
+            )
+            raise ValueError(message)
+    return leaves
+
+
+def program_fingerprint(program: Program) -> str:
+    """A digest of the operations and parameter shapes; equal for models of one architecture."""
+    lines = [f"{n.op} {n.shape}" for n in program.nodes]
+    lines += [f"{k} {program.shapes[v]}" for v, k in sorted(program.parameters.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def state_fingerprint(state: Mapping[str, Tensor]) -> str:
+    """A digest of every byte: sums or norms would not tell a model from its permuted copy."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        if state[key].is_floating_point():
+            digest.update(key.encode())
+            data = state[key].detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            digest.update(data.data)
+    return digest.hexdigest()[:16]

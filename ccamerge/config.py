@@ -1,0 +1,230 @@
+"""The YAML that says what to merge: read, checked line by line, written back."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+METHODS = ("cca", "permutation", "procrustes", "average")
+Repair = Literal["variance", "none"]
+Norm = Literal["fold", "paper"]
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+class ConfigError(ValueError):
+    """A configuration is wrong; ``problems`` has one "file:line: where: what" an entry."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(problems))
+
+
+@dataclasses.dataclass(frozen=True)
+class Factory:
+    """A function to be imported, "package.module:name", and the arguments to call it with.
+
+    ``source`` ("merge.yml:9: data") begins the messages of its errors.
+    """
+
+    path: str
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    source: str = dataclasses.field(default="", compare=False)
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function and check that it takes the arguments, without calling it.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such module or name, it cannot be called, or not with these arguments.
+        """
+        module_name, _, attribute = self.path.partition(":")
+        with _current_folder_importable():
+            try:
+                found: Any = importlib.import_module(module_name)
+            except ModuleNotFoundError as error:
+                package = str(error.name)
+                if module_name == package or module_name.startswith(f"{package}."):
+                    self._fail(
+                        f"there is no module {package!r} (searched: installed packages and the "
+                        f"current folder {Path.cwd()})",
+                        error,
+                    )
+                self._fail(f"importing {module_name} failed: {error}", error)
+            except Exception as error:  # the module's own code can raise anything
+                self._fail(f"importing {module_name} failed: {_describe(error)}", error)
+        for name in attribute.split("."):
+            if not hasattr(found, name):
+                owner = getattr(found, "__name__", module_name)
+                self._fail(f"{owner} has no {name!r}" + did_you_mean(name, dir(found)))
+            found = getattr(found, name)
+        if not callable(found):
+            self._fail(f"{self.path} is a {type(found).__name__}, expected a function")
+        try:
+            signature = inspect.signature(found)
+        except (ValueError, TypeError):  # written in C: the call itself will tell
+            return found  # type: ignore[no-any-return]
+        try:
+            signature.bind(**self.arguments)
+        except TypeError as error:
+            self._fail(f"{self.path}{signature} cannot be called so: {error}", error)
+        return found  # type: ignore[no-any-return]
+
+    def __call__(self) -> Any:
+        """Import the function and call it.
+
+        Raises
+        ------
+        ConfigError
+            As `load`, or if the function itself fails.
+        """
+        function = self.load()
+        with _current_folder_importable():
+            try:
+                return function(**self.arguments)
+            except Exception as error:  # the user's code can raise anything
+                self._fail(f"{self.path} failed: {_describe(error)}", error)
+
+    def _fail(self, what: str, cause: BaseException | None = None) -> NoReturn:
+        raise ConfigError([f"{self.source}: {what}" if self.source else what]) from cause
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A checked configuration. Paths are absolute, ``weights`` sum to one.
+
+    ``reference`` is the index of ``base_model`` among ``models``. ``dtype`` None keeps the models'.
+    """
+
+    source: Path
+    merge_method: str
+    models: tuple[Path, ...]
+    weights: tuple[float, ...]
+    reference: int
+    architecture: Factory
+    data: Factory | None = None
+    evaluation: Factory | None = None
+    ridge: float | None = None
+    gamma: float | None = None
+    repair: Repair = "variance"
+    norm: Norm = "fold"
+    seed: int = 0
+    moments: Path | None = None
+    dtype: str | None = None
+    lines: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def problem(self, where: str, what: str) -> str:
+        """Say that something is wrong with a part ("models[1].model"), with its file and line."""
+        line = self.lines.get(where, self.lines.get(where.split(".")[0], 1))
+        return f"{self.source}:{line}: {where}: {what}"
+
+    def fail(self, where: str, what: str) -> NoReturn:
+        """Raise the error that `problem` words."""
+        raise ConfigError([self.problem(where, what)])
+
+    def to_dict(self, relative_to: Path | None = None) -> dict[str, Any]:
+        """As in the YAML file; paths relative to a folder (default: the file's own)."""
+        folder = self.source.parent if relative_to is None else relative_to
+
+        def shown(path: Path) -> str:
+            return Path(os.path.relpath(path, folder)).as_posix()
+
+        def factory(value: Factory) -> dict[str, Any]:
+            arguments = {"arguments": dict(value.arguments)} if value.arguments else {}
+            return {"factory": value.path, **arguments}
+
+        content: dict[str, Any] = {
+            "merge_method": self.merge_method,
+            "base_model": shown(self.models[self.reference]),
+            "models": [
+                {"model": shown(path), "parameters": {"weight": weight}}
+                for path, weight in zip(self.models, self.weights, strict=True)
+            ],
+            "architecture": factory(self.architecture),
+        }
+        if self.data is not None:
+            content["data"] = factory(self.data)
+        if self.evaluation is not None:
+            content["evaluation"] = factory(self.evaluation)
+        parameters = {
+            "ridge": self.ridge,
+            "gamma": self.gamma,
+            "repair": self.repair,
+            "norm": self.norm,
+            "seed": self.seed,
+        }
+        content["parameters"] = {k: v for k, v in parameters.items() if v is not None}
+        if self.moments is not None:
+            content["moments"] = shown(self.moments)
+        if self.dtype is not None:
+            content["dtype"] = self.dtype
+        return content
+
+    def to_yaml(self, relative_to: Path | None = None) -> str:
+        """YAML that `load_config` reads as the same configuration from a file in that folder."""
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(relative_to), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | os.PathLike[str]) -> Config:
+    """Read and check a configuration file.
+
+    Weights are normalised to sum to one; all models count equally if none has a weight. Relative
+    paths are relative to the file's folder. Files it names are not opened, nothing is imported.
+
+    Raises
+    ------
+    ConfigError
+        With every problem found, each naming file, line and key.
+    """
+    from ccamerge._config_reader import read  # PyYAML is imported when it is needed
+
+    return read(Path(path))
+
+
+def parse_value(text: str) -> Any:
+    """One value as a configuration would have it: 2 is a number, two a string.
+
+    Raises
+    ------
+    ConfigError
+        If it is no YAML.
+    """
+    from ccamerge._config_reader import parse_text
+
+    return parse_text(text)
+
+
+FACTORY_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Let a user's module in the current folder be imported; nothing else changes."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def did_you_mean(word: str, known: Iterable[Any]) -> str:
+    """Return the end of a message about an unknown word."""
+    close = get_close_matches(word, [k for k in known if isinstance(k, str)], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

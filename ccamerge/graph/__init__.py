@@ -1,0 +1,1 @@
+"""From a torch model to its program, its feature spaces and their proof."""

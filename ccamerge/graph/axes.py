@@ -1,0 +1,284 @@
+"""The algebra of axes: which features of which tensors share a basis.
+
+An axis of a tensor is a concatenation of *segments*; a segment is a product of *factors*, outermost
+first; a factor is a `Basis` (features in an unknown basis) or a plain number (inert: its order
+means something, as in space or time). So the channels of an image are ``[(C,)]``, the flattened
+``C x H x W`` in front of a linear layer ``[(C, H*W)]``, and a DenseNet's concatenation
+``[(C1,), (C2,)]``.
+
+Equating two axes unifies their bases, splitting a basis where the other axis has a boundary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TypeAlias
+
+
+@dataclasses.dataclass(eq=False)
+class Basis:
+    """A set of ``size`` features that must be transformed together.
+
+    A union-find node; one found to have structure (a concatenation, a product) carries that axis
+    as its ``definition`` and stands for it from then on.
+    """
+
+    size: int
+    parent: Basis | None = None
+    definition: Axis | None = None
+    pins: list[str] = dataclasses.field(default_factory=list)
+
+    def root(self) -> Basis:
+        """The representative of the bases unified with this one."""
+        node = self
+        while node.parent is not None:
+            node = node.parent
+        return node
+
+
+Factor: TypeAlias = "Basis | int"
+Segment: TypeAlias = "tuple[Factor, ...]"
+Axis: TypeAlias = "tuple[Segment, ...]"
+
+
+def inert(size: int) -> Axis:
+    """An axis that no basis change may touch."""
+    return ((size,),)
+
+
+def fresh(size: int) -> Axis:
+    """An axis in a new basis; an axis of one element is inert."""
+    return ((Basis(size),),) if size > 1 else inert(size)
+
+
+def segment_size(segment: Segment) -> int:
+    """Number of elements of a segment; negative if it depends on the batch."""
+    return math.prod(f.size if isinstance(f, Basis) else f for f in segment)
+
+
+def axis_size(axis: Axis) -> int:
+    """Number of elements of an axis."""
+    return sum(segment_size(s) for s in axis)
+
+
+def bases(axis: Axis) -> list[Basis]:
+    """The bases that occur in an axis once it is resolved, in order."""
+    found = (f for segment in resolve(axis) for f in segment if isinstance(f, Basis))
+    return list(dict.fromkeys(found))
+
+
+def is_inert(axis: Axis) -> bool:
+    """Whether no basis occurs in the axis."""
+    return not bases(axis)
+
+
+def resolve(axis: Axis) -> Axis:
+    """Replace each basis by its representative, or by its definition."""
+    out: list[Segment] = []
+    for segment in axis:
+        expanded: list[Segment] = [()]
+        for factor in segment:
+            options = _expand(factor)
+            if len(options) == 1:
+                expanded = [(*s, *options[0]) for s in expanded]
+                continue
+            # An outer number repeats the whole concatenation. (`split` and `_define` see to it that
+            # no basis stands outside a concatenation.)
+            repeats = math.prod(f for f in expanded[0] if isinstance(f, int))
+            expanded = [option for _ in range(repeats) for option in options]
+        out.extend(_simplify(s) for s in expanded)
+    return tuple(out)
+
+
+def _expand(factor: Factor) -> list[Segment]:
+    if isinstance(factor, int):
+        return [(factor,)]
+    root = factor.root()
+    return [(root,)] if root.definition is None else list(resolve(root.definition))
+
+
+def _simplify(segment: Segment) -> Segment:
+    """Drop factors of one and multiply neighbouring numbers."""
+    out: list[Factor] = []
+    for factor in segment:
+        if factor == 1 and isinstance(factor, int):
+            continue
+        if isinstance(factor, int) and out and isinstance(out[-1], int):
+            out[-1] = out[-1] * factor
+        else:
+            out.append(factor)
+    return tuple(out) or (1,)
+
+
+def pin(axis: Axis, reason: str) -> None:
+    """Forbid any change of basis along an axis, and say why."""
+    for basis in bases(axis):
+        if reason not in basis.pins:
+            basis.pins.append(reason)
+
+
+def split(axis: Axis, position: int) -> tuple[Axis, Axis] | None:
+    """Cut an axis in two; a basis in the way is split. None if the cut falls inside a product."""
+    axis = resolve(axis)
+    done = 0
+    for index, segment in enumerate(axis):
+        size = segment_size(segment)
+        if position == done:
+            return axis[:index], axis[index:]
+        if position < done + size:
+            cut = position - done
+            head, inner = (
+                segment[0],
+                math.prod(f.size if isinstance(f, Basis) else f for f in segment[1:]),
+            )
+            if cut % inner:
+                return None
+            left: Segment
+            right: Segment
+            if isinstance(head, Basis):
+                if len(segment) > 2 or any(isinstance(f, Basis) for f in segment[1:]):
+                    return None
+                first, second = Basis(cut // inner), Basis(head.size - cut // inner)
+                for part in (first, second):
+                    part.pins.extend(head.pins)
+                head.definition = ((first,), (second,))
+                left, right = (first, *segment[1:]), (second, *segment[1:])
+            else:
+                left, right = (cut // inner, *segment[1:]), (head - cut // inner, *segment[1:])
+            return (
+                (*axis[:index], _simplify(left)),
+                (_simplify(right), *axis[index + 1 :]),
+            )
+        done += size
+    return axis, ()
+
+
+def unify(a: Axis, b: Axis, where: str) -> None:
+    """State that two axes are in the same basis; what cannot be matched is pinned."""
+    a, b = resolve(a), resolve(b)
+    if axis_size(a) != axis_size(b):
+        pin(a, f"{where}: sizes {axis_size(a)} and {axis_size(b)} meet")
+        pin(b, f"{where}: sizes {axis_size(a)} and {axis_size(b)} meet")
+        return
+    while a and b:
+        size_a, size_b = segment_size(a[0]), segment_size(b[0])
+        if size_a != size_b:
+            cut = split(a, size_b) if size_a > size_b else split(b, size_a)
+            if cut is None:
+                pin(a, f"{where}: axes of different structure meet")
+                pin(b, f"{where}: axes of different structure meet")
+                return
+            a, b = resolve(a), resolve(b)  # the split may concern both
+            continue
+        _unify_segments(a[0], b[0], where)
+        a, b = resolve(a[1:]), resolve(b[1:])
+
+
+def _define(basis: Basis, segment: Segment) -> bool:
+    """Give a basis the structure of a product; False if it occurs in it."""
+    if basis in segment:
+        return False
+    for reason in basis.pins:
+        pin((segment,), reason)
+    basis.definition = (segment,)
+    return True
+
+
+def _unify_segments(a: Segment, b: Segment, where: str) -> None:
+    if len(a) != len(b):
+        for one, other in ((a, b), (b, a)):
+            if len(one) == 1 and isinstance(one[0], Basis) and _define(one[0], other):
+                return
+    sizes = [[f.size if isinstance(f, Basis) else f for f in s] for s in (a, b)]
+    if sizes[0] != sizes[1]:
+        pin((a,), f"{where}: axes of different structure meet")
+        pin((b,), f"{where}: axes of different structure meet")
+        return
+    for f, g in zip(a, b, strict=True):
+        if isinstance(f, Basis) and isinstance(g, Basis):
+            f, g = f.root(), g.root()
+            if f is not g:
+                g.pins.extend(p for p in f.pins if p not in g.pins)
+                f.parent = g
+        elif isinstance(f, Basis):
+            pin(((f,),), f"{where}: meets a fixed axis")
+        elif isinstance(g, Basis):
+            pin(((g,),), f"{where}: meets a fixed axis")
+
+
+def reshape(axes: list[Axis], shape: list[int]) -> list[Axis] | None:
+    """Axes of a tensor after a view to ``shape``; None if a basis would be cut apart.
+
+    Both are walked together in the smallest groups of equal size, as a view is: each group is
+    merged into one axis and that axis taken apart again.
+    """
+    out: list[Axis] = []
+    i = j = 0
+    while i < len(axes) or j < len(shape):
+        group, sizes = axes[i : i + 1], shape[j : j + 1]
+        i, j = i + 1, j + 1
+        have, want = math.prod(map(axis_size, group)), math.prod(sizes)
+        while have != want:
+            if have < want and i < len(axes):
+                group.append(axes[i])
+                have *= axis_size(axes[i])
+                i += 1
+            elif have > want and j < len(shape):
+                sizes.append(shape[j])
+                want *= shape[j]
+                j += 1
+            else:
+                return None
+        merged = _merge(group)
+        parts = _take_apart(merged, sizes) if merged is not None else None
+        if parts is None:
+            return None
+        out.extend(parts)
+    return out
+
+
+def _merge(group: list[Axis]) -> Axis | None:
+    """The row-major product of axes as one axis."""
+    product: Axis = ((1,),)
+    for axis in map(resolve, group):
+        if len(axis) == 1:
+            product = tuple((*segment, *axis[0]) for segment in product)
+        elif len(product) == 1 and is_inert(product):
+            product = axis * segment_size(product[0])
+        else:  # a concatenation inside a basis: no such form
+            return None
+    return tuple(_simplify(s) for s in product)
+
+
+def _take_apart(axis: Axis, sizes: list[int]) -> list[Axis] | None:
+    """Split a product into axes of the given sizes; no basis may be cut."""
+    if not sizes:
+        return []
+    if len(sizes) == 1:
+        return [axis]
+    if sizes[0] == 1:  # may stand before a concatenation, too
+        following = _take_apart(axis, sizes[1:])
+        return None if following is None else [inert(1), *following]
+    inner = math.prod(sizes[1:])
+    heads: list[Segment] = []
+    for segment in axis:
+        head, size = list(segment), 1
+        tail: list[Factor] = []
+        while size < inner and head:
+            factor = head.pop()
+            count = factor.size if isinstance(factor, Basis) else factor
+            if size * count > inner and isinstance(factor, int) and inner % size == 0:
+                part = inner // size
+                if factor % part == 0:
+                    head.append(factor // part)
+                    factor, count = part, part
+            tail.insert(0, factor)
+            size *= count
+        if size != inner or (len(axis) > 1 and any(isinstance(f, Basis) for f in tail)):
+            return None
+        heads.append(_simplify(tuple(head)))
+        rest = _simplify(tuple(tail))
+    # Sizes of one may stand anywhere; the recursion peels one output axis at a time.
+    following = _take_apart((rest,), sizes[1:])
+    return None if following is None else [tuple(heads), *following]

@@ -1,0 +1,124 @@
+"""Parameters of models as the folded program wants them, and whether models belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ccamerge.graph.batches import batch_size
+from ccamerge.graph.program import Program
+from ccamerge.graph.spaces import Spaces
+
+
+def same_architecture(models: Sequence[nn.Module]) -> list[nn.Module]:
+    """Two or more models of equal parameter names, shapes and dtypes, or a ValueError."""
+    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
+        message = f"models must be a list or tuple of modules, got one {type(models).__name__}"
+        raise TypeError(message)  # an nn.Sequential would otherwise be merged layer with layer
+    models = list(models)
+    if len(models) < 2:
+        message = f"models must hold at least two models, got {len(models)}"
+        raise ValueError(message)
+    for index, model in enumerate(models):
+        if not isinstance(model, nn.Module):
+            message = f"models[{index}] must be a torch.nn.Module, got {type(model).__name__}"
+            raise TypeError(message)
+    first = models[0].state_dict()
+    for index, model in enumerate(models[1:], start=1):
+        other = model.state_dict()
+        if first.keys() != other.keys():
+            odd = sorted(first.keys() ^ other.keys())[:3]
+            message = (
+                f"models[{index}] has another architecture than models[0]: "
+                f"only one of them has {', '.join(map(repr, odd))}"
+            )
+            raise ValueError(message)
+        for key, value in first.items():
+            if value.shape != other[key].shape:
+                message = (
+                    f"models[{index}] cannot be aligned with models[0]: parameter {key!r} has "
+                    f"shape {tuple(other[key].shape)}, not {tuple(value.shape)}; "
+                    "models of different widths are not merged yet"
+                )
+                raise ValueError(message)
+            if value.dtype != other[key].dtype:
+                message = (
+                    f"models[{index}] has {key!r} in {other[key].dtype}, models[0] in "
+                    f"{value.dtype}; convert them to one dtype first"
+                )
+                raise ValueError(message)
+    return models
+
+
+def folded_state(model: nn.Module, spaces: Spaces) -> dict[str, Tensor]:
+    """The parameters and buffers of a model for the folded program.
+
+    What folding does not change is shared with the model, and not to be written to.
+    """
+    state = {key: value.detach() for key, value in model.state_dict().items()}
+    for fold in spaces.folds:
+        fold.apply(state)
+    return state
+
+
+def check_same_function(
+    models: Sequence[nn.Module],
+    spaces: Spaces,
+    states: Sequence[Mapping[str, Tensor]],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
+    """Raise ValueError unless each model computes what the program does with its parameters.
+
+    Equal parameter names and shapes do not make equal networks: this runs both on a few samples.
+    """
+    size = batch_size(args, kwargs)
+    few = lambda x: x[:4] if isinstance(x, Tensor) and x.shape[:1] == (size,) else x  # noqa: E731
+    args, kwargs = pytree.tree_map(few, (args, dict(kwargs)))
+    leaves = spaces.program.flatten_inputs(args, dict(kwargs))
+    for index, (model, state) in enumerate(zip(models, states, strict=True)):
+        ours = _run(spaces.program, state, leaves)
+        training = {m for m in model.modules() if m.training}
+        model.eval()
+        try:
+            with torch.inference_mode():
+                theirs = pytree.tree_leaves(model(*args, **kwargs))
+        finally:
+            for module in training:
+                module.training = True
+        for a, b in zip(ours, theirs, strict=True):
+            if not isinstance(b, Tensor) or not b.is_floating_point():
+                continue
+            scale = b.abs().max().clamp_min(1e-30)
+            error = ((a - b).abs().max() / scale).item()
+            if not error <= 1e-3:  # rounding of folded BatchNorm is far below, NaN above
+                if not torch.isfinite(b).all():
+                    message = (
+                        f"models[{index}] gives outputs that are not finite on the first batch"
+                    )
+                else:
+                    message = (
+                        f"models[{index}] does not compute what the traced program of models[0] "
+                        f"does (relative difference {error:.1e}): another architecture, or a "
+                        "forward that depends on its input"
+                    )
+                raise ValueError(message)
+
+
+def _run(program: Program, state: Mapping[str, Tensor], leaves: list[Any]) -> list[Any]:
+    with torch.inference_mode():
+        return pytree.tree_leaves(program.run(state, leaves))
+
+
+def fast_layout(value: Any) -> Any:
+    """Images and convolution kernels with channels last, which convolutions on a CPU prefer.
+
+    Moments read either layout in place. Anything else is returned as it is.
+    """
+    if isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point():
+        return value.contiguous(memory_format=torch.channels_last)
+    return value

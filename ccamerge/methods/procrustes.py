@@ -1,0 +1,28 @@
+"""Orthogonal Procrustes: the rotation that best superposes the features (Schoenemann 1966)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ccamerge.apply import FeatureMap
+from ccamerge.methods.base import AlignmentProblem, Solution, matched_correlations, register
+from ccamerge.solve import polar_batch
+
+
+@register("procrustes")
+def procrustes(
+    problems: Sequence[AlignmentProblem],
+    *,
+    ridge: float | None = None,
+    gamma: float | None = None,
+) -> list[Solution]:
+    """Transposed polar factors of the cross-covariances: CCA Merge's limit for a large ridge."""
+    factors = polar_batch([p.cross for p in problems])
+    solutions = []
+    for problem, factor in zip(problems, factors, strict=True):
+        forward = torch.from_numpy(factor.q).T.contiguous()
+        rho = matched_correlations(problem, forward.numpy())
+        solutions.append(Solution(FeatureMap(forward, forward.T.contiguous()), rho))
+    return solutions

@@ -1,0 +1,214 @@
+"""Restoring the variance that averaging loses (REPAIR, Jordan et al., ICLR 2023).
+
+Averaged features that agree only in part have less variance than each of them had. In the aligned
+coordinates of the reference, model ``i``'s features at a tap have mean ``mu_i T_i`` and standard
+deviation ``sqrt(diag(T_i^T S_i T_i))``; the merged network's get the weighted mean of those over
+the models, by an affine change per channel that its own weights and biases absorb.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccamerge.apply import FeatureMap
+from ccamerge.collecting import Collected, lockstep, repair_taps, thinned
+from ccamerge.graph.fold import LINEAR_OPS
+from ccamerge.graph.program import Node, Program, Ref
+from ccamerge.graph.spaces import Spaces
+from ccamerge.graph.states import fast_layout
+from ccamerge.moments import Moments
+
+WALK_BYTES = 1 << 30
+"""Bound on the live activations of the walk; fewer of the kept inputs are used beyond it."""
+
+_FLOOR = 1e-6
+"""A merged channel this small beside its target has no signal to restore: it keeps its scale."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """What the channels at a node should look like, and the parameters that can make them so."""
+
+    dim: int
+    mean: Tensor
+    std: Tensor
+    scaled: tuple[str, ...]
+    shifted: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Repaired:
+    """For a tap: the merged network's standard deviation over its target, before and after."""
+
+    tap: str
+    before: float
+    after: float
+
+
+def repair_variance(
+    state: dict[str, Tensor],
+    spaces: Spaces,
+    collected: Collected,
+    maps: Mapping[str, Sequence[FeatureMap]],
+    weights: Sequence[float],
+) -> tuple[list[Repaired], dict[str, tuple[Tensor, Tensor]]]:
+    """Repair a merged network in place, walking it once over the kept inputs.
+
+    Parameters
+    ----------
+    state : parameters of the folded program, averaged; changed in place
+    spaces, collected : of the models that were merged
+    maps : for each space, each model's map
+    weights : of the models, summing to one
+
+    Returns
+    -------
+    For each tap the share of the standard deviation there was and is; and for each node its mean
+    and variance (channels,) after repair, for the running statistics of a BatchNorm put back.
+    """
+    targets = _targets(spaces, collected, maps, weights)
+    batches = walked_inputs(spaces.program, collected.inputs)
+    report: list[Repaired] = []
+    statistics: dict[str, tuple[Tensor, Tensor]] = {}
+    with torch.inference_mode():
+        start = {key: fast_layout(value) for key, value in state.items()}
+        walk = lockstep(spaces.program, [(start, leaves) for leaves in batches])
+        replies: list[Any] | None = None
+        while True:
+            try:
+                name, values = walk.send(replies)
+            except StopIteration:
+                return report, statistics
+            replies = None
+            if name not in targets:
+                continue
+            target = targets[name]
+            mean, std = channel_statistics(values, target.dim)
+            kept = std > _FLOOR * target.std
+            scale = torch.where(kept, target.std / std.clamp_min(1e-300), 1.0)
+            if not target.scaled:
+                scale = torch.ones_like(scale)
+            shift = target.mean - scale * mean if target.shifted else torch.zeros_like(mean)
+            for key in target.scaled:
+                _rescale(state, key, scale)
+            if target.shifted:
+                state[target.shifted] = (state[target.shifted].double() + shift).to(
+                    state[target.shifted].dtype
+                )
+            shape = [1] * values[0].dim()
+            shape[target.dim] = -1
+            replies = [
+                v * scale.to(v.dtype).view(shape) + shift.to(v.dtype).view(shape) for v in values
+            ]
+            statistics[name] = (scale * mean + shift, (scale * std) ** 2)
+            report.append(Repaired(name, _share(std, target.std), _share(scale * std, target.std)))
+
+
+def _share(std: Tensor, target: Tensor) -> float:
+    """The median over channels that should vary."""
+    alive = target > 0
+    return float((std[alive] / target[alive]).median()) if bool(alive.any()) else 1.0
+
+
+def _rescale(state: dict[str, Tensor], key: str, scale: Tensor) -> None:
+    value = state[key]
+    shape = (-1,) + (1,) * (value.dim() - 1)
+    state[key] = (value.double() * scale.view(shape)).to(value.dtype)
+
+
+def channel_statistics(values: Sequence[Tensor], dim: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (channels,) in float64 over several batches of a value."""
+    moments = Moments([values[0].shape[dim]], pairs="none")
+    for value in values:
+        moments.update([thinned(value, dim)], axis=dim)
+    return torch.from_numpy(moments.mean(0)), torch.from_numpy(np.sqrt(moments.cov(0).diagonal()))
+
+
+def _targets(
+    spaces: Spaces,
+    collected: Collected,
+    maps: Mapping[str, Sequence[FeatureMap]],
+    weights: Sequence[float],
+) -> dict[str, _Target]:
+    nodes = {node.name: node for node in spaces.program.nodes}
+    usage: dict[str, int] = {}
+    for node in nodes.values():
+        for key in {spaces.program.parameters.get(ref) for ref in node.refs()}:
+            if key is not None:
+                usage[key] = usage.get(key, 0) + 1
+    pieces: dict[str, list[tuple[int, int, Tensor, Tensor]]] = {}
+    for space in spaces.spaces:
+        for tap in repair_taps(space):
+            moments = collected.moments[space.name][tap.name]
+            mean = torch.zeros(space.size, dtype=torch.float64)
+            std = torch.zeros(space.size, dtype=torch.float64)
+            for index, (feature_map, weight) in enumerate(
+                zip(maps[space.name], weights, strict=True)
+            ):
+                forward = feature_map.forward
+                covariance = torch.from_numpy(moments.cov(index))
+                mapped = (forward * (covariance @ forward)).sum(0)
+                mean += weight * (torch.from_numpy(moments.mean(index)) @ forward)
+                std += weight * mapped.clamp_min(0).sqrt()
+            pieces.setdefault(tap.node, []).append((tap.dim, tap.start, mean, std))
+    targets = {}
+    for name, parts in pieces.items():
+        parts.sort(key=lambda part: part[1])
+        node, dim = nodes[name], parts[0][0]
+        mean, std = (torch.cat([part[i] for part in parts]) for i in (2, 3))  # type: ignore[misc]
+        if node.shape is None or len(mean) != node.shape[dim]:
+            continue  # part of the channels is pinned: their scale is not ours to change
+        scaled, shifted = _absorbers(node, spaces.program, usage)
+        if scaled or shifted:
+            targets[name] = _Target(dim, mean, std, scaled, shifted)
+    return targets
+
+
+def _absorbers(
+    node: Node, program: Program, usage: Mapping[str, int]
+) -> tuple[tuple[str, ...], str | None]:
+    """Parameters that can absorb a scale and a shift of the node's channels, used only there."""
+
+    def key(argument: Any) -> str | None:
+        found = program.parameters.get(argument.name) if isinstance(argument, Ref) else None
+        return found if found is not None and usage[found] == 1 else None
+
+    if node.op in LINEAR_OPS or node.op == "aten.batch_norm":
+        first = 1
+    elif node.op in ("aten.layer_norm", "aten.group_norm"):
+        first = 2
+    else:
+        return (), None
+    names = ("weight", "bias")
+    arguments = [node.argument(first + i, names[i]) for i in range(2)]
+    weight, bias = (key(a) for a in arguments)
+    if weight is None or (arguments[1] is not None and bias is None):
+        return (), None  # shared with another operation, or absent
+    return tuple(k for k in (weight, bias) if k), bias
+
+
+def walked_inputs(program: Program, batches: Sequence[list[Any]]) -> list[list[Any]]:
+    """As many of the kept batches as the bound on live activations allows, at least one."""
+    samples = max(1, next((program.shapes[n][0] for n in program.inputs if n in program.shapes), 1))
+    alive = peak = 0
+    sizes: dict[str, int] = {}
+    for node, dead in zip(program.nodes, program.last_uses(), strict=True):
+        if node.shape is not None:
+            sizes[node.name] = 4 * torch.Size(node.shape).numel() // samples
+            alive += sizes[node.name]
+        peak = max(peak, alive)
+        alive -= sum(sizes.pop(name, 0) for name in dead)
+    chosen: list[list[Any]] = []
+    total = 0
+    for leaves in batches:
+        total += next((x.shape[0] for x in leaves if isinstance(x, Tensor) and x.dim()), 1)
+        if chosen and total * peak > WALK_BYTES:
+            break
+        chosen.append([fast_layout(x) for x in leaves])
+    return chosen

@@ -1,0 +1,121 @@
+"""What a merge did, as numbers, as a table and as Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ccamerge.repair import Repaired
+
+
+@dataclasses.dataclass(frozen=True)
+class SpaceReport:
+    """One space: how it was aligned, and how well.
+
+    ``correlations`` holds, for each model but the reference, the canonical correlations (CCA) or
+    those of matched features (other methods), best first; ``details`` what the method adds.
+    """
+
+    name: str
+    size: int
+    method: str
+    exact: str
+    notes: list[str]
+    correlations: list[list[float]]
+    details: list[dict[str, Any]]
+
+    @property
+    def mean_correlation(self) -> float:
+        """Over features and models; NaN where the method gives none."""
+        values = [c for row in self.correlations for c in row]
+        return statistics.fmean(values) if values else float("nan")
+
+    @property
+    def condition(self) -> float:
+        """The worst condition number of a regularised covariance; NaN where there is none."""
+        values = [d["condition"] for d in self.details if "condition" in d]
+        return max(values) if values else float("nan")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Settings, stages, spaces and repair of one merge. ``str`` is a table for a terminal."""
+
+    method: str
+    ridge: float | None
+    gamma: float | None
+    reference: int
+    weights: list[float]
+    repair: str
+    norm: str
+    samples: int
+    seconds: dict[str, float]
+    spaces: list[SpaceReport]
+    repaired: list[Repaired]
+    fixed: dict[str, list[str]]
+    pinned: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain lists, dicts, numbers and strings."""
+        return dataclasses.asdict(self)
+
+    def _settings(self) -> str:
+        ridge = f"gamma {self.gamma:g}" if self.gamma is not None else f"ridge {self.ridge:g}"
+        return (
+            f"{len(self.weights)} models, method {self.method}, {ridge}, "
+            f"reference {self.reference}, norm {self.norm}, repair {self.repair}, "
+            f"{self.samples} samples"
+        )
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [
+            ("space", "size", "method", "correlation", "condition", "exact under")
+        ]
+        for s in self.spaces:
+            correlation = (
+                "" if s.mean_correlation != s.mean_correlation else f"{s.mean_correlation:.3f}"
+            )
+            condition = "" if s.condition != s.condition else f"{s.condition:.1e}"
+            rows.append((s.name, str(s.size), s.method, correlation, condition, s.exact))
+        return rows
+
+    def _repair_line(self) -> str | None:
+        if not self.repaired:
+            return None
+        before = statistics.median(r.before for r in self.repaired)
+        worst = min(self.repaired, key=lambda r: r.before)
+        return (
+            f"repair: averaging kept {before:.0%} of the standard deviation (median over "
+            f"{len(self.repaired)} taps; least {worst.before:.0%} at {worst.tap}), now restored"
+        )
+
+    def _time_line(self) -> str:
+        return "time: " + ", ".join(f"{k} {v:.2f} s" for k, v in self.seconds.items())
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [self._settings()]
+        lines += [
+            "  ".join(
+                cell.rjust(w) if i in (1, 3, 4) else cell.ljust(w)
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        lines += [line for line in (self._repair_line(), self._time_line()) if line]
+        return "\n".join(lines)
+
+    def to_markdown(self) -> str:
+        """The report for a model card."""
+        header, *rows = self._rows()
+        lines = [self._settings() + ".", "", "| " + " | ".join(header) + " |"]
+        lines.append("|" + "---|" * len(header))
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines += ["", self._repair_line() or "No repair.", "", self._time_line()]
+        if self.fixed:
+            lines += ["", "Not aligned:"]
+            lines += [f"- `{name}`: {'; '.join(why)}" for name, why in self.fixed.items()]
+        return "\n".join(lines)

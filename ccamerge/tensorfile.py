@@ -1,0 +1,91 @@
+"""Safetensors files that are whole or absent: written beside and renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: Mapping[str, str]
+) -> None:
+    """Write arrays or tensors to ``path``; what was there stays until the new file is complete.
+
+    Raises
+    ------
+    OSError
+        If the target cannot be written (no folder, no permission, no space); nothing is left.
+    """
+    path = Path(path)
+    ready = {
+        k: (v if isinstance(v, Tensor) else torch.from_numpy(np.asarray(v, order="C")))
+        .detach()
+        .contiguous()
+        for k, v in tensors.items()
+    }
+    seen: set[int] = set()
+    for key, value in ready.items():  # safetensors refuses tensors that share memory
+        start = value.untyped_storage().data_ptr()
+        if start in seen:
+            ready[key] = value.clone()
+        seen.add(start)
+    if not path.parent.is_dir():
+        message = f"cannot write {path}: {path.parent} is not a folder"
+        raise FileNotFoundError(message)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        message = f"cannot write {path}: {error.strerror or error}"
+        raise OSError(error.errno, message) from error
+    try:
+        safetensors.torch.save_file(ready, temporary, metadata=dict(metadata))
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())  # the name must not outlive the content in a power loss
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        message = f"cannot write {path}: {error}"
+        raise OSError(message) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and metadata of a safetensors file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is truncated or not safetensors; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        message = f"{path}: no such file"
+        raise FileNotFoundError(message)
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = dict(opened.metadata() or {})
+            return {key: opened.get_tensor(key) for key in opened.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        message = f"{path}: not a readable safetensors file ({error})"
+        raise ValueError(message) from error
