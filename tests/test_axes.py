@@ -1,0 +1,196 @@
+"""The algebra of axes, against brute force: each element of a tensor remembers its features."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from ccamerge.graph import axes as ax
+from ccamerge.graph.axes import Axis, Basis, Segment
+
+
+def _labels(axis: Axis) -> list[frozenset[tuple[int, int]]]:
+    """For each element the (basis, feature) pairs that it belongs to, by enumeration."""
+    out = []
+    for segment in ax.resolve(axis):
+        sizes = [f.size if isinstance(f, Basis) else f for f in segment]
+        for index in itertools.product(*map(range, sizes)):
+            out.append(
+                frozenset(
+                    (id(f), i) for f, i in zip(segment, index, strict=True) if isinstance(f, Basis)
+                )
+            )
+    return out
+
+
+def _tensor_labels(axes: list[Axis]) -> list[frozenset[tuple[int, int]]]:
+    """Row-major over all axes."""
+    return [frozenset().union(*row) for row in itertools.product(*map(_labels, axes))]
+
+
+def _random_shape(total: int, draw: st.DrawFn) -> list[int]:
+    shape = []
+    while total > 1:
+        divisors = [d for d in range(1, total + 1) if total % d == 0]
+        size = draw(st.sampled_from(divisors))
+        shape.append(size)
+        total //= size
+        if len(shape) > 5:
+            break
+    return [*shape, total]
+
+
+@st.composite
+def _segments(draw: st.DrawFn) -> Segment:
+    """A basis with numbers around it, or a number."""
+    outer, inner = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    return (outer, Basis(draw(st.integers(2, 4))), inner) if draw(st.booleans()) else (outer,)
+
+
+@st.composite
+def _axes(draw: st.DrawFn) -> list[Axis]:
+    return [
+        tuple(draw(st.lists(_segments(), min_size=1, max_size=2)))
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+
+
+@settings(max_examples=300, deadline=None)
+@given(axes=_axes(), data=st.data())
+def test_reshape_keeps_every_element_in_its_place(axes: list[Axis], data: st.DataObject) -> None:
+    total = math.prod(map(ax.axis_size, axes))
+    assume(total <= 600)
+    before = _tensor_labels(axes)
+    for _ in range(3):  # a chain
+        shape = data.draw(st.composite(lambda draw: _random_shape(total, draw))())
+        after = ax.reshape(axes, shape)
+        if after is None:
+            return
+        assert [ax.axis_size(a) for a in after] == shape
+        assert _tensor_labels(after) == before
+        axes = after
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    channels=st.integers(2, 5), height=st.integers(1, 4), width=st.integers(1, 4), data=st.data()
+)
+def test_flatten_and_back_is_always_possible(
+    channels: int, height: int, width: int, data: st.DataObject
+) -> None:
+    axes = [ax.inert(2), ax.fresh(channels), ax.inert(height), ax.inert(width)]
+    ones = data.draw(st.integers(0, 2))
+    flat = ax.reshape(axes, [2, *[1] * ones, channels * height * width])
+    assert flat is not None
+    back = ax.reshape(flat, [2, channels, height, width])
+    assert back is not None
+    assert _tensor_labels(back) == _tensor_labels(axes)
+
+
+def test_unsqueeze_of_a_concatenation() -> None:
+    axes = [ax.inert(2), (*ax.fresh(3), *ax.fresh(4))]
+    for shape in ([2, 1, 7], [2, 7, 1], [1, 2, 7], [2, 1, 1, 7, 1]):
+        after = ax.reshape(axes, shape)
+        assert after is not None, shape
+        assert _tensor_labels(after) == _tensor_labels(axes)
+
+
+def test_a_basis_is_never_cut_by_a_reshape() -> None:
+    assert ax.reshape([ax.inert(2), ax.fresh(6)], [2, 2, 3]) is None
+    assert ax.reshape([ax.fresh(4), ax.inert(3)], [2, 6]) is None
+    assert ax.reshape([ax.fresh(4)], [5]) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(axis=_axes().map(lambda a: a[0]), data=st.data())
+def test_split_cuts_the_elements_in_two(axis: Axis, data: st.DataObject) -> None:
+    size = ax.axis_size(axis)
+    cut = data.draw(st.integers(0, size))
+    parts = ax.split(axis, cut)
+    if parts is None:
+        assert cut not in (0, size)
+        return
+    assert [ax.axis_size(p) for p in parts] == [cut, size - cut]
+    assert _labels(parts[0]) + _labels(parts[1]) == _labels(axis)  # after the split
+
+
+@settings(max_examples=200, deadline=None)
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4), data=st.data())
+def test_unify_makes_two_axes_one(sizes: list[int], data: st.DataObject) -> None:
+    """Two concatenations of the same length with different boundaries."""
+    total = sum(sizes)
+    a: Axis = tuple((Basis(s),) for s in sizes)
+    cuts = sorted(data.draw(st.sets(st.integers(1, total - 1), max_size=3)) if total > 1 else [])
+    ends = [*cuts, total]
+    b: Axis = tuple((Basis(e - s),) for s, e in zip([0, *cuts], ends, strict=True))
+    ax.unify(a, b, "test")
+    assert _labels(a) == _labels(b)
+    assert ax.axis_size(ax.resolve(a)) == total
+    boundaries = {*itertools.accumulate(sizes), *ends}
+    assert len(ax.resolve(a)) == len(boundaries)
+    assert not any(basis.pins for basis in ax.bases(a))
+
+
+def test_unify_gives_a_basis_the_structure_of_a_product() -> None:
+    whole, channels = ax.fresh(12), Basis(4)
+    ax.unify(whole, ((channels, 3),), "linear")
+    assert ax.resolve(whole) == ((channels, 3),)
+    assert ax.bases(whole) == [channels]
+
+
+def test_unify_is_transitive_and_keeps_pins() -> None:
+    a, b, c = ax.fresh(5), ax.fresh(5), ax.fresh(5)
+    ax.unify(a, b, "one")
+    ax.pin(a, "because")
+    ax.unify(c, b, "two")
+    assert ax.resolve(a) == ax.resolve(b) == ax.resolve(c)
+    (basis,) = ax.bases(c)
+    assert basis.pins == ["because"]
+
+
+def test_pins_survive_a_split_and_a_definition() -> None:
+    whole = ax.fresh(6)
+    ax.pin(whole, "because")
+    parts = ax.split(whole, 2)
+    assert parts is not None
+    assert [b.pins for part in parts for b in ax.bases(part)] == [["because"]] * 2
+    whole, inner = ax.fresh(6), Basis(3)
+    ax.pin(whole, "because")
+    ax.unify(whole, ((inner, 2),), "x")
+    assert inner.pins == ["because"]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "reason"),
+    [
+        (((Basis(4),),), ((4,),), "meets a fixed axis"),
+        (((Basis(4),),), ((Basis(5),),), "sizes 4 and 5 meet"),
+        (((Basis(4), 3),), ((3, Basis(4)),), "different structure"),
+        (((2, Basis(3)),), ((Basis(2),), (Basis(4),)), "different structure"),
+    ],
+)
+def test_what_cannot_be_matched_is_pinned(a: Axis, b: Axis, reason: str) -> None:
+    ax.unify(a, b, "here")
+    for basis in (*ax.bases(a), *ax.bases(b)):
+        assert any(reason in pin and pin.startswith("here") for pin in basis.pins)
+
+
+def test_a_repeated_concatenation_resolves_row_major() -> None:
+    """(2, B) where B turns out to be a concatenation is B1 B2 B1 B2."""
+    basis = Basis(5)
+    axis: Axis = ((2, basis, 3),)
+    parts = ax.split(((basis,),), 2)
+    assert parts is not None
+    first, second = (ax.bases(p)[0] for p in parts)
+    assert ax.resolve(axis) == ((first, 3), (second, 3)) * 2
+
+
+def test_a_space_of_one_feature_is_inert() -> None:
+    assert ax.is_inert(ax.fresh(1))
+    assert ax.bases(ax.inert(7)) == []
+    assert np.prod([ax.axis_size(a) for a in [ax.fresh(3), ax.inert(2)]]) == 6

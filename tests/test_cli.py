@@ -1,0 +1,673 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import ccamerge
+from ccamerge.checkpoints import load_into, load_state, save_state
+from ccamerge.cli import build_parser, main
+
+MODULE = '''\
+"""A user's module: a small BatchNorm network and batches of four blobs in eight dimensions."""
+import torch
+from torch import nn
+
+
+def network(width=16):
+    return nn.Sequential(
+        nn.Linear(8, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 12), nn.ReLU(),
+        nn.Linear(12, 4),
+    )
+
+
+def batches(count=4, labels=True, bad=False, seed=5):
+    centres = 2.5 * torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    for index in range(count):
+        y = torch.randint(4, (64,), generator=generator)
+        x = centres[y] + torch.randn(64, 8, generator=generator)
+        if bad and index == count - 1:
+            x[0, 0] = float("nan")
+        yield (x, y) if labels else x
+
+
+def interrupted():
+    yield from batches(1)
+    raise KeyboardInterrupt
+
+
+def endless():
+    while True:
+        yield from batches(1)
+
+
+def random(once):
+    made = ((torch.randn(64, 8), torch.randint(4, (64,))) for _ in range(4))
+    return made if once else Random()
+
+
+class Random:
+    def __iter__(self):
+        return random(True)
+
+
+def wrong(): return 3
+def nothing(): return []
+'''
+
+CONFIG = """\
+base_model: runs/1.pt
+models:
+  - model: runs/0.safetensors
+    parameters: {weight: 1}
+  - model: runs/1.pt
+    parameters: {weight: 1}
+architecture:
+  factory: blobs_module:network
+  arguments: {width: 16}
+data:
+  factory: blobs_module:batches
+  arguments: {count: 8, labels: false, seed: 1}
+evaluation:
+  factory: blobs_module:batches
+parameters: {ridge: 0.01, seed: 3}
+"""
+
+DATA = CONFIG[CONFIG.index("factory: blobs_module:batches") : CONFIG.index("evaluation:") - 1]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a module, two networks trained from different seeds and a configuration."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "blobs_module.py").write_text(MODULE)
+    (folder / "runs").mkdir()
+    namespace: dict = {}
+    exec(MODULE, namespace)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        net = namespace["network"]()
+        optimiser = torch.optim.Adam(net.parameters(), 0.01)
+        for x, y in namespace["batches"](60, seed=seed + 10):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimiser.step()
+        if seed == 0:
+            save_state(net.state_dict(), folder / "runs/0.safetensors")
+        else:
+            torch.save({"epoch": 1, "state_dict": net.state_dict()}, folder / "runs/1.pt")
+    (folder / "merge.yml").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture
+def project(trained, tmp_path, monkeypatch):
+    """A fresh folder of the same content."""
+    for name in ("blobs_module.py", "merge.yml"):
+        (tmp_path / name).write_text((trained / name).read_text())
+    (tmp_path / "runs").mkdir()
+    for path in (trained / "runs").iterdir():
+        (tmp_path / "runs" / path.name).write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("blobs_module", None)
+
+
+def run(capsys, *args):
+    status = main([str(a) for a in args])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def fails(capsys, status, *args):
+    found, out, err = run(capsys, *args)
+    assert found == status
+    assert out == ""
+    assert "Traceback" not in err
+    lines = [line.removeprefix("ccamerge: error: ") for line in err.splitlines()]
+    assert all(line.startswith("ccamerge: error: ") for line in err.splitlines())
+    return "\n".join(lines)
+
+
+def change(project, *pairs):
+    text = (project / "merge.yml").read_text()
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    (project / "merge.yml").write_text(text)
+
+
+def network():
+    import blobs_module  # type: ignore[import-not-found]
+
+    return blobs_module.network()
+
+
+def tree(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if "pycache" not in str(p))
+
+
+# The parser --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["inspect", "collect", "merge", "evaluate", "demo", "info"])
+def test_help_has_examples(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: ccamerge {command}")
+    assert "examples:\n  ccamerge" in out or command == "info"
+
+
+def test_examples_in_the_help_can_be_parsed(capsys):
+    parser = build_parser()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    texts = [capsys.readouterr().out]
+    for command in ("inspect", "collect", "merge", "evaluate", "demo", "info"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        texts.append(capsys.readouterr().out)
+    examples = {
+        tuple(re.split(r"  +|   #", line.strip())[0].split()[1:])
+        for text in texts
+        for line in text.splitlines()
+        if line.startswith("  ccamerge ")
+    }
+    assert len(examples) > 10
+    for example in examples:
+        assert parser.parse_args(list(example)).command == example[0]
+
+
+def test_configuration_in_the_help_is_valid(capsys, tmp_path):
+    from ccamerge.config import load_config
+
+    with pytest.raises(SystemExit):
+        main(["merge", "--help"])
+    out = capsys.readouterr().out
+    start = out.index("  merge_method: cca")
+    (tmp_path / "merge.yml").write_text(out[start : out.index("Functions are imported")])
+    config = load_config(tmp_path / "merge.yml")
+    assert config.models[1] == tmp_path / "runs/seed1.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["mrge"], "invalid choice: 'mrge'"),
+        (
+            ["merge", "x.yml"],
+            r"the following arguments are required: OUT \(see `ccamerge merge --h",
+        ),
+        (["info", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["demo", "--models", "1"], "expected a whole number of 2 or more, got '1'"),
+        (["demo", "--widths", "x"], "expected a whole number of 1 or more, got 'x'"),
+        (["demo", "--data", ".", "--zoo", ".", "--widths", "3"], "--widths is for the digits'"),
+        (["demo", "--samples", "3"], "--samples is for --data"),
+        (["demo", "--out", "no/where"], "there is no folder"),
+        (["demo", "--data", "."], "--data and --zoo belong together"),
+        (["demo", "--data", ".", "--zoo", "nowhere"], "--zoo: there is no folder nowhere"),
+        (["inspect", "nothing"], "TARGET: expected a configuration file or"),
+        (["inspect", "torch.nn:Linear", "--arg", "in"], "--arg: expected NAME=VALUE, got 'in'"),
+        (["merge", "no.yml", "out"], r"no\.yml: no such file"),
+    ],
+)
+def test_wrong_usage(capsys, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    assert re.search(message, fails(capsys, 2, *args))
+
+
+def fresh_process(folder, code):
+    path = os.pathsep.join([str(Path(ccamerge.__file__).parents[1]), *sys.path])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_no_torch_for_help_version_and_wrong_configurations(tmp_path):
+    (tmp_path / "merge.yml").write_text("models: 3\n")
+    code = """
+import sys
+from ccamerge.cli import main
+for args in (["--help"], ["--version"], ["merge", "--help"], ["merge", "merge.yml", "out"], ["x"]):
+    try:
+        print("status", main(args))
+    except SystemExit as error:
+        print("status", error.code)
+heavy = {"torch", "numpy", "scipy", "ccamerge._core"} & set(sys.modules)
+print("imported", heavy)
+"""
+    done = fresh_process(tmp_path, code)
+    assert [x for x in done.stdout.splitlines() if x.startswith("status")] == [
+        *["status 0"] * 3,
+        *["status 2"] * 2,
+    ]
+    assert done.stdout.splitlines()[-1] == "imported set()"
+    assert f"ccamerge {ccamerge.__version__}" in done.stdout
+
+
+def test_as_a_module(tmp_path):
+    done = fresh_process(
+        tmp_path, "import runpy; runpy.run_module('ccamerge', run_name='__main__')"
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("ccamerge: error: the following arguments are required: COMMAND")
+
+
+# inspect and info --------------------------------------------------------------------------
+
+
+def test_inspect_a_configuration(capsys, project):
+    status, out, err = run(capsys, "inspect", "merge.yml")
+    assert (status, err) == (0, "")
+    found = ccamerge.spaces(network(), torch.randn(2, 8))
+    assert str(found) in out
+    assert "pinned axes of parameters" in out
+    assert "network output: 5.weight axis 0, 5.bias axis 0" in out
+    assert "checks" not in out
+
+
+def test_inspect_a_function_and_verify(capsys, project):
+    args = ("inspect", "blobs_module:network", "--arg", "width=6", "--input-shape", "16,8")
+    status, out, _ = run(capsys, *args, "--verify", "--json")
+    content = json.loads(out)
+    assert status == 0
+    assert [space["size"] for space in content["spaces"]] == [6, 12]
+    assert content["pinned"]["5.bias"] == {"0": "network output"}
+    assert len(content["checks"]) == 5
+    assert all(check["passed"] for check in content["checks"])
+    status, out, _ = run(capsys, *args, "--verify")
+    assert status == 0
+    for check in content["checks"]:
+        assert check["name"] in out.split("\nchecks\n")[1]
+
+
+def test_inspect_fails_when_a_check_does(capsys, project, monkeypatch):
+    from ccamerge import verification
+
+    monkeypatch.setattr(verification, "EXACT_TOLERANCE", -1.0)  # which nothing can meet
+    args = ("inspect", "blobs_module:network", "--input-shape", "16,8", "--verify")
+    status, out, _ = run(capsys, *args)
+    assert status == 1
+    assert "FAIL" in out
+
+
+def test_inspect_whole_numbers_and_several_inputs(capsys, project):
+    (project / "tokens_module.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.embed, self.scale = nn.Embedding(7, 6), nn.Linear(3, 6)\n"
+        "        self.head = nn.Linear(6, 4)\n"
+        "    def forward(self, ids, x):\n"
+        "        return self.head((self.embed(ids).mean(1) + self.scale(x)).relu())\n"
+    )
+    status, out, _ = run(
+        capsys, "inspect", "tokens_module:Net", "--input-shape", "2,5:int", "2,3", "--json"
+    )
+    assert status == 0
+    assert [space["size"] for space in json.loads(out)["spaces"]] == [6]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["blobs_module:network"], "give --input-shape, such as --input-shape 2,3,32,32"),
+        (["blobs_module:network", "--input-shape", "2,x"], "got '2,x'"),
+        (["blobs_module:network", "--input-shape", "0,8"], "got '0,8'"),
+        (["blobs_module:network", "--input-shape", "2,8:long"], "got '2,8:long'"),
+        (["blobs_module:netwrk"], "TARGET: blobs_module has no 'netwrk'; did you mean 'network'?"),
+        (["blobs_module:network", "--arg", "depth=3"], "cannot be called so"),
+        (["blobs_module:wrong", "--input-shape", "2,8"], "returned a int, expected a torch.nn.Mod"),
+        (["merge.yml", "--arg", "width=3"], "--arg is for a function"),
+    ],
+)
+def test_inspect_errors(capsys, project, args, message):
+    assert message in fails(capsys, 2, "inspect", *args)
+
+
+def test_info(capsys):
+    status, out, _ = run(capsys, "info", "--json")
+    facts = json.loads(out)
+    assert status == 0
+    assert facts["torch"] == torch.__version__
+    assert facts["ccamerge"] == ccamerge.__version__
+    assert facts["CUDA"]
+    assert "openblas" in facts["BLAS"]
+    status, out, _ = run(capsys, "info")
+    assert [line.split("  ")[0] for line in out.splitlines()] == list(facts)
+
+
+def test_threads_are_set(capsys):
+    before, torch_before = ccamerge.num_threads(), torch.get_num_threads()
+    try:
+        _, out, _ = run(capsys, "info", "--threads", "3", "--json")
+        assert json.loads(out)["threads"].startswith("3 in ccamerge's core, 3 in torch")
+    finally:
+        ccamerge.set_num_threads(before)
+        torch.set_num_threads(torch_before)
+
+
+@pytest.mark.slow
+def test_demo(capsys, tmp_path):
+    status, out, _ = run(
+        capsys, "demo", "--models", "2", "--widths", "8", "--out", tmp_path / "demo", "--quiet"
+    )
+    assert status == 0
+    assert "cca" in out.lower()
+    assert {"demo.json", "demo.png"} <= {p.name for p in (tmp_path / "demo").iterdir()}
+
+
+def test_demo_without_its_extra(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "ccamerge.demo.digits", raising=False)
+    for name in [n for n in sys.modules if n.startswith("sklearn.")]:
+        monkeypatch.delitem(sys.modules, name)
+    text = fails(capsys, 2, "demo", "--out", tmp_path / "demo")
+    assert text == "the demo needs sklearn: pip install 'ccamerge[demo]'"
+
+
+# merge -------------------------------------------------------------------------------------
+
+
+def test_merge_and_evaluate(capsys, project):
+    status, out, err = run(capsys, "merge", "merge.yml", "merged")
+    assert status == 0
+    assert err == "ccamerge: wrote merged\n"
+    assert tree(project / "merged") == [
+        "README.md",
+        "config.yml",
+        "model.safetensors",
+        "report.json",
+    ]
+
+    # The same as the library makes of the same networks and data.
+    models = [network().eval() for _ in range(2)]
+    load_into(models[0], "runs/0.safetensors")
+    load_into(models[1], "runs/1.pt")
+    import blobs_module
+
+    data = list(blobs_module.batches(count=8, labels=False, seed=1))
+    expected = ccamerge.merge(models, data, ridge=0.01, reference=1, seed=3, progress=False)
+    state = load_state("merged/model.safetensors")
+    for key, value in expected.model.state_dict().items():
+        torch.testing.assert_close(state[key], value, rtol=0, atol=0)
+
+    report = json.loads((project / "merged/report.json").read_text())
+    assert report["report"]["ridge"] == 0.01
+    assert report["sources"][0]["path"] == "../runs/0.safetensors"
+    assert report["config"]["base_model"] == "../runs/1.pt"
+    assert [s.name for s in expected.report.spaces] == [
+        s["name"] for s in report["report"]["spaces"]
+    ]
+    assert expected.report.spaces[0].name in out
+
+    status, out, err = run(capsys, "evaluate", "merge.yml", "--checkpoint", "merged", "--json")
+    accuracies = json.loads(out)
+    test = list(blobs_module.batches())
+    own = [ccamerge.evaluate(model, test) for model in models]
+    assert list(accuracies["models"].values()) == own
+    assert accuracies["ensemble"] == ccamerge.evaluate(models, test)
+    assert accuracies["checkpoints"]["merged"] == ccamerge.evaluate(expected.model, test)
+    assert min(own) > 0.9
+    assert accuracies["checkpoints"]["merged"] > 0.85
+
+    status, out, err = run(
+        capsys, "evaluate", "--quiet", "merge.yml", "--checkpoint", "merged/model.safetensors"
+    )
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 5
+    assert lines[-1].split() == [
+        "merged/model.safetensors",
+        f"{accuracies['checkpoints']['merged']:.2%}",
+    ]
+
+
+@pytest.mark.parametrize("once", ["true", "false"])
+def test_all_networks_see_the_same_random_data(capsys, project, once):
+    evaluation = "evaluation:\n  factory: blobs_module:"
+    change(project, (f"{evaluation}batches", f"{evaluation}random\n  arguments: {{once: {once}}}"))
+    copies = ("--checkpoint", "runs/0.safetensors", "runs/1.pt")
+    _, out, _ = run(capsys, "evaluate", "merge.yml", *copies, "--json")
+    found = json.loads(out)
+    assert list(found["models"].values()) == list(found["checkpoints"].values())
+    assert len(set(found["models"].values())) == 2
+
+
+def test_merging_the_written_configuration_again_gives_the_same(capsys, project):
+    assert run(capsys, "merge", "merge.yml", "one", "--quiet") == (0, "", "")
+    assert run(capsys, "merge", "one/config.yml", "two", "--quiet") == (0, "", "")
+    one, two = load_state("one/model.safetensors"), load_state("two/model.safetensors")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    first = yaml.safe_load((project / "one/config.yml").read_text())
+    assert first == yaml.safe_load((project / "two/config.yml").read_text())
+
+
+def test_moments_replace_the_data(capsys, project):
+    assert run(capsys, "merge", "merge.yml", "direct", "--quiet")[0] == 0
+    status, out, err = run(capsys, "collect", "merge.yml", "stats.safetensors")
+    assert (status, out) == (0, "")
+    assert err.startswith("ccamerge: wrote stats.safetensors: 512 samples, ")
+    start = CONFIG.index("data:")
+    change(project, (CONFIG[start : CONFIG.index("evaluation:")], "moments: stats.safetensors\n"))
+    assert run(capsys, "merge", "merge.yml", "later", "--quiet")[0] == 0
+    one, two = load_state("direct/model.safetensors"), load_state("later/model.safetensors")
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-5, atol=1e-6)
+    # Collected for one reference, they do not serve another.
+    change(project, ("base_model: runs/1.pt", "base_model: runs/0.safetensors"))
+    assert "reference" in fails(capsys, 2, "merge", "merge.yml", "other")
+    change(project, ("stats.safetensors", "gone.safetensors"))
+    assert "merge.yml:10: moments: no file" in fails(capsys, 2, "merge", "merge.yml", "other")
+    (project / "gone.safetensors").write_bytes(b"nothing of the kind")
+    assert "gone.safetensors" in fails(capsys, 2, "merge", "merge.yml", "other")
+
+
+def test_collect_all_pairs_serves_any_reference(capsys, project):
+    assert run(capsys, "collect", "merge.yml", "s.safetensors", "--pairs", "all", "--quiet")[0] == 0
+    change(project, ("base_model: runs/1.pt", "moments: s.safetensors"))
+    assert run(capsys, "merge", "merge.yml", "merged", "--quiet") == (0, "", "")
+
+
+def test_collect_errors(capsys, project):
+    assert "must end in .safetensors" in fails(capsys, 2, "collect", "merge.yml", "stats.pt")
+    (project / "old.safetensors").write_bytes(b"old")
+    text = fails(capsys, 2, "collect", "merge.yml", "old.safetensors")
+    assert text == "old.safetensors exists; --force replaces it"
+    assert (project / "old.safetensors").read_bytes() == b"old"
+    assert run(capsys, "collect", "merge.yml", "old.safetensors", "--force", "--quiet")[0] == 0
+    assert ccamerge.Collected.load("old.safetensors").samples == 512
+    assert "no folder" in fails(capsys, 2, "collect", "merge.yml", "nowhere/x.safetensors")
+
+
+@pytest.mark.parametrize("command", ["merge", "collect"])
+def test_dry_run_checks_and_writes_nothing(capsys, project, command):
+    change(project, (DATA, "factory: blobs_module:interrupted"))
+    before = tree(project)
+    out_name = "merged" if command == "merge" else "s.safetensors"
+    status, out, err = run(
+        capsys, command, "merge.yml", out_name, "--dry-run", "--input-shape", "2,8"
+    )
+    assert (status, err) == (0, "")
+    plan = ccamerge.plan(ccamerge.spaces(network(), torch.randn(2, 8)), models=2)
+    assert str(plan) in out
+    assert "runs/1.pt  weight 0.5  (reference)" in out
+    assert tree(project) == before
+
+
+def test_dry_run_finds_bad_checkpoints(capsys, project):
+    (project / "runs/0.safetensors").write_bytes(b"short")
+    state = load_state("runs/1.pt")
+    del state["3.bias"]
+    torch.save(state, "runs/1.pt")
+    lines = fails(capsys, 2, "merge", "merge.yml", "merged", "--dry-run").splitlines()
+    assert lines[0].startswith("merge.yml:3: models[0].model: ")
+    assert "0.safetensors: truncated, corrupt or not" in lines[0]
+    assert lines[1].startswith("merge.yml:5: models[1].model: ")
+    assert lines[1].endswith("does not fit Sequential: missing: 3.bias")
+    assert len(lines) == 2
+
+
+def test_dtype_of_the_checkpoint(capsys, project):
+    change(project, ("parameters: {ridge", "dtype: bfloat16\nparameters: {ridge"))
+    assert run(capsys, "merge", "merge.yml", "merged", "--quiet")[0] == 0
+    state = load_state("merged/model.safetensors")
+    assert state["0.weight"].dtype == torch.bfloat16
+    assert state["1.num_batches_tracked"].dtype == torch.int64
+    _, out, _ = run(capsys, "evaluate", "merge.yml", "--checkpoint", "merged", "--json")
+    assert json.loads(out)["checkpoints"]["merged"] > 0.8
+
+
+def test_existing_folder(capsys, project):
+    assert run(capsys, "merge", "merge.yml", "merged", "--quiet")[0] == 0
+    before = (project / "merged/report.json").read_text()
+    text = fails(capsys, 2, "merge", "merge.yml", "merged")
+    assert text == "merged exists; name another folder, or --force to replace an earlier merge"
+    change(project, ("ridge: 0.01", "ridge: 0.5"))
+    assert run(capsys, "merge", "merge.yml", "merged", "--force", "--quiet")[0] == 0
+    assert json.loads((project / "merged/report.json").read_text())["report"]["ridge"] == 0.5
+    assert before != (project / "merged/report.json").read_text()
+    assert not [p for p in tree(project) if "partial" in p or ".old" in p]
+    (project / "merged/diary.txt").write_text("mine")
+    text = fails(capsys, 2, "merge", "merge.yml", "merged", "--force")
+    assert "which merged is not" in text
+    assert (project / "merged/diary.txt").read_text() == "mine"
+    assert "which runs is not" in fails(capsys, 2, "merge", "merge.yml", "runs", "--force")
+    assert "there is no folder" in fails(capsys, 2, "merge", "merge.yml", "no/where")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "blobs_module:network",
+            "blobs_module:netwrk",
+            "merge.yml:8: architecture: blobs_module has",
+        ),
+        ("blobs_module:network", "no_module_x:f", "merge.yml:8: architecture: there is no module"),
+        (
+            "{width: 16}",
+            "{widht: 16}",
+            "merge.yml:8: architecture: blobs_module:network(width=16) ca",
+        ),
+        (
+            "{width: 16}",
+            "{width: -1}",
+            "merge.yml:8: architecture: blobs_module:network failed: Runt",
+        ),
+        ("{width: 16}", "{width: 17}", "models[0].model: "),
+        ("ridge: 0.01", "ridge: -1", "merge.yml:15: parameters.ridge: expected a number >= 0"),
+        ("labels: false", "lables: 1", "merge.yml:11: data: blobs_module:batches("),
+        ("count: 8", "count: 0", "data is empty"),
+        ("labels: false", "bad: true", "batch 7"),
+        ("runs/0.safetensors", "runs/9.safetensors", "merge.yml:3: models[0].model: "),
+    ],
+)
+def test_merge_errors_leave_nothing(capsys, project, old, new, message):
+    change(project, (old, new))
+    before = tree(project)
+    assert message in fails(capsys, 2, "merge", "merge.yml", "merged")
+    assert tree(project) == before
+
+
+def test_data_that_is_none(capsys, project):
+    data = CONFIG[CONFIG.index("data:") : CONFIG.index("evaluation:")]
+    change(project, (data, ""))
+    assert "merge.yml:1: data: missing" in fails(capsys, 2, "merge", "merge.yml", "merged")
+    assert "merge.yml:1: data: missing" in fails(capsys, 2, "collect", "merge.yml", "s.safetensors")
+    evaluation = CONFIG[CONFIG.index("evaluation:") : CONFIG.index("parameters: {ridge")]
+    change(project, (evaluation, "data: {factory: 'blobs_module:wrong'}\n"))
+    assert "evaluation: missing" in fails(capsys, 2, "evaluate", "merge.yml")
+    assert "wrong returned a int, expected b" in fails(capsys, 2, "merge", "merge.yml", "merged")
+
+
+def test_numerical_failure_is_status_1(capsys, project):
+    change(project, ("ridge: 0.01", "ridge: 0"), ("count: 8", "count: 1"))
+    fewer = MODULE.replace("torch.randint(4, (64,)", "torch.randint(4, (5,)")
+    fewer = fewer.replace("torch.randn(64, 8", "torch.randn(5, 8")
+    (project / "blobs_module.py").write_text(fewer)  # samples than features: singular without ridge
+    batches = "x = x[:5]"
+    text = (project / "blobs_module.py").read_text()
+    (project / "blobs_module.py").write_text(
+        text.replace("if bad and", f"{batches}\n        if bad and")
+    )
+    message = fails(capsys, 1, "merge", "merge.yml", "merged")
+    assert "ridge" in message
+    assert not (project / "merged").exists()
+
+
+def test_interruption(capsys, project):
+    change(project, (DATA, "factory: blobs_module:interrupted"))
+    before = tree(project)
+    status, out, err = run(capsys, "merge", "merge.yml", "merged")
+    assert (status, out) == (130, "")
+    assert err == "ccamerge: interrupted; no file is left half-written\n"
+    assert run(capsys, "collect", "merge.yml", "s.safetensors")[0] == 130
+    assert tree(project) == before
+
+
+def test_failure_while_writing_leaves_nothing(capsys, project, monkeypatch):
+    from ccamerge import card
+
+    def full(*_, **__):
+        message = "No space left on device"
+        raise OSError(28, message)
+
+    monkeypatch.setattr(card, "model_card", full)
+    assert run(capsys, "merge", "merge.yml", "kept", "--quiet")[0] == 2
+    assert not [p for p in tree(project) if p.startswith("kept")]
+
+
+def test_verbose_shows_the_traceback(capsys, project):
+    change(project, ("{width: 16}", "{width: -1}"))
+    status, _, err = run(capsys, "merge", "-v", "merge.yml", "merged")
+    assert status == 2
+    assert "Traceback" in err
+    assert "blobs_module.py" in err
+
+
+def test_ctrl_c_in_a_real_process(project):
+    change(project, (DATA, "factory: blobs_module:endless"))
+    before = tree(project)
+    path = os.pathsep.join([str(Path(ccamerge.__file__).parents[1]), *sys.path])
+    (project / "blobs_module.py").write_text(
+        MODULE.replace("    while True:\n", "    open('started', 'w').close()\n    while True:\n")
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ccamerge", "merge", "merge.yml", "merged"],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (project / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert err.endswith("ccamerge: interrupted; no file is left half-written\n")
+    assert "Traceback" not in err
+    assert process.returncode == 130
+    assert [p for p in tree(project) if p != "started"] == before

@@ -1,0 +1,211 @@
+"""What moments refuse, what they say, that they stay as they were, and the files they read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from ccamerge.moments import Moments, update_many
+
+
+def filled(dims=(3, 4), **kwargs):
+    rng = np.random.default_rng(0)
+    moments = Moments(dims, **kwargs)
+    moments.update([rng.standard_normal((10, d)) for d in dims])
+    return moments
+
+
+def unchanged(moments, before):
+    after = moments.state_dict()
+    assert after.keys() == before.keys()
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name])
+
+
+@pytest.mark.parametrize(
+    ("dims", "kwargs", "message"),
+    [
+        ([], {}, "at least one model"),
+        ([3, 0], {}, "got 0 for model 1"),
+        ([3], {"pairs": "some"}, 'got "some"'),
+        ([3], {"reference": 1}, "reference must be from 0 to 0, got 1"),
+    ],
+)
+def test_bad_construction(dims, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        Moments(dims, **kwargs)
+
+
+A, B = np.ones((5, 3)), np.ones((5, 4))
+
+
+class OnOtherDevice:
+    def __dlpack_device__(self):
+        return (2, 0)
+
+    def __dlpack__(self, **_):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("features", "kwargs", "error", "message"),
+    [
+        ([A], {}, ValueError, "each of 2 models, got 1"),
+        ([A, A], {}, ValueError, "model 1 must have 4 features on axis -1, got 3"),
+        ([A, B[:4]], {}, ValueError, r"model 1 have sample axes \(4,\), but model 0 has \(5,\)"),
+        ([A, B[0]], {}, ValueError, "model 1 must have at least two axes"),
+        ([A, B], {"axis": 2}, ValueError, "axis 2 is out of range for model 0"),
+        ([A, B.tolist()], {}, TypeError, r"model 1 must be an array .* got list"),
+        ([A, B.astype(int)], {}, TypeError, r"model 1 must be float16, .* got int64"),
+        ([A, B.astype(complex)], {}, TypeError, r"model 1 .* got complex128"),
+        ([A, B.astype(">f8")], {}, TypeError, "model 1 cannot be read through DLPack"),
+        ([A, OnOtherDevice()], {}, ValueError, "model 1 must be in CPU memory"),
+        ([A, B], {"mask": np.ones(4, bool)}, ValueError, r"mask must have .* got \(4,\)"),
+        ([A, B], {"mask": np.ones(5)}, TypeError, "mask must be bool, got float64"),
+        ([A, B * np.nan], {}, ValueError, r"model 1 .* sample 0, feature 0"),
+        ([np.float32(1e25) * A.astype("f4"), B.astype("f4")], {}, ValueError, "pass float64"),
+        ([A * 1e200, B], {}, ValueError, "scale the features down"),
+    ],
+)
+def test_bad_update(features, kwargs, error, message):
+    moments = filled()
+    before = moments.state_dict()
+    with pytest.raises(error, match=message):
+        moments.update(features, **kwargs)
+    unchanged(moments, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_not_finite(dtype, value):
+    x = torch.ones(6, 5, 4, 4, dtype=dtype)
+    x[3, 2, 1, 0] = value
+    moments = Moments([5])
+    with pytest.raises(ValueError, match="model 0 are not finite: first at sample 52, feature 2"):
+        moments.update([x], axis=1)
+    assert moments.count == 0
+
+
+def test_update_many_is_all_or_nothing():
+    first, second = filled(), filled()
+    before = first.state_dict()
+    good = [A[:, :, None], B[:, :, None]]
+    with pytest.raises(ValueError, match="model 1 are not finite"):
+        update_many([(first, good), (second, [good[0], good[1] * np.nan])])
+    unchanged(first, before)
+    unchanged(second, before)
+    with pytest.raises(ValueError, match="update 1: features of model 1 must have 4"):
+        update_many([(first, good), (second, [good[0], good[0]])])
+    unchanged(first, before)
+
+
+def test_empty():
+    moments = Moments([3, 4])
+    with pytest.raises(ValueError, match="no samples yet"):
+        moments.mean(0)
+    with pytest.raises(ValueError, match="no samples yet"):
+        moments.cov(0)
+    moments.update([A[:0], B[:0]])
+    moments.update([A, B], mask=np.zeros(5, bool))
+    assert moments.count == 0
+    unchanged(Moments.from_state(moments.state_dict()), moments.state_dict())
+    moments.merge(filled())
+    moments.merge(Moments([3, 4]))
+    unchanged(moments, filled().state_dict())
+
+
+@pytest.mark.parametrize("index", [2, -1])
+def test_index_out_of_range(index):
+    message = f"model index must be from 0 to 1, got {index}"
+    with pytest.raises(ValueError, match=message):
+        filled().cov(0, index)
+    with pytest.raises(ValueError, match=message):
+        filled().mean(index)
+    with pytest.raises(ValueError, match=message):
+        filled().subset([0, index])
+
+
+@pytest.mark.parametrize(
+    ("dims", "kwargs"), [([3, 5], {}), ([3, 4], {"pairs": "all"}), ([3, 4], {"reference": 1})]
+)
+def test_merge_needs_the_same_kind(dims, kwargs):
+    with pytest.raises(ValueError, match="same dims, pairs and reference"):
+        filled().merge(Moments(dims, **kwargs))
+
+
+def test_merge_needs_moments():
+    with pytest.raises(TypeError, match="other must be Moments, got int"):
+        filled().merge(1)
+
+
+def test_save_and_load(tmp_path):
+    moments = filled(pairs="all", reference=1)
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(b"old")
+    moments.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+    loaded = Moments.load(path)
+    assert (loaded.dims, loaded.pairs, loaded.reference) == ((3, 4), "all", 1)
+    unchanged(loaded, moments.state_dict())
+
+
+def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    filled().save(path)
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError):  # noqa: PT011
+        Moments([2]).save(path)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "m.safetensors"
+    filled().save(path)
+    content = path.read_bytes()
+    for damaged in [content[:n] for n in (0, 4, 20, len(content) // 2, len(content) - 1)] + [
+        b"\xff" * 200
+    ]:
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"m\.safetensors"):
+            Moments.load(path)
+    with pytest.raises(FileNotFoundError):
+        Moments.load(tmp_path / "absent")
+
+
+def meta(version="1"):
+    return {"format": "ccamerge.moments", "version": version}
+
+
+@pytest.mark.parametrize(
+    ("change", "metadata", "message"),
+    [
+        ({}, None, "not written by ccamerge"),
+        ({}, meta("2"), "version '2', but this ccamerge reads 1"),
+        ({"mean.0": None}, meta(), "entry 'mean.0' is missing"),
+        ({"mean.0": np.zeros(2)}, meta(), r"mean\.0 must have shape \(3,\)"),
+        ({"m2.0.1": np.zeros((4, 3))}, meta(), r"m2\.0\.1 must have shape \(3, 4\)"),
+        ({"m2.0.0": np.full((3, 3), np.nan)}, meta(), r"'m2\.0\.0' is not finite"),
+        ({"mean.1": np.zeros(4, "f4")}, meta(), "must be float64"),
+        ({"pairs": np.array(7)}, meta(), "pairs must be from 0 to 2, got 7"),
+        ({"reference": np.array(7)}, meta(), "reference must be"),
+        ({"count": np.array(-1)}, meta(), "count must not be negative"),
+        ({"more": np.zeros(1)}, meta(), "unknown entries"),
+    ],
+)
+def test_foreign_files(tmp_path, change, metadata, message):
+    path = tmp_path / "m.safetensors"
+    filled().save(path)
+    state = load_file(path) | change
+    save_file({k: v for k, v in state.items() if v is not None}, path, metadata=metadata)
+    with pytest.raises(ValueError, match=message) as error:
+        Moments.load(path)
+    assert str(path) in str(error.value)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import ccamerge
+from ccamerge.planning import plan
+from tests import models as M
+
+
+@pytest.mark.parametrize("pairs", ["reference", "all"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_planned_memory_is_what_the_moments_take(pairs: Any, count: int) -> None:
+    models = [M.randomise(M.BottleneckResNet(), s) for s in range(count)]
+    data = [torch.randn(4, 3, 8, 8)]
+    collected = ccamerge.collect(models, data, pairs=pairs, progress=False)
+    planned = plan(collected.found, count, pairs)
+    taken = sum(
+        value.nbytes
+        for taps in collected.moments.values()
+        for moments in taps.values()
+        for key, value in moments.state_dict().items()
+        if key.startswith(("m2", "mean"))
+    )
+    assert planned.moments_bytes == taken
+
+
+def test_planned_arithmetic_by_hand() -> None:
+    """MLP 12-16-16-5: each hidden space has its ReLU (matched) and its linear output (repair)."""
+    found = ccamerge.spaces(M.MLP(), torch.randn(4, 12))
+    two = plan(found, 2)
+    # An own product costs d^2 (symmetric), a cross 2 d^2; crosses for the ReLU only.
+    assert two.flops == 2 * (16**2 * (2 + 2) + 16**2 * 2)
+    assert plan(found, 5, "all").flops == 2 * (16**2 * (5 + 2 * 10) + 16**2 * 5)
+
+
+def test_arithmetic_is_for_one_sample_whatever_the_batch() -> None:
+    plans = [
+        plan(ccamerge.spaces(M.GroupedConv(), torch.randn(batch, 3, 8, 8)), 3)
+        for batch in (1, 2, 8)
+    ]
+    assert len({p.flops for p in plans}) == 1
+    assert len({p.moments_bytes for p in plans}) == 1
+
+
+def test_the_table_names_costs_and_reasons() -> None:
+    found = ccamerge.spaces(M.UnknownOp(), torch.randn(4, 6))
+    text = str(plan(found, 3, "all"))
+    assert "3 models, 1 spaces, pairs: all" in text
+    assert "MiB" in text
+    assert "a.weight, axis 0: no rule for aten.cumsum" in text
+
+
+def test_wrong_arguments() -> None:
+    found = ccamerge.spaces(M.MLP(), torch.randn(4, 12))
+    with pytest.raises(ValueError, match="models must be at least 2, got 1"):
+        plan(found, 1)
+    with pytest.raises(ValueError, match="pairs must be 'reference' or 'all', got 'some'"):
+        plan(found, 2, "some")  # type: ignore[arg-type]
