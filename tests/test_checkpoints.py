@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import resource
@@ -295,19 +296,28 @@ def test_existing_file_is_replaced_and_readable_by_others(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
-    """Files of this process may not grow beyond 1 kB."""
+    """Files of this process may not grow beyond 1 kB.
+
+    Not a fixture: the runner writes its progress between a test and its teardown, and dies of the
+    limit where its output goes to a file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_failing_write_leaves_what_was_there(tmp_path, full_disk):
+def test_failing_write_leaves_what_was_there(tmp_path):
     path = tmp_path / "m.safetensors"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match=r"cannot write .*m\.safetensors: .*(too large|os error)"):
+    with (
+        pytest.raises(OSError, match=r"cannot write .*m\.safetensors: .*(too large|os error)"),
+        full_disk(),
+    ):
         save_state({"a": torch.ones(10_000)}, path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["m.safetensors"]
