@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "team.hpp"
 
 namespace ccamerge {
 namespace {
@@ -48,13 +49,13 @@ struct Job {
     failed = true;
   }
 
-  void work(bool poll) {
+  void work() {
     inside_task = true;
     while (!failed) {
       const std::size_t i = next.fetch_add(1);
       if (i >= count) break;
       try {
-        if (poll) poll_interrupt();
+        poll_interrupt();  // on the calling thread; others have no poll
         (*task)(i);
       } catch (...) {
         fail();
@@ -87,7 +88,7 @@ class Pool {
       ++generation_;
     }
     wake_.notify_all();
-    job.work(true);
+    job.work();
     std::unique_lock lock(mutex_);
     done_.wait(lock, [this] { return busy_ == 0; });
     job_ = nullptr;
@@ -103,7 +104,7 @@ class Pool {
       seen = generation_;
       Job* job = job_;
       lock.unlock();
-      job->work(false);
+      job->work();
       lock.lock();
       if (--busy_ == 0) done_.notify_one();
     }
@@ -177,8 +178,8 @@ void parallel_for(std::size_t count, const std::function<void(std::size_t)>& tas
   }
   std::unique_lock use(state->in_use, std::try_to_lock);
   if (threads == 1 || count == 1 || !use.owns_lock()) {
-    job.work(true);
-  } else {
+    job.work();
+  } else if (!run_on_torch_threads(threads, [&job] { job.work(); })) {
     if (!state->pool || state->pool->workers() != threads - 1) {
       state->pool.reset();
       state->pool = std::make_unique<Pool>(threads - 1);

@@ -1,4 +1,5 @@
-// The core's own threads. BLAS below runs on one thread; tasks above it are what runs in parallel.
+// Tasks on several threads: torch's where it has them (see team.hpp), else the core's own. BLAS
+// below runs on one thread.
 #pragma once
 
 #include <cstddef>
