@@ -241,30 +241,40 @@ CCAMERGE_INLINE void tile(std::ptrdiff_t samples, const T* const (&a)[M], const 
   }
 }
 
+// The products of N features of b, from j on, which stay in the nearest cache, with all of a.
+template <class T, int N>
+CCAMERGE_INLINE void columns(const PanelProduct& p, std::ptrdiff_t j) {
+  constexpr std::ptrdiff_t n = lanes<T>;
+  const auto a_at = [&](std::ptrdiff_t i) {
+    return static_cast<const T*>(p.a) + i / panel_width * p.a_panel_stride + i % panel_width;
+  };
+  const T* const right =
+      static_cast<const T*>(p.b) + j / panel_width * p.b_panel_stride + j % panel_width;
+  for (std::ptrdiff_t i = 0; i < p.a_features; i += 2 * n) {
+    double* const acc = p.acc + j * p.row_stride + i;
+    const bool first = !p.upper || i + n > j;
+    const bool second = i + n < p.a_features && (!p.upper || i + 2 * n > j);
+    if (first && second) {
+      tile<T, 2, N>(p.samples, {a_at(i), a_at(i + n)}, right, acc, p.row_stride);
+    } else if (first) {
+      tile<T, 1, N>(p.samples, {a_at(i)}, right, acc, p.row_stride);
+    } else if (second) {
+      tile<T, 1, N>(p.samples, {a_at(i + n)}, right, acc + n, p.row_stride);
+    }
+  }
+}
+
+// A panel is cut so that the sums stay in registers: 2 x 8 of 32, or 2 x 6 of 16.
 template <class T>
 void product(const PanelProduct& p) {
-  constexpr std::ptrdiff_t n = lanes<T>;
-  constexpr int columns = CCAMERGE_VECTOR == 64 ? 8 : 4;  // 16 or 8 sums fill the registers
-  const auto* const a = static_cast<const T*>(p.a);
-  const auto* const b = static_cast<const T*>(p.b);
-  auto a_at = [&](std::ptrdiff_t i) {
-    return a + i / panel_width * p.a_panel_stride + i % panel_width;
-  };
-  for (std::ptrdiff_t panel = 0; panel < p.b_features; panel += panel_width) {
-    for (std::ptrdiff_t i = 0; i < p.a_features; i += 2 * n) {
-      for (std::ptrdiff_t j = panel; j < panel + panel_width; j += columns) {
-        const T* const right = b + panel / panel_width * p.b_panel_stride + j % panel_width;
-        double* const acc = p.acc + j * p.row_stride + i;
-        const bool first = !p.upper || i + n > j;
-        const bool second = i + n < p.a_features && (!p.upper || i + 2 * n > j);
-        if (first && second) {
-          tile<T, 2, columns>(p.samples, {a_at(i), a_at(i + n)}, right, acc, p.row_stride);
-        } else if (first) {
-          tile<T, 1, columns>(p.samples, {a_at(i)}, right, acc, p.row_stride);
-        } else if (second) {
-          tile<T, 1, columns>(p.samples, {a_at(i + n)}, right, acc + n, p.row_stride);
-        }
-      }
+  for (std::ptrdiff_t j = 0; j < p.b_features; j += panel_width) {
+    if constexpr (CCAMERGE_VECTOR == 64) {
+      columns<T, 8>(p, j);
+      columns<T, 8>(p, j + 8);
+    } else {
+      columns<T, 6>(p, j);
+      columns<T, 5>(p, j + 6);
+      columns<T, 5>(p, j + 11);
     }
   }
 }
