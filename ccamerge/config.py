@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 METHODS = ("cca", "permutation", "procrustes", "average")
-Repair = Literal["variance", "none"]
+Repair = Literal["variance", "regression", "none"]
 Norm = Literal["fold", "paper"]
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,13 @@ from ccamerge.graph.spaces import Group, Space, Spaces
 from ccamerge.graph.states import folded_state, same_architecture
 from ccamerge.methods import METHODS, AlignmentProblem, Solution
 from ccamerge.paper import reset_statistics, unfolded_spaces
-from ccamerge.repair import Repaired, repair_variance
+from ccamerge.repair import RepairResult, repair_merged
 from ccamerge.report import Report, SpaceReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Repair = Literal["variance", "none"]
+Repair = Literal["variance", "regression", "none"]
 Norm = Literal["fold", "paper"]
 
 DEFAULT_RIDGE = 0.3
@@ -79,7 +79,9 @@ def merge(
     gamma : absolute regulariser, as in the paper; instead of ``ridge``
     reference : the model whose features the others are mapped to
     weights : of the models in the average, normalised to sum to one; default equal
-    repair : "variance" restores each channel's mean and variance (REPAIR); "none" does not
+    repair : "variance" restores each channel's mean and variance (REPAIR); "regression" fits each
+        linear operation to the mean of the aligned models' outputs, on the kept inputs, which takes
+        longer and gives better networks; "none" does neither
     norm : "fold" folds BatchNorm into the operation before it and puts it back after; "paper" maps
         gamma and beta and resets the statistics, as the published code does
     moments : the ``moments`` of an earlier result or of `collect`: no data is read
@@ -109,8 +111,7 @@ def merge(
     with watch("solve"):
         solutions = _align(found, collected, method, ridge, gamma, reference, len(models))
     maps = {name: [s.feature_map for s in row] for name, row in solutions.items()}
-    repaired: list[Repaired] = []
-    statistics: dict[str, tuple[Tensor, Tensor]] = {}
+    repaired = RepairResult()
     with watch("apply"):
         applied = unfolded_spaces(found) if norm == "paper" else found
         states = [folded_state(model, applied) for model in models]
@@ -123,11 +124,12 @@ def merge(
     with watch("repair"):
         if norm == "paper":
             reset_statistics(merged, applied.program, collected.inputs)
-        elif repair == "variance":
-            repaired, statistics = repair_variance(merged, found, collected, maps, shares)
+        elif repair != "none":
+            teachers = states if repair == "regression" else []
+            repaired = repair_merged(merged, found, collected, maps, shares, teachers)
     result = copy.deepcopy(models[reference]).eval()
     result.zero_grad(set_to_none=True)  # a trained reference may still carry its last gradients
-    load_merged(result, merged, applied, statistics)
+    load_merged(result, merged, applied, repaired.statistics)
     report = Report(
         method=method,
         ridge=ridge,
@@ -141,7 +143,8 @@ def merge(
         spaces=[
             _space_report(space, method, solutions[space.name], reference) for space in found.spaces
         ],
-        repaired=repaired,
+        repaired=repaired.repaired,
+        fitted=repaired.fitted,
         fixed={space.name: list(space.notes) for space in found.fixed},
         pinned={f"{key} axis {dim}": why for (key, dim), why in found.pinned.items()},
     )
@@ -172,7 +175,7 @@ def _check(
 ) -> None:
     for name, value, known in (
         ("method", method, tuple(METHODS)),
-        ("repair", repair, ("variance", "none")),
+        ("repair", repair, get_args(Repair)),
         ("norm", norm, ("fold", "paper")),
     ):
         if value not in known:

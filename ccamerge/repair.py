@@ -9,6 +9,7 @@ the models, by an affine change per channel that its own weights and biases abso
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from ccamerge.graph.program import Node, Program, Ref
 from ccamerge.graph.spaces import Spaces
 from ccamerge.graph.states import fast_layout
 from ccamerge.moments import Moments
+from ccamerge.regression import Fitted, features_dim, fit, fits_of
 
 WALK_BYTES = 1 << 30
 """Bound on the live activations of the walk; fewer of the kept inputs are used beyond it."""
@@ -51,13 +53,28 @@ class Repaired:
     after: float
 
 
-def repair_variance(
+@dataclasses.dataclass
+class RepairResult:
+    """What a repair did.
+
+    ``repaired`` are the taps whose variance was restored, ``fitted`` the operations that were
+    fitted; ``statistics`` has each such node's mean and variance (channels,) afterwards, for the
+    running statistics of a BatchNorm put back.
+    """
+
+    repaired: list[Repaired] = dataclasses.field(default_factory=list)
+    fitted: list[Fitted] = dataclasses.field(default_factory=list)
+    statistics: dict[str, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
+
+
+def repair_merged(
     state: dict[str, Tensor],
     spaces: Spaces,
     collected: Collected,
     maps: Mapping[str, Sequence[FeatureMap]],
     weights: Sequence[float],
-) -> tuple[list[Repaired], dict[str, tuple[Tensor, Tensor]]]:
+    teachers: Sequence[Mapping[str, Tensor]] = (),
+) -> RepairResult:
     """Repair a merged network in place, walking it once over the kept inputs.
 
     Parameters
@@ -66,48 +83,85 @@ def repair_variance(
     spaces, collected : of the models that were merged
     maps : for each space, each model's map
     weights : of the models, summing to one
-
-    Returns
-    -------
-    For each tap the share of the standard deviation there was and is; and for each node its mean
-    and variance (channels,) after repair, for the running statistics of a BatchNorm put back.
+    teachers : parameters of the models, if linear operations are to be fitted to them (see
+        `ccamerge.regression`); what cannot be fitted, and everything without them, gets its
+        variance restored
     """
     targets = _targets(spaces, collected, maps, weights)
-    batches = walked_inputs(spaces.program, collected.inputs)
-    report: list[Repaired] = []
-    statistics: dict[str, tuple[Tensor, Tensor]] = {}
+    program = spaces.program
+    usage = _usage(program)
+    absorbers = {
+        n.name: (scaled[0], shifted)
+        for n in program.nodes
+        for scaled, shifted in [_absorbers(n, program, usage)]
+        if scaled
+    }
+    fits = fits_of(spaces, maps, absorbers) if teachers else {}
+    batches = walked_inputs(program, collected.inputs, 1 + len(teachers))
+    count = len(batches)
+    result = RepairResult()
+    # What fits still to come read, in the merged network.
+    waiting = Counter(job.source for job in fits.values())
+    sources: dict[str, list[Tensor]] = {
+        name: [leaves[position] for leaves in batches]
+        for position, name in enumerate(program.inputs)
+    }
     with torch.inference_mode():
         start = {key: fast_layout(value) for key, value in state.items()}
-        walk = lockstep(spaces.program, [(start, leaves) for leaves in batches])
+        runs = [(s, leaves) for s in (start, *teachers) for leaves in batches]
+        walk = lockstep(program, runs)
         replies: list[Any] | None = None
         while True:
             try:
-                name, values = walk.send(replies)
+                name, every = walk.send(replies)
             except StopIteration:
-                return report, statistics
-            replies = None
-            if name not in targets:
-                continue
-            target = targets[name]
-            mean, std = channel_statistics(values, target.dim)
-            kept = std > _FLOOR * target.std
-            scale = torch.where(kept, target.std / std.clamp_min(1e-300), 1.0)
-            if not target.scaled:
-                scale = torch.ones_like(scale)
-            shift = target.mean - scale * mean if target.shifted else torch.zeros_like(mean)
-            for key in target.scaled:
-                _rescale(state, key, scale)
-            if target.shifted:
-                state[target.shifted] = (state[target.shifted].double() + shift).to(
-                    state[target.shifted].dtype
-                )
-            shape = [1] * values[0].dim()
-            shape[target.dim] = -1
-            replies = [
-                v * scale.to(v.dtype).view(shape) + shift.to(v.dtype).view(shape) for v in values
-            ]
-            statistics[name] = (scale * mean + shift, (scale * std) ** 2)
-            report.append(Repaired(name, _share(std, target.std), _share(scale * std, target.std)))
+                return result
+            replies, values = None, every[:count]
+            if name in fits:
+                job = fits[name]
+                wanted = [
+                    job.target(every[count + batch :: count], weights) for batch in range(count)
+                ]
+                result.fitted.append(fit(job, state, sources[job.source], values, wanted))
+                values = [job.apply(x, state) for x in sources[job.source]]
+                mean, std = channel_statistics(values, features_dim(job.node))
+                result.statistics[name] = (mean, std**2)
+                replies = [*values, *every[count:]]
+                waiting[job.source] -= 1
+                if not waiting[job.source]:
+                    del sources[job.source]
+            elif name in targets:
+                values = _restore(name, targets[name], state, values, result)
+                replies = [*values, *every[count:]]
+            if waiting[name]:
+                sources[name] = values
+
+
+def _restore(
+    name: str,
+    target: _Target,
+    state: dict[str, Tensor],
+    values: Sequence[Tensor],
+    result: RepairResult,
+) -> list[Tensor]:
+    """Give a node's channels their target's mean and deviation; the values after that."""
+    mean, std = channel_statistics(values, target.dim)
+    kept = std > _FLOOR * target.std
+    scale = torch.where(kept, target.std / std.clamp_min(1e-300), 1.0)
+    if not target.scaled:
+        scale = torch.ones_like(scale)
+    shift = target.mean - scale * mean if target.shifted else torch.zeros_like(mean)
+    for key in target.scaled:
+        _rescale(state, key, scale)
+    if target.shifted:
+        state[target.shifted] = (state[target.shifted].double() + shift).to(
+            state[target.shifted].dtype
+        )
+    shape = [1] * values[0].dim()
+    shape[target.dim] = -1
+    result.statistics[name] = (scale * mean + shift, (scale * std) ** 2)
+    result.repaired.append(Repaired(name, _share(std, target.std), _share(scale * std, target.std)))
+    return [v * scale.to(v.dtype).view(shape) + shift.to(v.dtype).view(shape) for v in values]
 
 
 def _share(std: Tensor, target: Tensor) -> float:
@@ -137,11 +191,7 @@ def _targets(
     weights: Sequence[float],
 ) -> dict[str, _Target]:
     nodes = {node.name: node for node in spaces.program.nodes}
-    usage: dict[str, int] = {}
-    for node in nodes.values():
-        for key in {spaces.program.parameters.get(ref) for ref in node.refs()}:
-            if key is not None:
-                usage[key] = usage.get(key, 0) + 1
+    usage = _usage(spaces.program)
     pieces: dict[str, list[tuple[int, int, Tensor, Tensor]]] = {}
     for space in spaces.spaces:
         for tap in repair_taps(space):
@@ -170,6 +220,12 @@ def _targets(
     return targets
 
 
+def _usage(program: Program) -> Counter[str]:
+    """For each parameter the number of operations that read it."""
+    keys = ({program.parameters.get(ref) for ref in n.refs()} for n in program.nodes)
+    return Counter(key for found in keys for key in found if key is not None)
+
+
 def _absorbers(
     node: Node, program: Program, usage: Mapping[str, int]
 ) -> tuple[tuple[str, ...], str | None]:
@@ -193,8 +249,13 @@ def _absorbers(
     return tuple(k for k in (weight, bias) if k), bias
 
 
-def walked_inputs(program: Program, batches: Sequence[list[Any]]) -> list[list[Any]]:
-    """As many of the kept batches as the bound on live activations allows, at least one."""
+def walked_inputs(
+    program: Program, batches: Sequence[list[Any]], networks: int = 1
+) -> list[list[Any]]:
+    """As many of the kept batches as the bound on live activations allows, at least one.
+
+    ``networks`` is the number of them that are walked side by side.
+    """
     samples = max(1, next((program.shapes[n][0] for n in program.inputs if n in program.shapes), 1))
     alive = peak = 0
     sizes: dict[str, int] = {}
@@ -208,7 +269,7 @@ def walked_inputs(program: Program, batches: Sequence[list[Any]]) -> list[list[A
     total = 0
     for leaves in batches:
         total += next((x.shape[0] for x in leaves if isinstance(x, Tensor) and x.dim()), 1)
-        if chosen and total * peak > WALK_BYTES:
+        if chosen and networks * total * peak > WALK_BYTES:
             break
         chosen.append([fast_layout(x) for x in leaves])
     return chosen

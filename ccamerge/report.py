@@ -7,6 +7,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ccamerge.regression import Fitted
     from ccamerge.repair import Repaired
 
 
@@ -54,6 +55,7 @@ class Report:
     seconds: dict[str, float]
     spaces: list[SpaceReport]
     repaired: list[Repaired]
+    fitted: list[Fitted]
     fixed: dict[str, list[str]]
     pinned: dict[str, str]
 
@@ -91,6 +93,15 @@ class Report:
             f"{len(self.repaired)} taps; least {worst.before:.0%} at {worst.tap}), now restored"
         )
 
+    def _fit_line(self) -> str | None:
+        if not self.fitted:
+            return None
+        left = statistics.median(f.error for f in self.fitted)
+        return (
+            f"regression: errors of the merged network's linear outputs fell to {left:.0%} "
+            f"(median over {len(self.fitted)} operations)"
+        )
+
     def _time_line(self) -> str:
         return "time: " + ", ".join(f"{k} {v:.2f} s" for k, v in self.seconds.items())
 
@@ -105,7 +116,9 @@ class Report:
             ).rstrip()
             for row in rows
         ]
-        lines += [line for line in (self._repair_line(), self._time_line()) if line]
+        lines += [
+            line for line in (self._repair_line(), self._fit_line(), self._time_line()) if line
+        ]
         return "\n".join(lines)
 
     def to_markdown(self) -> str:
@@ -114,7 +127,8 @@ class Report:
         lines = [self._settings() + ".", "", "| " + " | ".join(header) + " |"]
         lines.append("|" + "---|" * len(header))
         lines += ["| " + " | ".join(row) + " |" for row in rows]
-        lines += ["", self._repair_line() or "No repair.", "", self._time_line()]
+        repairs = [line for line in (self._repair_line(), self._fit_line()) if line]
+        lines += ["", " ".join(repairs) or "No repair.", "", self._time_line()]
         if self.fixed:
             lines += ["", "Not aligned:"]
             lines += [f"- `{name}`: {'; '.join(why)}" for name, why in self.fixed.items()]

@@ -161,7 +161,7 @@ BAD = [
     (SMALL + "parameters:\n  ridge: -1\n", "7: parameters.ridge: expected a number >= 0, got -1"),
     (SMALL + "parameters:\n  gamma: .nan\n", "7: parameters.gamma: expected a number >= 0, got .nan"),
     (SMALL + "parameters: {ridge: 1,\n  gamma: 1}\n", "7: parameters.gamma: given beside ridge; ridge is relative to the features' variance, gamma absolute"),
-    (SMALL + "parameters: {repair: None}\n", "6: parameters.repair: expected one of variance, none; got 'None'; did you mean 'none'?"),
+    (SMALL + "parameters: {repair: None}\n", "6: parameters.repair: expected one of variance, regression, none; got 'None'; did you mean 'none'?"),
     (SMALL + "parameters: {seed: 1.5}\n", "6: parameters.seed: expected an integer >= 0, got 1.5"),
     (SMALL + "parameters: {seed: true}\n", "6: parameters.seed: expected an integer >= 0, got true"),
     (SMALL + "parameters: {weights: [1, 2, 3]}\n", "6: parameters.weights: expected 2 numbers, one for each model, got 3"),

@@ -150,7 +150,7 @@ def test_no_data_and_no_moments() -> None:
         ({"ridge": 0.1, "gamma": 0.1}, "not both"),
         ({"method": "magic"}, "method must be one of .*'cca'.*got 'magic'"),
         ({"norm": "batch"}, "norm must be one of 'fold', 'paper'; got 'batch'"),
-        ({"repair": "all"}, "repair must be one of 'variance', 'none'.*; got 'all'"),
+        ({"repair": "all"}, "repair must be one of 'variance', 'regression', 'none'.*; got 'all'"),
         ({"reference": 2}, r"reference must be in 0\.\.1, got 2"),
         ({"reference": -1}, r"reference must be in 0\.\.1, got -1"),
         ({"weights": [1.0]}, "weights must hold one number a model"),

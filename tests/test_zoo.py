@@ -72,6 +72,7 @@ def accuracy(
     """By method and repair, of one collection."""
     cases: list[tuple[str, Any]] = [
         ("cca", "variance"),
+        ("cca", "regression"),
         ("cca", "none"),
         ("permutation", "variance"),
         ("average", "variance"),
@@ -97,3 +98,7 @@ def test_cca_beats_permutation_and_average(accuracy: dict[tuple[str, str], float
 
 def test_repair_helps(accuracy: dict[tuple[str, str], float]) -> None:
     assert accuracy["cca", "variance"] > accuracy["cca", "none"] + 0.05, accuracy
+
+
+def test_regression_repairs_more(accuracy: dict[tuple[str, str], float]) -> None:
+    assert accuracy["cca", "regression"] > accuracy["cca", "variance"] + 0.015, accuracy

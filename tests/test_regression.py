@@ -1,0 +1,233 @@
+"""Linear operations of the merged network fitted to what the aligned models compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import ccamerge
+from ccamerge import regression
+from ccamerge.graph.spaces import spaces
+from ccamerge.graph.states import folded_state
+from ccamerge.regression import DAMPING, Fit, fit
+from tests import models as M
+
+CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "mlp": (M.MLP, (12,)),
+    "mlp without bias": (lambda: M.MLP(bias=False), (12,)),
+    "vgg": (lambda: M.vgg11(False, width=2, size=16), (3, 16, 16)),
+    "vgg-bn": (lambda: M.vgg11(True, width=2, size=16), (3, 16, 16)),
+    "bottleneck": (M.BottleneckResNet, (3, 8, 8)),
+    "dense": (M.DenseBlockNet, (3, 8, 8)),
+    "depthwise": (M.DepthwiseSeparable, (3, 8, 8)),
+}
+
+
+def _data(shape: tuple[int, ...], batches: int = 3, seed: int = 1) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(40, *shape, generator=generator).double() for _ in range(batches)]
+
+
+def _models(build: Any, count: int = 2) -> list[nn.Module]:
+    return [M.randomise(build(), seed).double() for seed in range(count)]
+
+
+def _operation(module: nn.Module, x: Tensor) -> Fit:
+    """The job of fitting one operation, alone in a network."""
+    found = spaces(nn.Sequential(module), x)
+    node = found.program.nodes[0]
+    keys = [found.program.parameters[a.name] for a in node.args[1:3] if a is not None]
+    weight = next(module.parameters())
+    return Fit(node, keys[0], keys[1] if len(keys) > 1 else None, ((0, len(weight), None),))
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {f"0.{key}": value.detach().clone() for key, value in module.state_dict().items()}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    spatial=st.integers(1, 3),
+    channels=st.integers(1, 3),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    last=st.booleans(),
+)
+def test_patches_times_kernel_is_the_convolution(
+    spatial: int,
+    channels: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    last: bool,
+) -> None:
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial - 1]
+    conv = kind(channels, 2, kernel, stride, padding, dilation, bias=False).double()  # type: ignore[arg-type]
+    x = torch.randn(2, channels, *range(6, 6 + spatial)).double()
+    if last and spatial == 2:
+        x = x.contiguous(memory_format=torch.channels_last)
+    node = spaces(nn.Sequential(conv), x).program.nodes[0]
+    view = regression._patches(node, x, conv.weight.detach())
+    flat = view.flatten(1 + spatial)
+    ours = (flat @ conv.weight.detach().flatten(1).T).movedim(-1, 1)
+    torch.testing.assert_close(ours, conv(x).detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["linear", "sequence", "conv"])
+def test_a_fit_is_the_ridge_regression_written_out(kind: str, bias: bool) -> None:
+    if kind == "conv":
+        module: nn.Module = nn.Conv2d(3, 4, 3, 2, 1, bias=bias).double()
+        xs = [torch.randn(5, 3, 8, 8).double() + 2 for _ in range(2)]
+    else:
+        module = nn.Linear(6, 4, bias=bias).double()
+        shape = (9, 6) if kind == "linear" else (9, 3, 6)
+        xs = [torch.randn(shape).double() + 2 for _ in range(2)]
+    job, state = _operation(module, xs[0]), _state(module)
+    with torch.no_grad():
+        ys = [module(x) for x in xs]
+        zs = [torch.randn_like(y.movedim(1, -1) if kind == "conv" else y) + 1 for y in ys]
+        before = {key: value.clone() for key, value in state.items()}
+        done = fit(job, state, xs, ys, zs)
+        rows = [regression._patches(job.node, x, before[job.weight]) for x in xs]
+    ins = before[job.weight][0].numel()
+    x = torch.cat([r.reshape(-1, ins) for r in rows]).numpy()
+    z = torch.cat([z.reshape(-1, 4) for z in zs]).numpy()
+    old = before[job.weight].reshape(4, ins).numpy()
+    shift_x, shift_z = (x.mean(0), z.mean(0)) if bias else (np.zeros(ins), np.zeros(4))
+    xc, zc, n = x - shift_x, z - shift_z, len(x)
+    damping = DAMPING * (xc**2).sum() / n / ins
+    # min |W x - z|^2 / n + damping |W - W_old|^2 as an ordinary least-squares problem.
+    a = np.vstack([xc / np.sqrt(n), np.sqrt(damping) * np.eye(ins)])
+    b = np.vstack([zc / np.sqrt(n), np.sqrt(damping) * old.T])
+    expected = np.linalg.lstsq(a, b, rcond=None)[0].T
+    ours = state[job.weight].reshape(4, ins).numpy()
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+    if bias:
+        assert job.bias is not None
+        np.testing.assert_allclose(state[job.bias], shift_z - expected @ shift_x, atol=1e-9)
+    with torch.no_grad():
+        y = torch.cat([(y.movedim(1, -1) if kind == "conv" else y).reshape(-1, 4) for y in ys])
+        new = torch.cat(
+            [
+                (v.movedim(1, -1) if kind == "conv" else v).reshape(-1, 4)
+                for v in (job.apply(x, state) for x in xs)
+            ]
+        )
+    error = np.sqrt(((new.numpy() - z) ** 2).sum() / ((y.numpy() - z) ** 2).sum())
+    assert done.error == pytest.approx(error, rel=1e-6)
+
+
+def test_many_patches_are_fitted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Conv2d(2, 3, 3).double()
+    x = torch.randn(7, 2, 6, 6).double()
+    job, whole, parts = _operation(module, x), _state(module), _state(module)
+    with torch.no_grad():
+        y, z = module(x), torch.randn(7, 4, 4, 3).double()
+        fit(job, whole, [x], [y], [z])
+        monkeypatch.setattr(regression, "_PATCH_BYTES", 1)
+        fit(job, parts, [x], [y], [z])
+    torch.testing.assert_close(parts[job.weight], whole[job.weight], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_inputs_that_do_not_vary_leave_the_weights(value: float) -> None:
+    module = nn.Linear(4, 2).double()
+    x = torch.full((10, 4), value).double()
+    job, state = _operation(module, x), _state(module)
+    with torch.no_grad():
+        fit(job, state, [x], [module(x)], [torch.randn(10, 2).double()])
+    assert torch.equal(state[job.weight], module.weight.detach())
+
+
+@pytest.mark.parametrize("method", ["cca", "permutation"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_merged_network_comes_closer_to_the_mean_of_the_models(name: str, method: str) -> None:
+    build, shape = CASES[name]
+    models, data = _models(build), _data(shape)
+    errors = {}
+    with torch.no_grad():
+        wanted = torch.cat([(models[0].eval()(x) + models[1].eval()(x)) / 2 for x in data])
+        for repair in ("variance", "regression"):
+            result = ccamerge.merge(
+                models,
+                data,
+                method=method,
+                repair=repair,  # type: ignore[arg-type]
+                progress=False,
+            )
+            output = torch.cat([result.model(x) for x in data])
+            errors[repair] = float((output - wanted).pow(2).mean())
+    assert errors["regression"] < 0.9 * errors["variance"], errors
+    assert result.report.fitted
+    assert all(f.error <= 1 + 1e-9 for f in result.report.fitted)
+    assert "regression" in str(result.report)
+    assert "regression" in result.report.to_markdown()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_merging_a_model_with_itself_changes_nothing(name: str) -> None:
+    build, shape = CASES[name]
+    model, data = _models(build, 1)[0].eval(), _data(shape)
+    result = ccamerge.merge([model, model], data, repair="regression", progress=False)
+    with torch.no_grad():
+        torch.testing.assert_close(result.model(data[0]), model(data[0]), rtol=1e-6, atol=1e-8)
+
+
+def test_batch_norm_is_put_back_with_the_statistics_of_the_fitted_network() -> None:
+    build, shape = CASES["vgg-bn"]
+    data = _data(shape)
+    result = ccamerge.merge(_models(build), data, repair="regression", progress=False)
+    seen: list[Tensor] = []
+    layer = result.model[0]
+    layer[0].register_forward_hook(lambda m, i, o: seen.append(o.detach()))
+    with torch.no_grad():
+        for leaves in result.moments.inputs:
+            result.model(leaves[0])
+    values = torch.cat(seen)[:, :, ::2, ::2]  # large maps are thinned
+    torch.testing.assert_close(values.mean((0, 2, 3)), layer[1].running_mean, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        values.var((0, 2, 3), correction=0), layer[1].running_var, rtol=1e-6, atol=1e-8
+    )
+
+
+def test_weights_of_zero_leave_the_other_model() -> None:
+    models, data = _models(M.MLP), _data((12,))
+    result = ccamerge.merge(
+        models, data, weights=[1.0, 0.0], repair="regression", progress=False, method="cca"
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(result.model(data[0]), models[0](data[0]), rtol=1e-6, atol=1e-8)
+
+
+def test_grouped_convolutions_get_their_variance_restored() -> None:
+    build, shape = CASES["depthwise"]
+    result = ccamerge.merge(_models(build), _data(shape), repair="regression", progress=False)
+    assert result.report.repaired
+    assert not {f.tap for f in result.report.fitted} & {r.tap for r in result.report.repaired}
+
+
+def test_a_shared_layer_is_not_fitted() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.twice = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.last = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x))
+            return self.last(torch.relu(self.twice(torch.relu(self.twice(x)))))
+
+    result = ccamerge.merge(_models(Shared), _data((6,)), repair="regression", progress=False)
+    state = folded_state(result.model, result.spaces)
+    assert len(state) == 6
+    assert len(result.report.fitted) == 2
