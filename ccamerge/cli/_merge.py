@@ -55,7 +55,7 @@ configuration (YAML; paths are relative to the file):
     factory: mypackage.data:test
   parameters:
     ridge: 0.01        # relative to the features' variance; or gamma, absolute
-    repair: variance   # or none
+    repair: variance   # or regression (better networks, more time), or none
     norm: fold         # or paper
     seed: 0
   moments: stats.safetensors   # optional, from `ccamerge collect`: then no data is read
