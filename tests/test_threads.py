@@ -35,30 +35,35 @@ COMMON = """
 """
 
 
-def run(script: str) -> None:
+def run(script: str, folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(COMMON) + textwrap.dedent(script)],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
+        cwd=folder,  # not the source tree, which has no compiled core unless installed in place
         env={**os.environ, "PYTHONPATH": str(Path(ccamerge.__file__).parents[1])},
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_without_torch_the_core_has_threads_of_its_own() -> None:
-    run("""
+def test_without_torch_the_core_has_threads_of_its_own(tmp_path: Path) -> None:
+    run(
+        """
         import sys
         before = threads()
         use_the_core()
         assert "torch" not in sys.modules
         assert threads() == before + 2, (before, threads())
-    """)
+    """,
+        tmp_path,
+    )
 
 
-def test_beside_torch_no_thread_is_added() -> None:
-    run("""
+def test_beside_torch_no_thread_is_added(tmp_path: Path) -> None:
+    run(
+        """
         import torch
         if not any("/torch/lib/libgomp" in line for line in open("/proc/self/maps")):
             raise SystemExit(0)  # this build of torch brings another OpenMP runtime
@@ -69,21 +74,27 @@ def test_beside_torch_no_thread_is_added() -> None:
         use_the_core()
         x.sigmoid()
         assert threads() == before, (before, threads())
-    """)
+    """,
+        tmp_path,
+    )
 
 
-def test_own_threads_are_used_until_torch_comes() -> None:
-    run("""
+def test_own_threads_are_used_until_torch_comes(tmp_path: Path) -> None:
+    run(
+        """
         first = use_the_core()
         import torch
         torch.randn(4_000_000).sigmoid()
         assert np.array_equal(first, use_the_core())  # the same, bit for bit, on either
-    """)
+    """,
+        tmp_path,
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_starts_threads_again() -> None:
-    run("""
+def test_a_forked_process_starts_threads_again(tmp_path: Path) -> None:
+    run(
+        """
         import torch
         torch.randn(4_000_000).sigmoid()
         expected = use_the_core()
@@ -91,4 +102,6 @@ def test_a_forked_process_starts_threads_again() -> None:
         if child == 0:
             os._exit(0 if np.array_equal(expected, use_the_core()) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    """)
+    """,
+        tmp_path,
+    )
