@@ -206,3 +206,11 @@ def test_known_spaces_are_not_derived_again(monkeypatch: pytest.MonkeyPatch) -> 
     found = ccamerge.spaces(models[0], data[0])
     monkeypatch.setattr("ccamerge.collecting.spaces", None)
     assert collect(models, data, found=found, progress=False).found is found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_in_half_precision_may_round_folded_norms(dtype: torch.dtype) -> None:
+    models = [M.randomise(M.vgg11(True, width=2, size=16), s).to(dtype) for s in range(2)]
+    data = [torch.randn(16, 3, 16, 16).to(dtype)]
+    collected = ccamerge.collect(models, data, progress=False)
+    assert collected.samples == 16
