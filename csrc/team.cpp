@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <fstream>
 #include <mutex>
+#include <sstream>
 #include <string>
 
 namespace ccamerge {
@@ -48,14 +50,30 @@ Parallel torch_parallel() {
   return found;
 }
 
-// The runtime's threads do not exist in a forked child, where waiting for them would never end. The
-// loader runs this before anyone can fork on our account.
+// Whether this process was forked and has not executed a program since: the kernel's PF_FORKNOEXEC
+// in the ninth field of /proc/self/stat (see proc(5)). True if that cannot be read.
+bool forked_without_exec() {
+  std::ifstream file("/proc/self/stat");
+  std::string line;
+  std::getline(file, line);
+  const std::size_t end = line.rfind(')');  // of the program's name, which may hold anything
+  if (end == std::string::npos) return true;
+  std::istringstream rest(line.substr(end + 1));
+  std::string skipped;
+  for (int field = 3; field < 9; ++field) rest >> skipped;
+  unsigned long flags = 0;
+  return !(rest >> flags) || (flags & 0x40) != 0;
+}
+
+// The runtime's threads do not exist in a forked child, where waiting for them would never end;
+// whether the parent had any cannot be known, and the child may be the first to load this.
+const bool loaded_in_a_fork = forked_without_exec();
 const pid_t loaded_in = getpid();
 
 }  // namespace
 
 bool run_on_torch_threads(int threads, const std::function<void()>& body) {
-  if (getpid() != loaded_in) return false;
+  if (loaded_in_a_fork || getpid() != loaded_in) return false;
   const Parallel parallel = torch_parallel();
   if (!parallel) return false;
   const auto call = [](void* data) { (*static_cast<const std::function<void()>*>(data))(); };
