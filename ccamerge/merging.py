@@ -181,6 +181,11 @@ def _check(
         if value not in known:
             message = f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}"
             raise ValueError(message)
+    if norm == "paper" and repair == "regression":
+        message = (
+            "repair='regression' needs norm='fold': the paper's norm resets statistics instead"
+        )
+        raise ValueError(message)
     if ridge is not None and gamma is not None:
         message = "give ridge (dimensionless) or gamma (absolute), not both"
         raise ValueError(message)

@@ -11,6 +11,7 @@ et al., ICLR 2023), which fits each operation to its own models' inputs instead.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -27,11 +28,14 @@ from ccamerge.graph.spaces import Spaces
 from ccamerge.moments import Moments
 
 DAMPING = 0.01
-"""``lambda`` over the mean eigenvalue of the inputs' second moment; a tenth or thrice as much was
+"""``lambda`` over the mean eigenvalue of the inputs' moments; a tenth or thrice as much was
 measured to make no difference."""
 
+LARGEST = 8192
+"""Inputs or outputs of an operation up to which it is fitted; moments grow with their square."""
+
 _PATCH_BYTES = 64 << 20
-"""Bound on the patches of a convolution's input that exist at a time."""
+"""Patches of a convolution's input that exist at a time, or one sample's if those are more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +66,9 @@ class Fit:
     def target(self, outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         """The weighted mean of the models' outputs in the reference's features, features last."""
         total = torch.zeros_like(_features_last(self.node, outputs[0]))
+        total = total.to(torch.promote_types(total.dtype, torch.float32))
         for index, (output, share) in enumerate(zip(outputs, weights, strict=True)):
-            features = _features_last(self.node, output)
+            features = _features_last(self.node, output).to(total.dtype)
             for start, size, maps in self.pieces:
                 part = features[..., start : start + size]
                 mapped = part if maps is None else part @ maps[index].to(part.dtype)
@@ -79,8 +84,8 @@ class Fit:
 
 
 def features_dim(node: Node) -> int:
-    """The axis of a linear operation's output that holds its features."""
-    return len(node.shape or ()) - 1 if node.op == "aten.linear" else 1
+    """The axis of a linear operation's or a norm's output that its parameters act on."""
+    return len(node.shape or ()) - 1 if node.op in ("aten.linear", "aten.layer_norm") else 1
 
 
 def fits_of(
@@ -98,21 +103,31 @@ def fits_of(
 
     Notes
     -----
-    Left out are grouped convolutions, padding given by name, and operations with output features
-    whose space is not known.
+    Left out are grouped convolutions, padding given by name, operations on constants or with more
+    than ``LARGEST`` inputs or outputs, and those with output features whose space is not known or
+    with a space on another axis of the output, as in token mixing.
     """
+    nodes = {node.name: node for node in spaces.program.nodes}
+    shapes = {key: spaces.program.shapes[n] for n, key in spaces.program.parameters.items()}
+    readable = {*nodes, *spaces.program.inputs}
     pieces: dict[str, list[tuple[int, int, tuple[Tensor, ...] | None]]] = {}
+    across: set[str] = set()
     for space in (*spaces.spaces, *spaces.fixed):
         found = maps.get(space.name)
         forward = None if found is None else tuple(m.forward for m in found)
-        for tap in space.taps:
-            if tap.kind == "write":
+        for tap in (t for t in space.taps if t.kind == "write"):
+            if tap.dim == features_dim(nodes[tap.node]):
                 pieces.setdefault(tap.node, []).append((tap.start, tap.size, forward))
+            elif found is not None:
+                across.add(tap.node)
     fits = {}
-    for node in spaces.program.nodes:
+    for node in nodes.values():
         if node.op not in LINEAR_OPS or node.name not in absorbers or node.shape is None:
             continue
-        if not isinstance(node.args[0], Ref) or not _plain(node):
+        if not isinstance(node.args[0], Ref) or not _plain(node) or node.name in across:
+            continue
+        outs, *ins = shapes[absorbers[node.name][0]]
+        if node.args[0].name not in readable or max(outs, math.prod(ins)) > LARGEST:
             continue
         own = sorted(pieces.get(node.name, []), key=lambda piece: piece[0])
         if sum(size for _, size, _ in own) != node.shape[features_dim(node)]:
@@ -157,10 +172,13 @@ def fit(
         cross = cross + np.outer(moments.mean(0), mean)
         left += mean @ mean
     damping = DAMPING * second.trace() / ins
-    if not damping > 0 or not left + mean @ mean > 0:  # inputs that do not vary; nothing to mend
-        return Fitted(job.node.name, 1.0)
-    change = scipy.linalg.solve(second + damping * np.eye(ins), cross, assume_a="pos")
     before = left + (mean @ mean if job.bias else 0.0)
+    if not before > 0:  # nothing to mend
+        return Fitted(job.node.name, 1.0)
+    if damping > 0:
+        change = scipy.linalg.solve(second + damping * np.eye(ins), cross, assume_a="pos")
+    else:  # inputs that do not vary tell nothing of the weights
+        change = np.zeros_like(cross)
     after = left - 2 * (change * cross).sum() + (change * (second @ change)).sum()
     state[job.weight] = (weight.double() + torch.from_numpy(change.T).reshape(weight.shape)).to(
         weight.dtype

@@ -210,7 +210,9 @@ def _targets(
     targets = {}
     for name, parts in pieces.items():
         parts.sort(key=lambda part: part[1])
-        node, dim = nodes[name], parts[0][0]
+        node, dim = nodes[name], features_dim(nodes[name])
+        if any(part[0] != dim for part in parts):
+            continue  # its parameters act on another axis than a space of its features
         mean, std = (torch.cat([part[i] for part in parts]) for i in (2, 3))  # type: ignore[misc]
         if node.shape is None or len(mean) != node.shape[dim]:
             continue  # part of the channels is pinned: their scale is not ours to change

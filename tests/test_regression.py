@@ -145,8 +145,11 @@ def test_inputs_that_do_not_vary_leave_the_weights(value: float) -> None:
     x = torch.full((10, 4), value).double()
     job, state = _operation(module, x), _state(module)
     with torch.no_grad():
-        fit(job, state, [x], [module(x)], [torch.randn(10, 2).double()])
-    assert torch.equal(state[job.weight], module.weight.detach())
+        target = torch.randn(10, 2).double()
+        fit(job, state, [x], [module(x)], [target])
+        assert torch.equal(state[job.weight], module.weight.detach())
+        output = job.apply(x, state)
+    torch.testing.assert_close(output.mean(0), target.mean(0))  # the bias still tells
 
 
 @pytest.mark.parametrize("method", ["cca", "permutation"])
@@ -231,3 +234,47 @@ def test_a_shared_layer_is_not_fitted() -> None:
     state = folded_state(result.model, result.spaces)
     assert len(state) == 6
     assert len(result.report.fitted) == 2
+
+
+@pytest.mark.parametrize("repair", ["variance", "regression"])
+@pytest.mark.parametrize("tokens", [6, 12])
+def test_token_mixing_is_left_alone(tokens: int, repair: Any) -> None:
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Linear(5, 12), nn.LayerNorm(12)
+            self.mix1, self.mix2 = nn.Linear(tokens, 20), nn.Linear(20, tokens)
+            self.last = nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            y = torch.nn.functional.gelu(self.mix1(self.norm(x).transpose(1, 2)))
+            return self.last((x + self.mix2(y).transpose(1, 2)).mean(1))
+
+    result = ccamerge.merge(_models(Mixer), _data((tokens, 5)), repair=repair, progress=False)
+    touched = {r.tap for r in result.report.repaired} | {f.tap for f in result.report.fitted}
+    readers = {p.name: p for p in result.spaces.program.nodes if p.name in touched}
+    mixing = {"mix1.weight", "mix2.weight"}
+    keys = {result.spaces.program.parameters.get(r) for n in readers.values() for r in n.refs()}
+    assert not keys & mixing
+
+
+def test_an_operation_on_a_constant_is_not_fitted() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.embed, self.last = nn.Linear(5, 16), nn.Linear(4, 16), nn.Linear(16, 3)
+            self.positions = torch.linspace(0, 1, 24).reshape(6, 4).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.first(x) + self.embed(self.positions)))
+
+    result = ccamerge.merge(_models(Positions), _data((6, 5)), repair="regression", progress=False)
+    assert len(result.report.fitted) == 2
+
+
+def test_large_operations_are_not_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regression, "LARGEST", 12)
+    result = ccamerge.merge(_models(M.MLP), _data((12,)), repair="regression", progress=False)
+    assert not result.report.fitted
+    assert result.report.repaired

@@ -35,9 +35,9 @@ COMMON = """
 """
 
 
-def run(script: str, folder: Path) -> None:
+def run(script: str, folder: Path, preamble: str = COMMON) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(COMMON) + textwrap.dedent(script)],
+        [sys.executable, "-c", textwrap.dedent(preamble) + textwrap.dedent(script)],
         capture_output=True,
         text=True,
         check=False,
@@ -105,3 +105,21 @@ def test_a_forked_process_starts_threads_again(tmp_path: Path) -> None:
     """,
         tmp_path,
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_may_be_the_first_to_use_the_core(tmp_path: Path) -> None:
+    script = """
+        import os, signal, torch
+        torch.set_num_threads(3)
+        torch.randn(4_000_000).sigmoid()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)  # a hang ends the child
+            import numpy as np, ccamerge
+            ccamerge.set_num_threads(3)
+            ccamerge.Moments([96]).update([np.ones((20_000, 96), np.float32)], axis=1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    """
+    run(script, tmp_path, preamble="")
