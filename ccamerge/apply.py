@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -44,13 +44,12 @@ def _matrix(role: Role, feature_map: FeatureMap) -> Tensor:
     return feature_map.forward
 
 
-def _contract(tensor: Tensor, slot: Slot, size: int, matrix: Tensor) -> None:
-    """Multiply, in place, the part of a tensor that a slot names by ``matrix`` (size, size)."""
+def slot_view(tensor: Tensor, slot: Slot, size: int) -> Tensor:
+    """The part of a tensor that a slot names, a view with the space's axis (size,) last."""
     part = tensor if slot.rows is None else tensor[slice(*slot.rows)]
     part = part.narrow(slot.dim, slot.start, slot.outer * size * slot.inner)
     split = part.unflatten(slot.dim, (slot.outer, size, slot.inner))
-    moved = torch.movedim(torch.movedim(split, slot.dim + 1, -1) @ matrix, -1, slot.dim + 1)
-    part.copy_(moved.flatten(slot.dim, slot.dim + 2))
+    return torch.movedim(split, slot.dim + 1, -1)
 
 
 def transform(
@@ -66,7 +65,7 @@ def transform(
     state : parameters of the folded program; not modified
     spaces : the spaces to map
     maps : a map for each of them by name; a space without one is left alone
-    roles : for tests, only slots with these roles are changed
+    roles : only slots with these roles are changed
 
     Returns
     -------
@@ -84,15 +83,17 @@ def transform(
             done.add(place)
             if slot.parameter not in changed:
                 changed[slot.parameter] = state[slot.parameter].to(torch.float64, copy=True)
-            matrix = _matrix(slot.role, maps[space.name])
-            _contract(changed[slot.parameter], slot, space.size, matrix)
+            view = slot_view(changed[slot.parameter], slot, space.size)
+            view.copy_(view @ _matrix(slot.role, maps[space.name]))
     return {**state, **{k: v.to(state[k].dtype) for k, v in changed.items()}}
 
 
-def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+def average(
+    states: Sequence[Mapping[str, Tensor]], weights: Callable[[str], Sequence[float]]
+) -> dict[str, Tensor]:
     """The weighted mean of parameters; what is not floating point comes from the first.
 
-    ``weights`` sum to one. Sums are formed in float64.
+    ``weights`` gives the models' shares for a parameter, summing to one. Sums are in float64.
     """
     first = states[0]
     result = {}
@@ -101,7 +102,7 @@ def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) ->
             result[key] = value.clone()
             continue
         total = torch.zeros_like(value, dtype=torch.float64)
-        for state, weight in zip(states, weights, strict=True):
+        for state, weight in zip(states, weights(key), strict=True):
             total.add_(state[key], alpha=weight)
         result[key] = total.to(value.dtype)
     return result

@@ -7,7 +7,7 @@ import hashlib
 import keyword
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +17,24 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A checkpoint that went into a merge; ``sha256`` tells its exact version."""
+    """A checkpoint that went into a merge; ``sha256`` tells its exact version.
+
+    ``weight`` is its share where no pattern gives another.
+    """
 
     path: str
     sha256: str
     weight: float
 
 
-def sources(config: Config, relative_to: Path) -> list[Source]:
-    """List the merged checkpoints in the configuration's order, with their files' digests."""
+def sources(config: Config, shares: Sequence[float], relative_to: Path) -> list[Source]:
+    """List the merged checkpoints in the configuration's order, with their files' digests.
+
+    ``shares`` are those that the report says, which ``t`` has a part in.
+    """
     return [
         Source(Path(os.path.relpath(path, relative_to)).as_posix(), _sha256(path), weight)
-        for path, weight in zip(config.models, config.weights, strict=True)
+        for path, weight in zip(config.models, shares, strict=True)
     ]
 
 
@@ -76,6 +82,12 @@ def model_card(
     )
     pins = ", ".join(f"{name} {number}" for name, number in versions.items())
     text = config.to_yaml(relative_to)
+    settings = config.settings
+    others = "each other" if settings.mode == "universe" else "the reference's"
+    how = _code(settings.method_words)
+    apart = ""
+    if isinstance(settings.weights, Mapping):
+        apart = " Features and parameters that match a pattern of `weights` below have their own."
     return f"""---
 library_name: pytorch
 tags:
@@ -87,8 +99,8 @@ tags:
 # {len(merged)} networks merged with ccamerge
 
 `model.safetensors` is one network of the same architecture and size as each of those below. Their
-features were aligned to the reference's (method: {config.merge_method}), then their parameters
-averaged with these weights.
+features were aligned with {others} (method: {how}), then their parameters averaged with these
+weights.{apart}
 
 | model | weight | SHA-256 begins |
 |---|---|---|

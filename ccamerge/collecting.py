@@ -26,10 +26,13 @@ from ccamerge.tensorfile import load_tensors, save_tensors
 
 Pairs = Literal["reference", "all"]
 
-KEEP_SAMPLES = 1024
-"""Inputs kept for repair: enough for the variance of a channel, whole batches, at most so many."""
+KEEP_SAMPLES = 2048
+"""Inputs kept for repair, whole batches, at most so many."""
 
-_FORMAT = "ccamerge-moments-1"
+FOLDS = 2
+"""Parts of the data whose moments are kept apart, so that one can judge maps found on the other."""
+
+_FORMAT = "ccamerge-moments-2"
 
 
 def alignment_taps(space: Space) -> list[Tap]:
@@ -52,8 +55,10 @@ class Collected:
 
     Attributes
     ----------
-    moments : for each space and each of its taps, the `Moments` over the models. Taps that only
-        serve repair hold each model's own covariance; the others the crosses that ``pairs`` says.
+    matched : for each space, a `Moments` over the models for each fold of the data, over all
+        taps that are matched as if they were more samples; with the crosses that ``pairs`` says
+    outputs : for each space and each tap whose variance repair restores, a `Moments` with each
+        model's own covariance
     inputs : whole batches of flattened model inputs, kept for repair
     models : number of models
     samples : number of inputs seen
@@ -63,7 +68,8 @@ class Collected:
     found : the models' spaces; derived again from the first model where a file was loaded
     """
 
-    moments: dict[str, dict[str, Moments]]
+    matched: dict[str, list[Moments]]
+    outputs: dict[str, dict[str, Moments]]
     inputs: list[list[Any]]
     models: int
     samples: int
@@ -80,12 +86,11 @@ class Collected:
             self.found = spaces_of_call(model, *pytree.tree_unflatten(self.inputs[0], spec))
         return self.found
 
-    def pooled(self, space: Space) -> Moments:
-        """The moments of a space over all taps that are matched, as if they were more samples."""
-        taps = self.moments[space.name]
-        first, *rest = [taps[t.name] for t in alignment_taps(space)]
-        total = copy.deepcopy(first)
-        for other in rest:
+    def pooled(self, space: Space, without: int | None = None) -> Moments:
+        """The moments of a space over all data, or over all but one fold."""
+        parts = [m for k, m in enumerate(self.matched[space.name]) if k != without]
+        total = copy.deepcopy(parts[0])
+        for other in parts[1:]:
             total.merge(other)
         return total
 
@@ -106,14 +111,19 @@ class Collected:
         chosen = list(models)
         if reference is None:
             reference = chosen.index(self.reference) if self.reference in chosen else 0
-        moments = {
+        matched = {
+            space: [m.subset(chosen, reference) for m in folds]
+            for space, folds in self.matched.items()
+        }
+        outputs = {
             space: {tap: m.subset(chosen, reference) for tap, m in taps.items()}
-            for space, taps in self.moments.items()
+            for space, taps in self.outputs.items()
         }
         prints = [self.fingerprint["models"][i] for i in chosen]
         return dataclasses.replace(
             self,
-            moments=moments,
+            matched=matched,
+            outputs=outputs,
             models=len(chosen),
             reference=reference,
             fingerprint={**self.fingerprint, "models": prints},
@@ -122,10 +132,14 @@ class Collected:
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file, beside and renamed into place."""
         tensors: dict[str, Any] = {}
-        for space, taps in self.moments.items():
+        for space, folds in self.matched.items():
+            for fold, moments in enumerate(folds):
+                for key, value in moments.state_dict().items():
+                    tensors[json.dumps(["matched", space, fold, key])] = value
+        for space, taps in self.outputs.items():
             for tap, moments in taps.items():
                 for key, value in moments.state_dict().items():
-                    tensors[json.dumps(["moments", space, tap, key])] = value
+                    tensors[json.dumps(["outputs", space, tap, key])] = value
         structure = []
         for index, leaves in enumerate(self.inputs):
             row = []
@@ -153,20 +167,24 @@ class Collected:
             message = f"{path}: not a file of collected moments ({metadata.get('format')!r})"
             raise ValueError(message)
         header = json.loads(metadata["header"])
-        states: dict[str, dict[str, dict[str, Any]]] = {}
+        states: dict[str, dict[str, dict[Any, dict[str, Any]]]] = {"matched": {}, "outputs": {}}
         inputs: list[list[Any]] = [list(row) for row in header.pop("inputs")]
         for name, tensor in tensors.items():
             kind, *where = json.loads(name)
             if kind == "inputs":
                 inputs[where[0]][where[1]] = tensor
             else:
-                space, tap, key = where
-                states.setdefault(space, {}).setdefault(tap, {})[key] = tensor.numpy()
-        moments = {
-            space: {tap: Moments.from_state(state) for tap, state in taps.items()}
-            for space, taps in states.items()
+                space, part, key = where
+                states[kind].setdefault(space, {}).setdefault(part, {})[key] = tensor.numpy()
+        matched = {
+            space: [Moments.from_state(state) for _, state in sorted(folds.items())]
+            for space, folds in states["matched"].items()
         }
-        return cls(moments=moments, inputs=inputs, **header)
+        outputs = {
+            space: {tap: Moments.from_state(state) for tap, state in taps.items()}
+            for space, taps in states["outputs"].items()
+        }
+        return cls(matched=matched, outputs=outputs, inputs=inputs, **header)
 
 
 class _Reservoir:
@@ -206,6 +224,7 @@ def collect(
     *,
     reference: int = 0,
     pairs: Pairs = "reference",
+    folds: int = FOLDS,
     found: Spaces | None = None,
     progress: bool = True,
     seed: int = 0,
@@ -220,6 +239,8 @@ def collect(
     data : iterable of batches (see `merge`); read once, labels are never looked at
     reference : the model that cross-covariances are taken with, for ``pairs="reference"``
     pairs : "reference" or "all"; the latter allows any reference or subset later
+    folds : parts of the data, batch by batch in turn, whose moments are kept apart; two or more
+        allow ``ridge="auto"``. They cost memory and no time.
     found : the models' spaces, if known already
     progress : whether to show a progress bar
     seed : of the choice of batches kept for repair
@@ -241,9 +262,12 @@ def collect(
     if not 0 <= reference < len(models):
         message = f"reference must be in 0..{len(models) - 1}, got {reference}"
         raise ValueError(message)
+    if folds < 1:
+        message = f"folds must be at least 1, got {folds}"
+        raise ValueError(message)
     result: Collected | None = None
     reservoir = _Reservoir(KEEP_SAMPLES, seed)
-    watched: dict[str, list[tuple[str, Tap, Moments]]] = {}
+    watched: list[_Watched] = []
     states: list[dict[str, Tensor]] = []
     bar = tqdm(data, desc="collect", unit="batch", disable=not progress)
     for index, batch in enumerate(bar):
@@ -254,11 +278,11 @@ def collect(
                 {key: fast_layout(value) for key, value in folded_state(model, found).items()}
                 for model in models
             ]
-            result, watched = _empty(found, models, pairs, reference)
+            result, watched = _empty(found, models, pairs, reference, folds)
         assert found is not None
         leaves = [fast_layout(x) for x in _checked_leaves(found.program, args, kwargs, index)]
         size = batch_size(args, kwargs)
-        _accumulate(found.program, states, leaves, watched, index)
+        _accumulate(found.program, states, leaves, watched[index % folds], index)
         if index == 0:  # after the moments, which name the space if something is not finite
             check_same_function(models, found, states, args, kwargs)
         reservoir.offer(leaves, size)
@@ -270,28 +294,41 @@ def collect(
     return result
 
 
+_Watched = dict[str, list[tuple[str, Tap, Moments]]]
+"""For a node, what is to be counted of its value."""
+
+
 def _empty(
-    found: Spaces, models: Sequence[nn.Module], pairs: Pairs, reference: int
-) -> tuple[Collected, dict[str, list[tuple[str, Tap, Moments]]]]:
+    found: Spaces, models: Sequence[nn.Module], pairs: Pairs, reference: int, folds: int
+) -> tuple[Collected, list[_Watched]]:
+    """Nothing counted yet, and what to watch in the batches of each fold."""
     count = len(models)
-    moments: dict[str, dict[str, Moments]] = {}
-    watched: dict[str, list[tuple[str, Tap, Moments]]] = {}
+    matched: dict[str, list[Moments]] = {}
+    outputs: dict[str, dict[str, Moments]] = {}
+    watched: list[_Watched] = [{} for _ in range(folds)]
     for space in found.spaces:
-        matched = {t.name for t in alignment_taps(space)}
-        for tap in dict.fromkeys([*alignment_taps(space), *repair_taps(space)]):
-            own = Moments(
-                [space.size] * count,
-                pairs=pairs if tap.name in matched else "none",
-                reference=reference,
-            )
-            moments.setdefault(space.name, {})[tap.name] = own
-            watched.setdefault(tap.node, []).append((space.name, tap, own))
+        sizes = [space.size] * count
+        matched[space.name] = [
+            Moments(sizes, pairs=pairs, reference=reference) for _ in range(folds)
+        ]
+        outputs[space.name] = {
+            tap.name: Moments(sizes, pairs="none", reference=reference)
+            for tap in repair_taps(space)
+        }
+        for fold, moments in zip(watched, matched[space.name], strict=True):
+            for tap in alignment_taps(space):
+                fold.setdefault(tap.node, []).append((space.name, tap, moments))
+            for tap in repair_taps(space):
+                own = outputs[space.name][tap.name]
+                fold.setdefault(tap.node, []).append((space.name, tap, own))
     fingerprint = {
         "program": program_fingerprint(found.program),
         "models": [state_fingerprint(model.state_dict()) for model in models],
     }
     structure = pytree.treespec_dumps(found.program.input_spec)
-    result = Collected(moments, [], count, 0, pairs, reference, structure, fingerprint, found)
+    result = Collected(
+        matched, outputs, [], count, 0, pairs, reference, structure, fingerprint, found
+    )
     return result, watched
 
 
@@ -299,7 +336,7 @@ def _accumulate(
     program: Program,
     states: Sequence[Mapping[str, Tensor]],
     leaves: list[Any],
-    watched: Mapping[str, list[tuple[str, Tap, Moments]]],
+    watched: _Watched,
     index: int,
 ) -> None:
     """Run all models side by side, so that a tap's features live only until they are counted."""
@@ -323,10 +360,17 @@ def thinned(value: Tensor, dim: int) -> Tensor:
 
     Neighbouring pixels are alike, and there are far more of them than features.
     """
-    for axis in range(value.dim()):
-        if axis not in (0, dim) and value.dim() == 4 and value.shape[axis] >= THIN_FROM:
-            value = value[(slice(None),) * axis + (slice(None, None, 2),)]
-    return value
+    return value[thinning(value, dim)]
+
+
+def thinning(value: Tensor, dim: int) -> tuple[slice, ...]:
+    """The index that `thinned` takes of a value with features on axis ``dim``."""
+    return tuple(
+        slice(None, None, 2 if axis not in (0, dim) and size >= THIN_FROM else None)
+        if value.dim() == 4
+        else slice(None)
+        for axis, size in enumerate(value.shape)
+    )
 
 
 def lockstep(

@@ -14,10 +14,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-METHODS = ("cca", "permutation", "procrustes", "average")
-Repair = Literal["variance", "regression", "none"]
-Norm = Literal["fold", "paper"]
+from ccamerge.settings import Settings
+
+METHODS = ("cca", "permutation", "procrustes", "average", "weight_matching", "ot", "zipit")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+METRICS = {"accuracy": "higher", "cross_entropy": "lower"}
+"""Functions of `ccamerge.metrics`, and which values are better."""
+
+Ensemble = Literal["probabilities", "outputs", "none"]
 
 
 class ConfigError(ValueError):
@@ -45,39 +49,9 @@ class Factory:
         Raises
         ------
         ConfigError
-            If there is no such module or name, it cannot be called, or not with these arguments.
+            See `import_function`.
         """
-        module_name, _, attribute = self.path.partition(":")
-        with _current_folder_importable():
-            try:
-                found: Any = importlib.import_module(module_name)
-            except ModuleNotFoundError as error:
-                package = str(error.name)
-                if module_name == package or module_name.startswith(f"{package}."):
-                    self._fail(
-                        f"there is no module {package!r} (searched: installed packages and the "
-                        f"current folder {Path.cwd()})",
-                        error,
-                    )
-                self._fail(f"importing {module_name} failed: {error}", error)
-            except Exception as error:  # the module's own code can raise anything
-                self._fail(f"importing {module_name} failed: {_describe(error)}", error)
-        for name in attribute.split("."):
-            if not hasattr(found, name):
-                owner = getattr(found, "__name__", module_name)
-                self._fail(f"{owner} has no {name!r}" + did_you_mean(name, dir(found)))
-            found = getattr(found, name)
-        if not callable(found):
-            self._fail(f"{self.path} is a {type(found).__name__}, expected a function")
-        try:
-            signature = inspect.signature(found)
-        except (ValueError, TypeError):  # written in C: the call itself will tell
-            return found  # type: ignore[no-any-return]
-        try:
-            signature.bind(**self.arguments)
-        except TypeError as error:
-            self._fail(f"{self.path}{signature} cannot be called so: {error}", error)
-        return found  # type: ignore[no-any-return]
+        return import_function(self.path, self.source, **self.arguments)
 
     def __call__(self) -> Any:
         """Import the function and call it.
@@ -92,32 +66,39 @@ class Factory:
             try:
                 return function(**self.arguments)
             except Exception as error:  # the user's code can raise anything
-                self._fail(f"{self.path} failed: {_describe(error)}", error)
+                _fail(self.source, f"{self.path} failed: {_describe(error)}", error)
 
-    def _fail(self, what: str, cause: BaseException | None = None) -> NoReturn:
-        raise ConfigError([f"{self.source}: {what}" if self.source else what]) from cause
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Labelled batches, and what to measure on them.
+
+    ``metric`` and ``loss`` are names in `METRICS` or "package.module:function" (see
+    `ccamerge.evaluate`); ``better`` are the "higher" or the "lower" values of the metric.
+    ``ensemble`` says what of the models is averaged.
+    """
+
+    data: Factory
+    metric: str = "accuracy"
+    better: str = "higher"
+    loss: str = "cross_entropy"
+    ensemble: Ensemble = "probabilities"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A checked configuration. Paths are absolute, ``weights`` sum to one.
+    """A checked configuration. Paths are absolute, weights that are not by patterns sum to one.
 
     ``reference`` is the index of ``base_model`` among ``models``. ``dtype`` None keeps the models'.
     """
 
     source: Path
-    merge_method: str
     models: tuple[Path, ...]
-    weights: tuple[float, ...]
     reference: int
     architecture: Factory
+    settings: Settings = Settings()  # noqa: RUF009 it is frozen
     data: Factory | None = None
-    evaluation: Factory | None = None
-    ridge: float | None = None
-    gamma: float | None = None
-    repair: Repair = "variance"
-    norm: Norm = "fold"
-    seed: int = 0
+    evaluation: Evaluation | None = None
     moments: Path | None = None
     dtype: str | None = None
     lines: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False, repr=False)
@@ -138,31 +119,36 @@ class Config:
         def shown(path: Path) -> str:
             return Path(os.path.relpath(path, folder)).as_posix()
 
+        def plain(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {k: plain(v) for k, v in value.items()}
+            return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
         def factory(value: Factory) -> dict[str, Any]:
-            arguments = {"arguments": dict(value.arguments)} if value.arguments else {}
+            arguments = {"arguments": plain(value.arguments)} if value.arguments else {}
             return {"factory": value.path, **arguments}
 
+        settings = {name: plain(value) for name, value in vars(self.settings).items()}
+        method, weights = settings.pop("method"), settings.pop("weights")
+        models: list[dict[str, Any]] = [{"model": shown(path)} for path in self.models]
+        if isinstance(weights, dict):
+            settings["weights"] = weights
+        else:
+            for entry, weight in zip(models, weights or [], strict=False):
+                entry["parameters"] = {"weight": weight}
         content: dict[str, Any] = {
-            "merge_method": self.merge_method,
+            "merge_method": method,
             "base_model": shown(self.models[self.reference]),
-            "models": [
-                {"model": shown(path), "parameters": {"weight": weight}}
-                for path, weight in zip(self.models, self.weights, strict=True)
-            ],
+            "models": models,
             "architecture": factory(self.architecture),
         }
         if self.data is not None:
             content["data"] = factory(self.data)
         if self.evaluation is not None:
-            content["evaluation"] = factory(self.evaluation)
-        parameters = {
-            "ridge": self.ridge,
-            "gamma": self.gamma,
-            "repair": self.repair,
-            "norm": self.norm,
-            "seed": self.seed,
-        }
-        content["parameters"] = {k: v for k, v in parameters.items() if v is not None}
+            usual = Evaluation(self.evaluation.data)
+            others = {k: v for k, v in vars(self.evaluation).items() if v != getattr(usual, k)}
+            content["evaluation"] = {**factory(self.evaluation.data), **others}
+        content["parameters"] = {k: v for k, v in settings.items() if v is not None}
         if self.moments is not None:
             content["moments"] = shown(self.moments)
         if self.dtype is not None:
@@ -206,6 +192,57 @@ def parse_value(text: str) -> Any:
 
 
 FACTORY_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def import_function(path: str, source: str, /, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+    """Import "package.module:name" and check that it takes the arguments, without calling it.
+
+    Parameters
+    ----------
+    path : of the function; modules in the current folder are found, too
+    source : with which messages begin, such as "merge.yml:9: data"
+    args, kwargs : that it will be called with; only how many and their names matter
+
+    Raises
+    ------
+    ConfigError
+        If there is no such module or name, it cannot be called, or not with these arguments.
+    """
+    module_name, _, attribute = path.partition(":")
+    with _current_folder_importable():
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            package = str(error.name)
+            if module_name == package or module_name.startswith(f"{package}."):
+                what = (
+                    f"there is no module {package!r} (searched: installed packages and the "
+                    f"current folder {Path.cwd()})"
+                )
+                _fail(source, what, error)
+            _fail(source, f"importing {module_name} failed: {error}", error)
+        except Exception as error:  # the module's own code can raise anything
+            _fail(source, f"importing {module_name} failed: {_describe(error)}", error)
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            owner = getattr(found, "__name__", module_name)
+            _fail(source, f"{owner} has no {name!r}" + did_you_mean(name, dir(found)))
+        found = getattr(found, name)
+    if not callable(found):
+        _fail(source, f"{path} is a {type(found).__name__}, expected a function")
+    try:
+        signature = inspect.signature(found)
+    except (ValueError, TypeError):  # written in C: the call itself will tell
+        return found  # type: ignore[no-any-return]
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        _fail(source, f"{path}{signature} cannot be called so: {error}", error)
+    return found  # type: ignore[no-any-return]
+
+
+def _fail(source: str, what: str, cause: BaseException | None = None) -> NoReturn:
+    raise ConfigError([f"{source}: {what}" if source else what]) from cause
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,22 +12,23 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ccamerge.aligning import DEFAULT_METHOD, Aligned, MethodChoice, align, pairs_needed
 from ccamerge.apply import FeatureMap, average, transform
 from ccamerge.collecting import Collected, collect, program_fingerprint, state_fingerprint
-from ccamerge.graph.spaces import Group, Space, Spaces
+from ccamerge.graph.spaces import Space, Spaces
 from ccamerge.graph.states import folded_state, same_architecture
-from ccamerge.methods import METHODS, AlignmentProblem, Solution
+from ccamerge.methods import Mode
 from ccamerge.paper import reset_statistics, unfolded_spaces
 from ccamerge.repair import RepairResult, repair_merged
 from ccamerge.report import Report, SpaceReport
+from ccamerge.ridges import RidgeChoice, check_regularisers
+from ccamerge.shares import Weights, check_weights, shares_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Repair = Literal["variance", "regression", "none"]
 Norm = Literal["fold", "paper"]
-
-DEFAULT_RIDGE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,31 +38,41 @@ class MergeResult:
     Attributes
     ----------
     model : the merged network, in evaluation mode
-    maps : for each space, each model's map to the reference
+    aligned : the feature maps and how they were found; pass it as ``aligned=`` to merge again with
+        other weights, ``t`` or repair
     spaces : the feature spaces that were aligned
     moments : the collected statistics; pass them as ``moments=`` to merge again without data
     report : what happened, as numbers and as text
     """
 
     model: nn.Module
-    maps: dict[str, list[FeatureMap]]
+    aligned: Aligned
     spaces: Spaces
     moments: Collected
     report: Report
+
+    @property
+    def maps(self) -> dict[str, list[FeatureMap]]:
+        """For each space, each model's map to the reference."""
+        return self.aligned.maps
 
 
 def merge(
     models: Sequence[nn.Module],
     data: Iterable[Any] | None = None,
     *,
-    method: str = "cca",
-    ridge: float | None = None,
+    method: MethodChoice = DEFAULT_METHOD,
+    options: Mapping[str, Any] | None = None,
+    mode: Mode = "reference",
+    ridge: RidgeChoice | None = None,
     gamma: float | None = None,
     reference: int = 0,
-    weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
+    t: float | None = None,
     repair: Repair = "variance",
     norm: Norm = "fold",
     moments: Collected | None = None,
+    aligned: Aligned | None = None,
     progress: bool = True,
     seed: int = 0,
 ) -> MergeResult:
@@ -74,17 +84,27 @@ def merge(
     data : iterable of calibration batches, read once: tensors; tuples or lists whose first item is
         the input; or dicts of keyword inputs. Labels are never looked at. Not needed with
         ``moments``.
-    method : "cca", "permutation", "procrustes", "average", or one that was registered
-    ridge : dimensionless regulariser of CCA, ``gamma = ridge * trace(S) / d``; default 0.3
+    method : a name in `METHODS`, or names by patterns over the spaces' names, such as
+        ``{"layer1*": "permutation"}``; the first that matches counts, other spaces get "cca".
+        "average" leaves a space as it is.
+    options : keyword parameters of the methods, such as ``{"alpha": 0.3}`` for "zipit"
+    mode : "reference" aligns each model with the reference; "universe" all models with each other,
+        so that maps compose
+    ridge : dimensionless regulariser of CCA, ``gamma = ridge * trace(S) / d``; default 0.3. "auto"
+        chooses one for each space from held-out data; a dict gives them by patterns.
     gamma : absolute regulariser, as in the paper; instead of ``ridge``
     reference : the model whose features the others are mapped to
-    weights : of the models in the average, normalised to sum to one; default equal
+    weights : of the models in the average, normalised to sum to one; default equal. A dict gives
+        lists by patterns over the names of spaces, and of parameters that write none:
+        ``{"layer3*": [1, 0]}`` keeps the first model's.
+    t : merge between the reference (0) and the mean of the others (1), instead of equal weights
     repair : "variance" restores each channel's mean and variance (REPAIR); "regression" fits each
         linear operation to the mean of the aligned models' outputs, on the kept inputs, which takes
         longer and gives better networks; "none" does neither
     norm : "fold" folds BatchNorm into the operation before it and puts it back after; "paper" maps
         gamma and beta and resets the statistics, as the published code does
     moments : the ``moments`` of an earlier result or of `collect`: no data is read
+    aligned : the ``aligned`` of an earlier result: nothing is solved
     progress : whether to show a progress bar
     seed : of the choice of inputs kept for repair
 
@@ -101,54 +121,80 @@ def merge(
         If a space cannot be aligned with this ridge; the message names it and the cure.
     """
     models = same_architecture(models)
-    _check(method, ridge, gamma, reference, repair, norm, len(models))
-    shares = _shares(weights, len(models))
+    _check(repair, norm, mode, reference, len(models))
+    check_regularisers(ridge, gamma)
+    check_weights(weights, len(models))
+    pairs = pairs_needed(method, mode)
     watch = _Stopwatch()
     with watch("collect"):
-        collected, found = _statistics(models, data, moments, reference, progress, seed)
-    if ridge is None and gamma is None:
-        ridge = DEFAULT_RIDGE
+        if moments is None:
+            if data is None:
+                message = "data is needed: pass calibration batches, or moments of an earlier merge"
+                raise ValueError(message)
+            moments = collect(
+                models, data, reference=reference, pairs=pairs, progress=progress, seed=seed
+            )
+        else:
+            _check_moments(moments, models, reference, pairs)
+        found = moments.spaces_of(models[0])
+    shares = shares_of(weights, t, len(models), reference, found)
     with watch("solve"):
-        solutions = _align(found, collected, method, ridge, gamma, reference, len(models))
-    maps = {name: [s.feature_map for s in row] for name, row in solutions.items()}
+        states = [folded_state(model, found) for model in models]
+        if aligned is None:
+            aligned = align(
+                found,
+                moments,
+                states,
+                method=method,
+                options=options,
+                mode=mode,
+                ridge=ridge,
+                gamma=gamma,
+                reference=reference,
+            )
+        elif aligned.reference != reference or set(aligned.solutions) != {s.name for s in found}:
+            message = f"aligned is of other spaces, or of reference {aligned.reference}"
+            raise ValueError(message)
+    maps = aligned.maps
     repaired = RepairResult()
     with watch("apply"):
         applied = unfolded_spaces(found) if norm == "paper" else found
-        states = [folded_state(model, applied) for model in models]
+        unmapped = [folded_state(m, applied) for m in models] if norm == "paper" else states
         mapped = [
             transform(state, applied.spaces, {n: row[i] for n, row in maps.items()})
-            for i, state in enumerate(states)
+            for i, state in enumerate(unmapped)
         ]
         order = [reference, *(i for i in range(len(models)) if i != reference)]
-        merged = average([mapped[i] for i in order], [shares[i] for i in order])
+        merged = average(
+            [mapped[i] for i in order], lambda key: [shares.of_parameter(key)[i] for i in order]
+        )
     with watch("repair"):
         if norm == "paper":
-            reset_statistics(merged, applied.program, collected.inputs)
+            reset_statistics(merged, applied.program, moments.inputs)
         elif repair != "none":
             teachers = states if repair == "regression" else []
-            repaired = repair_merged(merged, found, collected, maps, shares, teachers)
+            repaired = repair_merged(merged, found, moments, maps, shares, teachers)
     result = copy.deepcopy(models[reference]).eval()
     result.zero_grad(set_to_none=True)  # a trained reference may still carry its last gradients
     load_merged(result, merged, applied, repaired.statistics)
     report = Report(
-        method=method,
-        ridge=ridge,
+        method=method if isinstance(method, str) else dict(method),
+        options=dict(options or {}),
+        mode=aligned.mode,
         gamma=gamma,
         reference=reference,
-        weights=shares,
+        weights=list(shares.default),
         repair=repair if norm == "fold" else "none",
         norm=norm,
-        samples=collected.samples,
+        samples=moments.samples,
         seconds=watch.seconds,
-        spaces=[
-            _space_report(space, method, solutions[space.name], reference) for space in found.spaces
-        ],
+        spaces=[_space_report(space, aligned) for space in found.spaces],
         repaired=repaired.repaired,
         fitted=repaired.fitted,
         fixed={space.name: list(space.notes) for space in found.fixed},
         pinned={f"{key} axis {dim}": why for (key, dim), why in found.pinned.items()},
     )
-    return MergeResult(result, maps, found, collected, report)
+    return MergeResult(result, aligned, found, moments, report)
 
 
 class _Stopwatch:
@@ -164,19 +210,11 @@ class _Stopwatch:
         self.seconds[stage] = time.perf_counter() - start
 
 
-def _check(
-    method: str,
-    ridge: float | None,
-    gamma: float | None,
-    reference: int,
-    repair: str,
-    norm: str,
-    count: int,
-) -> None:
+def _check(repair: str, norm: str, mode: str, reference: int, count: int) -> None:
     for name, value, known in (
-        ("method", method, tuple(METHODS)),
+        ("mode", mode, get_args(Mode)),
         ("repair", repair, get_args(Repair)),
-        ("norm", norm, ("fold", "paper")),
+        ("norm", norm, get_args(Norm)),
     ):
         if value not in known:
             message = f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}"
@@ -186,98 +224,35 @@ def _check(
             "repair='regression' needs norm='fold': the paper's norm resets statistics instead"
         )
         raise ValueError(message)
-    if ridge is not None and gamma is not None:
-        message = "give ridge (dimensionless) or gamma (absolute), not both"
-        raise ValueError(message)
-    for name, number in (("ridge", ridge), ("gamma", gamma)):
-        if number is not None and not (math.isfinite(number) and number >= 0):
-            message = f"{name} must be a finite number >= 0, got {number}"
-            raise ValueError(message)
     if not 0 <= reference < count:
         message = f"reference must be in 0..{count - 1}, got {reference}"
         raise ValueError(message)
 
 
-def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
-    values = [1.0] * count if weights is None else [float(w) for w in weights]
-    if len(values) != count:
-        message = f"weights must hold one number a model ({count}), got {len(values)}"
+def _check_moments(
+    collected: Collected, models: Sequence[nn.Module], reference: int, pairs: str
+) -> None:
+    """Raise ValueError unless the statistics are of these models and suffice."""
+    if collected.models != len(models):
+        message = f"moments are of {collected.models} models, but {len(models)} were given"
         raise ValueError(message)
-    if not all(math.isfinite(w) and w >= 0 for w in values) or sum(values) <= 0:
-        message = f"weights must be finite, not negative and not all zero, got {values}"
+    if collected.pairs != "all" and collected.reference != reference:
+        message = (
+            f"moments were collected with reference {collected.reference}, not {reference}; "
+            "collect with pairs='all' to be free in the choice"
+        )
         raise ValueError(message)
-    return [w / sum(values) for w in values]
-
-
-def _statistics(
-    models: Sequence[nn.Module],
-    data: Iterable[Any] | None,
-    moments: Collected | None,
-    reference: int,
-    progress: bool,
-    seed: int,
-) -> tuple[Collected, Spaces]:
-    if moments is None:
-        if data is None:
-            message = "data is needed: pass calibration batches, or moments of an earlier merge"
+    if pairs == "all" and collected.pairs != "all" and len(models) > 2:
+        message = "this mode or method needs moments of all pairs; collect with pairs='all'"
+        raise ValueError(message)
+    for index, model in enumerate(models):
+        if state_fingerprint(model.state_dict()) != collected.fingerprint["models"][index]:
+            message = f"moments belong to other parameters than those of models[{index}]"
             raise ValueError(message)
-        collected = collect(models, data, reference=reference, progress=progress, seed=seed)
-    else:
-        collected = moments
-        if collected.models != len(models):
-            message = f"moments are of {collected.models} models, but {len(models)} were given"
-            raise ValueError(message)
-        if collected.pairs != "all" and collected.reference != reference:
-            message = (
-                f"moments were collected with reference {collected.reference}, not {reference}; "
-                "collect with pairs='all' to be free in the choice"
-            )
-            raise ValueError(message)
-    found = collected.spaces_of(models[0])
-    if moments is not None:
-        for index, model in enumerate(models):
-            if state_fingerprint(model.state_dict()) != collected.fingerprint["models"][index]:
-                message = f"moments belong to other parameters than those of models[{index}]"
-                raise ValueError(message)
-        if program_fingerprint(found.program) != collected.fingerprint["program"]:
-            message = "moments belong to another architecture than that of models[0]"
-            raise ValueError(message)
-    return collected, found
-
-
-def _align(
-    found: Spaces,
-    collected: Collected,
-    method: str,
-    ridge: float | None,
-    gamma: float | None,
-    reference: int,
-    count: int,
-) -> dict[str, list[Solution]]:
-    """Maps of every model in every space, each method's problems solved in one call."""
-    batches: dict[str, list[tuple[Space, int, AlignmentProblem]]] = {}
-    for space in found.spaces:
-        pooled = collected.pooled(space)
-        kind = _method_of(space, method)
-        own = pooled.cov(reference)
-        for index in range(count):
-            if index != reference:
-                problem = AlignmentProblem(
-                    f"space {space.name!r}, models[{index}]",
-                    own,
-                    pooled.cov(index),
-                    pooled.cov(reference, index),
-                )
-                batches.setdefault(kind, []).append((space, index, problem))
-    solutions = {
-        space.name: [Solution(FeatureMap.identity(space.size)) for _ in range(count)]
-        for space in found.spaces
-    }
-    for kind, batch in batches.items():
-        solved = METHODS[kind]([p for _, _, p in batch], ridge=ridge, gamma=gamma)
-        for (space, index, _), solution in zip(batch, solved, strict=True):
-            solutions[space.name][index] = solution
-    return solutions
+    program = collected.spaces_of(models[0]).program
+    if program_fingerprint(program) != collected.fingerprint["program"]:
+        message = "moments belong to another architecture than that of models[0]"
+        raise ValueError(message)
 
 
 def load_merged(
@@ -305,21 +280,13 @@ def load_merged(
                 targets[key].copy_(state[key])
 
 
-def _method_of(space: Space, method: str) -> str:
-    """The method asked for, or permutation where parameters can carry nothing more general."""
-    if space.group is Group.PERMUTATION and method != "average":
-        return "permutation"
-    return method
-
-
-def _space_report(
-    space: Space, method: str, solutions: Sequence[Solution], reference: int
-) -> SpaceReport:
-    others = [s for i, s in enumerate(solutions) if i != reference]
+def _space_report(space: Space, aligned: Aligned) -> SpaceReport:
+    others = [s for i, s in enumerate(aligned.solutions[space.name]) if i != aligned.reference]
     return SpaceReport(
         name=space.name,
         size=space.size,
-        method=_method_of(space, method),
+        method=aligned.methods[space.name],
+        ridge=aligned.ridges[space.name],
         exact=space.exact,
         notes=list(space.notes),
         correlations=[

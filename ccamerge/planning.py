@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from ccamerge.collecting import Pairs, alignment_taps, repair_taps
-from ccamerge.graph.spaces import Spaces
+from ccamerge.collecting import FOLDS, Pairs, alignment_taps, repair_taps
+from ccamerge.graph.spaces import Space, Spaces, Tap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +19,17 @@ class Plan:
     spaces: Spaces
     models: int
     pairs: Pairs
+    folds: int
     moments_bytes: int
     flops: int
 
     def __str__(self) -> str:
+        size = f"{self.moments_bytes / 2**20:.1f} MiB (folds: {self.folds})"
         lines = [
             str(self.spaces),
             "",
             f"{self.models} models, {len(self.spaces)} spaces, pairs: {self.pairs}",
-            f"moments: {self.moments_bytes / 2**20:.1f} MiB, {self.flops / 1e6:.1f} Mflop a sample",
+            f"moments: {size}, {self.flops / 1e6:.1f} Mflop a sample",
         ]
         if self.spaces.pinned:
             lines.append("pinned axes (kept in their basis):")
@@ -39,33 +41,40 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(spaces: Spaces, models: int, pairs: Pairs = "reference") -> Plan:
+def plan(spaces: Spaces, models: int, pairs: Pairs = "reference", folds: int = FOLDS) -> Plan:
     """Memory and arithmetic that the moments of ``models`` models need.
 
     Raises
     ------
     ValueError
-        For fewer than two models, or unknown ``pairs``.
+        For fewer than two models, unknown ``pairs`` or no fold.
     """
     if models < 2:
         message = f"models must be at least 2, got {models}"
         raise ValueError(message)
-    nodes = {node.name: node for node in spaces.program.nodes}
     if pairs not in ("reference", "all"):
         message = f"pairs must be 'reference' or 'all', got {pairs!r}"
         raise ValueError(message)
+    if folds < 1:
+        message = f"folds must be at least 1, got {folds}"
+        raise ValueError(message)
+    nodes = {node.name: node for node in spaces.program.nodes}
     batch = next((s[0] for n, s in spaces.program.shapes.items() if n in spaces.program.inputs), 1)
     crosses = models - 1 if pairs == "reference" else models * (models - 1) // 2
     size = flops = 0
+
+    def products(space: Space, tap: Tap) -> int:
+        """Multiply-adds of one covariance block of a tap."""
+        rows = 1
+        for dim, length in enumerate(nodes[tap.node].shape or (1,)):
+            rows *= length if dim != tap.dim else 1
+        return rows * space.size**2 // batch
+
     for space in spaces.spaces:
-        matched = set(alignment_taps(space))
-        for tap in dict.fromkeys([*alignment_taps(space), *repair_taps(space)]):
-            blocks = models + (crosses if tap in matched else 0)
-            size += 8 * (blocks * space.size**2 + models * space.size)
-            shape = nodes[tap.node].shape or (1,)
-            rows = 1
-            for dim, length in enumerate(shape):
-                rows *= length if dim != tap.dim else 1
-            products = models + 2 * (crosses if tap in matched else 0)
-            flops += products * rows * space.size**2 // batch
-    return Plan(spaces, models, pairs, size, flops)
+        square, vectors = 8 * space.size**2, 8 * models * space.size
+        matched, own = alignment_taps(space), repair_taps(space)
+        size += folds * ((models + crosses) * square + vectors)
+        size += len(own) * (models * square + vectors)
+        flops += sum((models + 2 * crosses) * products(space, tap) for tap in matched)
+        flops += sum(models * products(space, tap) for tap in own)
+    return Plan(spaces, models, pairs, folds, size, flops)

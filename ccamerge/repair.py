@@ -24,9 +24,10 @@ from ccamerge.graph.program import Node, Program, Ref
 from ccamerge.graph.spaces import Spaces
 from ccamerge.graph.states import fast_layout
 from ccamerge.moments import Moments
-from ccamerge.regression import Fitted, features_dim, fit, fits_of
+from ccamerge.regression import Fit, Fitted, Sample, features_dim, fit, fits_of
+from ccamerge.shares import Shares
 
-WALK_BYTES = 1 << 30
+WALK_BYTES = 2 << 30
 """Bound on the live activations of the walk; fewer of the kept inputs are used beyond it."""
 
 _FLOOR = 1e-6
@@ -72,7 +73,7 @@ def repair_merged(
     spaces: Spaces,
     collected: Collected,
     maps: Mapping[str, Sequence[FeatureMap]],
-    weights: Sequence[float],
+    shares: Shares,
     teachers: Sequence[Mapping[str, Tensor]] = (),
 ) -> RepairResult:
     """Repair a merged network in place, walking it once over the kept inputs.
@@ -82,12 +83,12 @@ def repair_merged(
     state : parameters of the folded program, averaged; changed in place
     spaces, collected : of the models that were merged
     maps : for each space, each model's map
-    weights : of the models, summing to one
+    shares : of the models
     teachers : parameters of the models, if linear operations are to be fitted to them (see
         `ccamerge.regression`); what cannot be fitted, and everything without them, gets its
         variance restored
     """
-    targets = _targets(spaces, collected, maps, weights)
+    targets = _targets(spaces, collected, maps, shares)
     program = spaces.program
     usage = _usage(program)
     absorbers = {
@@ -96,14 +97,14 @@ def repair_merged(
         for scaled, shifted in [_absorbers(n, program, usage)]
         if scaled
     }
-    fits = fits_of(spaces, maps, absorbers) if teachers else {}
+    fits = fits_of(spaces, maps, shares, absorbers) if teachers else {}
     batches = walked_inputs(program, collected.inputs, 1 + len(teachers))
     count = len(batches)
     result = RepairResult()
-    # What fits still to come read, in the merged network.
-    waiting = Counter(job.source for job in fits.values())
-    sources: dict[str, list[Tensor]] = {
-        name: [leaves[position] for leaves in batches]
+    # What fits still to come read, in all networks.
+    waiting = Counter(name for job in fits.values() for name in (job.source, job.added) if name)
+    held: dict[str, list[Tensor]] = {
+        name: [leaves[position] for leaves in batches] * (1 + len(teachers))
         for position, name in enumerate(program.inputs)
     }
     with torch.inference_mode():
@@ -119,22 +120,39 @@ def repair_merged(
             replies, values = None, every[:count]
             if name in fits:
                 job = fits[name]
-                wanted = [
-                    job.target(every[count + batch :: count], weights) for batch in range(count)
-                ]
-                result.fitted.append(fit(job, state, sources[job.source], values, wanted))
-                values = [job.apply(x, state) for x in sources[job.source]]
+                inputs = held[job.source][:count]
+                result.fitted.append(fit(job, state, _samples(job, every, held, count)))
+                values = [job.apply(x, state) for x in inputs]
                 mean, std = channel_statistics(values, features_dim(job.node))
                 result.statistics[name] = (mean, std**2)
                 replies = [*values, *every[count:]]
-                waiting[job.source] -= 1
-                if not waiting[job.source]:
-                    del sources[job.source]
+                for read in (job.source, job.added):
+                    if read:
+                        waiting[read] -= 1
+                        if not waiting[read]:
+                            del held[read]
             elif name in targets:
                 values = _restore(name, targets[name], state, values, result)
                 replies = [*values, *every[count:]]
             if waiting[name]:
-                sources[name] = values
+                held[name] = every if replies is None else replies
+
+
+def _samples(
+    job: Fit, every: Sequence[Tensor], held: Mapping[str, Sequence[Tensor]], count: int
+) -> list[Sample]:
+    """What a fit needs of each batch; lists hold the merged network's, then each model's."""
+    added = held[job.added] if job.added else None
+    return [
+        Sample(
+            held[job.source][batch],
+            every[batch],
+            every[count + batch :: count],
+            None if added is None else added[batch],
+            None if added is None else added[count + batch :: count],
+        )
+        for batch in range(count)
+    ]
 
 
 def _restore(
@@ -188,18 +206,18 @@ def _targets(
     spaces: Spaces,
     collected: Collected,
     maps: Mapping[str, Sequence[FeatureMap]],
-    weights: Sequence[float],
+    shares: Shares,
 ) -> dict[str, _Target]:
     nodes = {node.name: node for node in spaces.program.nodes}
     usage = _usage(spaces.program)
     pieces: dict[str, list[tuple[int, int, Tensor, Tensor]]] = {}
     for space in spaces.spaces:
         for tap in repair_taps(space):
-            moments = collected.moments[space.name][tap.name]
+            moments = collected.outputs[space.name][tap.name]
             mean = torch.zeros(space.size, dtype=torch.float64)
             std = torch.zeros(space.size, dtype=torch.float64)
             for index, (feature_map, weight) in enumerate(
-                zip(maps[space.name], weights, strict=True)
+                zip(maps[space.name], shares.of_space(space.name), strict=True)
             ):
                 forward = feature_map.forward
                 covariance = torch.from_numpy(moments.cov(index))

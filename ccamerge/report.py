@@ -22,6 +22,7 @@ class SpaceReport:
     name: str
     size: int
     method: str
+    ridge: float | None
     exact: str
     notes: list[str]
     correlations: list[list[float]]
@@ -44,8 +45,9 @@ class SpaceReport:
 class Report:
     """Settings, stages, spaces and repair of one merge. ``str`` is a table for a terminal."""
 
-    method: str
-    ridge: float | None
+    method: str | dict[str, str]
+    options: dict[str, Any]
+    mode: str
     gamma: float | None
     reference: int
     weights: list[float]
@@ -63,12 +65,21 @@ class Report:
         """Everything as plain lists, dicts, numbers and strings."""
         return dataclasses.asdict(self)
 
+    def _method(self) -> str:
+        names = dict.fromkeys(s.method for s in self.spaces)
+        return self.method if isinstance(self.method, str) else " and ".join(names)
+
+    def _ridge(self) -> str:
+        if self.gamma is not None:
+            return f"gamma {self.gamma:g}"
+        values = sorted({s.ridge for s in self.spaces if s.ridge is not None})
+        return "ridge " + " to ".join(f"{v:g}" for v in dict.fromkeys(values[:1] + values[-1:]))
+
     def _settings(self) -> str:
-        ridge = f"gamma {self.gamma:g}" if self.gamma is not None else f"ridge {self.ridge:g}"
         return (
-            f"{len(self.weights)} models, method {self.method}, {ridge}, "
-            f"reference {self.reference}, norm {self.norm}, repair {self.repair}, "
-            f"{self.samples} samples"
+            f"{len(self.weights)} models, method {self._method()}, {self._ridge()}, "
+            f"mode {self.mode}, reference {self.reference}, norm {self.norm}, "
+            f"repair {self.repair}, {self.samples} samples"
         )
 
     def _rows(self) -> list[tuple[str, ...]]:

@@ -126,7 +126,7 @@ def test_permutation_takes_own_features_in_order() -> None:
 
 def test_average() -> None:
     states = [{"w": torch.full((2,), v), "n": torch.tensor(i)} for i, v in enumerate([1.0, 4.0])]
-    out = average(states, [0.75, 0.25])
+    out = average(states, lambda key: [0.75, 0.25])
     assert torch.equal(out["w"], torch.full((2,), 1.75))
     assert out["w"].dtype is torch.float32
     assert out["n"] == 0  # counters come from the first
@@ -136,4 +136,6 @@ def test_average() -> None:
 def test_average_sums_in_double() -> None:
     """In float32, 1 + 1e-8 - 1 is 0."""
     states = [{"w": torch.tensor([v])} for v in (1.0, 1e-8, -1.0)]
-    torch.testing.assert_close(average(states, [1.0, 1.0, 1.0])["w"], torch.tensor([1e-8]))
+    torch.testing.assert_close(
+        average(states, lambda key: [1.0, 1.0, 1.0])["w"], torch.tensor([1e-8])
+    )

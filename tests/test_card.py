@@ -37,7 +37,8 @@ def config(tmp_path):
 
 
 def card(config, folder, report="| a table |"):
-    return model_card(config, sources(config, folder), report, {"ccamerge": "1.2"}, folder)
+    merged = sources(config, (0.75, 0.25), folder)
+    return model_card(config, merged, report, {"ccamerge": "1.2"}, folder)
 
 
 def block(text, language):
@@ -47,7 +48,7 @@ def block(text, language):
 
 
 def test_sources(config, tmp_path):
-    first, second = sources(config, tmp_path / "out")
+    first, second = sources(config, (0.75, 0.25), tmp_path / "out")
     assert (first.path, first.weight) == ("../runs/a.safetensors", 0.75)
     assert first.sha256 == hashlib.sha256(b"first").hexdigest()
     assert (second.path, second.weight) == ("../runs/b|`x`.pt", 0.25)
@@ -58,11 +59,23 @@ def test_what_the_card_holds(config, tmp_path):
     header = yaml.safe_load(text.split("---")[1])
     assert "model-merging" in header["tags"]
     assert "# 2 networks merged with ccamerge" in text
-    assert "permutation" in text
+    assert "aligned with the reference's (method: `permutation`)" in text
+    assert "of their own" not in text
     assert "| a table |" in text
     assert text.rstrip().endswith("Made with ccamerge 1.2.")
     digest = hashlib.sha256(b"second").hexdigest()
     assert f"| `` ../runs/b\\|`x`.pt `` (reference) | 0.25 | `{digest[:16]}` |" in text
+
+
+def test_card_of_settings_by_patterns(config, tmp_path):
+    text = CONFIG.replace(", parameters: {weight: 3}", "").replace(", parameters: {weight: 1}", "")
+    text = text.replace("permutation", '{"layer|1*": permutation, "*": cca}')
+    extra = '{seed: 1, mode: universe, weights: {"0*": [1, 0]}}'
+    (tmp_path / "merge.yml").write_text(text.replace("{seed: 1}", extra))
+    text = card(load_config(tmp_path / "merge.yml"), tmp_path)
+    assert "aligned with each other (method: `layer\\|1*: permutation, *: cca`)" in text
+    assert "match a pattern of `weights` below have their own." in text
+    assert yaml.safe_load(block(text, "yaml"))["parameters"]["weights"] == {"0*": [1.0, 0.0]}
 
 
 def test_configuration_in_the_card_is_the_configuration(config, tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from torch import nn
 import ccamerge
 from ccamerge.checkpoints import load_into, load_state, save_state
 from ccamerge.cli import build_parser, main
+from ccamerge.ridges import ridges_of
 
 MODULE = '''\
 """A user's module: a small BatchNorm network and batches of four blobs in eight dimensions."""
@@ -63,6 +65,24 @@ class Random:
 
 
 def wrong(): return 3
+def no_method(alignment): return {}
+def swap(alignment, *, first=0):
+    """Not to be called before it is decorated: see the end."""
+    from ccamerge.apply import FeatureMap
+    from ccamerge.methods import Solution
+
+    found = {}
+    for space in alignment.spaces:
+        order = list(range(space.size))
+        order[first], order[-1] = order[-1], order[first]
+        own = [Solution(FeatureMap.permutation(order)) for _ in alignment.states]
+        own[alignment.reference] = Solution(FeatureMap.identity(space.size))
+        found[space.name] = own
+    return found
+
+
+from ccamerge.methods import register
+swap = register("swapped", pairs="all", permutes=True)(swap)
 def nothing(): return []
 '''
 
@@ -87,6 +107,17 @@ parameters: {ridge: 0.01, seed: 3}
 DATA = CONFIG[CONFIG.index("factory: blobs_module:batches") : CONFIG.index("evaluation:") - 1]
 
 
+@contextmanager
+def registering():
+    """Forget the methods that are registered inside."""
+    before = dict(ccamerge.METHODS)
+    try:
+        yield
+    finally:
+        ccamerge.METHODS.clear()
+        ccamerge.METHODS.update(before)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with a module, two networks trained from different seeds and a configuration."""
@@ -94,7 +125,8 @@ def trained(tmp_path_factory):
     (folder / "blobs_module.py").write_text(MODULE)
     (folder / "runs").mkdir()
     namespace: dict = {}
-    exec(MODULE, namespace)
+    with registering():
+        exec(MODULE, namespace)
     for seed in range(2):
         torch.manual_seed(seed)
         net = namespace["network"]()
@@ -120,7 +152,8 @@ def project(trained, tmp_path, monkeypatch):
     for path in (trained / "runs").iterdir():
         (tmp_path / "runs" / path.name).write_bytes(path.read_bytes())
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    with registering():
+        yield tmp_path
     sys.modules.pop("blobs_module", None)
 
 
@@ -198,9 +231,28 @@ def test_configuration_in_the_help_is_valid(capsys, tmp_path):
         main(["merge", "--help"])
     out = capsys.readouterr().out
     start = out.index("  merge_method: cca")
-    (tmp_path / "merge.yml").write_text(out[start : out.index("Functions are imported")])
+    example = out[start : out.index("more of parameters:")]
+    (tmp_path / "merge.yml").write_text(example)
     config = load_config(tmp_path / "merge.yml")
     assert config.models[1] == tmp_path / "runs/seed1.safetensors"
+    assert all(name in out for name in ccamerge.METHODS)
+
+    # The parts below it in the place of what they replace.
+    more = [
+        line.strip() for line in out.splitlines() if re.match(r"  (t|options|ridge): .* #", line)
+    ]
+    lines = [line for line in out.splitlines() if line.startswith("  weights: {")]
+    method = next(line for line in out.splitlines() if line.startswith("  merge_method: {"))
+    text = re.sub(r"\n +parameters: {weight.*", "", example)
+    text = re.sub(r" *merge_method: .*", method, text)
+    inner = "".join(f"    {line.strip()}\n" for line in [*more, *lines])
+    text = re.sub(r"    ridge: .*\n", inner, text)
+    (tmp_path / "merge.yml").write_text(text)
+    settings = load_config(tmp_path / "merge.yml").settings
+    assert settings.method == {"layer1*": "permutation", "*": "cca"}
+    assert (settings.t, settings.options) == (0.5, {"alpha": 0.3})
+    assert settings.ridge == {"layer3*": 1.0}
+    assert settings.weights == {"layer3*": [1.0, 0.0]}
 
 
 @pytest.mark.parametrize(
@@ -412,7 +464,8 @@ def test_merge_and_evaluate(capsys, project):
         torch.testing.assert_close(state[key], value, rtol=0, atol=0)
 
     report = json.loads((project / "merged/report.json").read_text())
-    assert report["report"]["ridge"] == 0.01
+    assert {space["ridge"] for space in report["report"]["spaces"]} == {0.01}
+    assert report["report"]["seconds"]["collect"] > 0
     assert report["sources"][0]["path"] == "../runs/0.safetensors"
     assert report["config"]["base_model"] == "../runs/1.pt"
     assert [s.name for s in expected.report.spaces] == [
@@ -488,6 +541,170 @@ def test_collect_all_pairs_serves_any_reference(capsys, project):
     assert run(capsys, "merge", "merge.yml", "merged", "--quiet") == (0, "", "")
 
 
+def test_collect_takes_the_pairs_that_mode_or_method_need(capsys, project):
+    assert run(capsys, "collect", "merge.yml", "one.safetensors", "--quiet")[0] == 0
+    assert ccamerge.Collected.load("one.safetensors").pairs == "reference"
+    change(
+        project, ("seed: 3", "seed: 3, mode: universe"), ("base_", "merge_method: average\nbase_")
+    )
+    _, out, _ = run(capsys, "collect", "merge.yml", "two.safetensors", "--dry-run")
+    assert "2 models, 2 spaces, pairs: all\nmoments: 0.0 MiB (folds: 2)" in out
+    _, _, err = run(capsys, "collect", "merge.yml", "two.safetensors", "--folds", "3")
+    assert "512 samples, pairs: all, folds: 3" in err
+    collected = ccamerge.Collected.load("two.safetensors")
+    assert collected.pairs == "all"
+    assert {len(folds) for folds in collected.matched.values()} == {3}
+    change(project, (", mode: universe", ""), ("average", '{"0": cca, "*": blobs_module:swap}'))
+    assert run(capsys, "collect", "merge.yml", "three.safetensors", "--quiet")[0] == 0
+    assert ccamerge.Collected.load("three.safetensors").pairs == "all"  # as swap needs
+    given = ("--pairs", "reference", "--quiet")
+    assert run(capsys, "collect", "merge.yml", "four.safetensors", *given)[0] == 0
+    assert ccamerge.Collected.load("four.safetensors").pairs == "reference"
+
+
+def test_folds_for_ridge_auto(capsys, project):
+    change(project, ("ridge: 0.01", "ridge: auto"))
+    text = fails(capsys, 2, "collect", "merge.yml", "one.safetensors", "--folds", "1")
+    assert "merge.yml:15: parameters.ridge: auto needs --folds 2 or more" in text
+    text = fails(capsys, 2, "collect", "merge.yml", "one.safetensors", "--folds", "0")
+    assert text == "--folds must be at least 1, got 0"
+    assert run(capsys, "collect", "merge.yml", "s.safetensors", "--quiet")[0] == 0
+    change(project, ("base_model", "moments: s.safetensors\nbase_model"))
+    assert run(capsys, "merge", "merge.yml", "merged", "--quiet") == (0, "", "")
+    report = json.loads((project / "merged/report.json").read_text())
+    chosen = {space["name"]: space["ridge"] for space in report["report"]["spaces"]}
+    moments = ccamerge.Collected.load("s.safetensors")
+    assert chosen == ridges_of("auto", moments.spaces_of(network()), moments, 1)
+
+
+# Settings that not every merge has ---------------------------------------------------------
+
+
+def merged_state(capsys, out="merged"):
+    assert run(capsys, "merge", "merge.yml", out, "--quiet") == (0, "", "")
+    return load_state(f"{out}/model.safetensors")
+
+
+def by_library(**settings):
+    import blobs_module
+
+    models = [network().eval() for _ in range(2)]
+    load_into(models[0], "runs/0.safetensors")
+    load_into(models[1], "runs/1.pt")
+    data = list(blobs_module.batches(count=8, labels=False, seed=1))
+    return ccamerge.merge(models, data, reference=1, seed=3, progress=False, **settings)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "settings"),
+    [
+        (
+            '{"0": permutation, "*": cca}',
+            'ridge: {"3": 0.2}, weights: {"3": [1, 0], "5*": [1, 3]}',
+            {
+                "method": {"0": "permutation"},
+                "ridge": {"3": 0.2},
+                "weights": {"3": [1, 0], "5*": [1, 3]},
+            },
+        ),
+        (
+            "average",
+            "mode: universe, t: 0.25",
+            {"method": "average", "mode": "universe", "t": 0.25},
+        ),
+        ("cca", "repair: regression, gamma: 0.2", {"repair": "regression", "gamma": 0.2}),
+        (
+            "blobs_module:swap",
+            "options: {first: 2}",
+            {"method": "swapped", "options": {"first": 2}},
+        ),
+        (
+            '{"3": "blobs_module:swap"}',
+            "options: {first: 2}",
+            {"method": {"3": "swapped", "*": "cca"}, "options": {"first": 2}},
+        ),
+    ],
+)
+def test_settings_reach_the_merge(capsys, project, method, parameters, settings):
+    for weight in ("1.pt", "0.safetensors"):
+        change(project, (f"{weight}\n    parameters: {{weight: 1}}", weight))
+    change(
+        project, ("base_", f"merge_method: {method}\nbase_"), ("ridge: 0.01, ", f"{parameters}, ")
+    )
+    found = merged_state(capsys)
+    expected = by_library(**settings).model.state_dict()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=0)
+    plain = by_library().model.state_dict()
+    assert not torch.equal(found["3.weight"], plain["3.weight"])
+    # What was written is enough to do the same again.
+    assert run(capsys, "merge", "merged/config.yml", "again", "--quiet") == (0, "", "")
+    again = load_state("again/model.safetensors")
+    assert all(torch.equal(found[key], again[key]) for key in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            [("base_", 'merge_method: {"zero*": average}\nbase_')],
+            "merge.yml:1: merge_method: 'zero*' matches no space; there are ",
+        ),
+        (
+            [("ridge: 0.01", 'ridge: {"33": 1}')],
+            "merge.yml:14: parameters.ridge: '33' matches no space; did you mean '3'?",
+        ),
+        (
+            [
+                ("    parameters: {weight: 1}\n", ""),
+                ("ridge: 0.01", 'weights: {"9*": [0, 1]}'),
+            ],
+            "merge.yml:12: parameters.weights: '9*' matches no space; there are ",
+        ),
+        (
+            [("ridge: 0.01", "options: {alpha: 1}")],
+            "merge.yml:14: parameters.options: 'alpha' is not known to 'cca'; known: none",
+        ),
+        (
+            [("base_", "merge_method: ot\nbase_"), ("seed: 3", "seed: 3, mode: universe")],
+            "merge.yml:1: merge_method: mode 'universe' is not for method 'ot'",
+        ),
+        (
+            [("base_", "merge_method: blobs_module:wrong\nbase_")],
+            "merge.yml:1: merge_method: blobs_module:wrong() cannot be called so: too many pos",
+        ),
+        (
+            [("base_", "merge_method: blobs_module:no_method\nbase_")],
+            "merge.yml:1: merge_method: blobs_module:no_method is no method; decorate it with",
+        ),
+        (
+            [("base_", 'merge_method: {"0": blobs_module:sawp}\nbase_')],
+            "merge.yml:1: merge_method.0: blobs_module has no 'sawp'; did you mean 'swap'?",
+        ),
+    ],
+)
+@pytest.mark.parametrize("dry", [True, False])
+def test_settings_are_checked_before_the_data_is_read(capsys, project, changes, message, dry):
+    change(project, *changes, (DATA, "factory: blobs_module:interrupted"))
+    before = tree(project)
+    args = ("--dry-run", "--input-shape", "2,8") if dry else ()
+    assert message in fails(capsys, 2, "merge", "merge.yml", "merged", *args)
+    assert tree(project) == before
+
+
+def test_dry_run_with_patterns(capsys, project):
+    for weight in ("1.pt", "0.safetensors"):
+        change(project, (f"{weight}\n    parameters: {{weight: 1}}", weight))
+    change(
+        project,
+        ("base_", 'merge_method: {"0": average}\nbase_'),
+        ("ridge: 0.01", 'weights: {"3": [0, 1]}'),
+    )
+    _, out, _ = run(capsys, "merge", "merge.yml", "merged", "--dry-run", "--input-shape", "2,8")
+    assert "method      0: average\n" in out
+    assert "runs/1.pt  weight by patterns  (reference)" in out
+
+
 def test_collect_errors(capsys, project):
     assert "must end in .safetensors" in fails(capsys, 2, "collect", "merge.yml", "stats.pt")
     (project / "old.safetensors").write_bytes(b"old")
@@ -544,7 +761,8 @@ def test_existing_folder(capsys, project):
     assert text == "merged exists; name another folder, or --force to replace an earlier merge"
     change(project, ("ridge: 0.01", "ridge: 0.5"))
     assert run(capsys, "merge", "merge.yml", "merged", "--force", "--quiet")[0] == 0
-    assert json.loads((project / "merged/report.json").read_text())["report"]["ridge"] == 0.5
+    report = json.loads((project / "merged/report.json").read_text())["report"]
+    assert {space["ridge"] for space in report["spaces"]} == {0.5}
     assert before != (project / "merged/report.json").read_text()
     assert not [p for p in tree(project) if "partial" in p or ".old" in p]
     (project / "merged/diary.txt").write_text("mine")

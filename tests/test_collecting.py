@@ -72,7 +72,7 @@ def test_repair_taps_hold_the_folded_output() -> None:
     """Before the ReLU: what the BatchNorm gave, as the folded convolution does."""
     models, data = _nets(), _batches()
     collected = collect(models, data, progress=False)
-    taps = collected.moments["conv"]
+    taps = collected.outputs["conv"]
     (write,) = (t for t in collected.found["conv"].taps if t.kind == "write")
     for i, model in enumerate(models):
         x = _hooked(model, "norm", data)
@@ -91,9 +91,9 @@ def test_a_residual_stream_is_pooled_over_its_taps() -> None:
     moments = collected.pooled(space)
     x, y = (f - f.mean(0) for f in features)
     np.testing.assert_allclose(moments.cov(0, 1), x.T @ y / len(x), rtol=1e-9, atol=1e-11)
-    before = {k: v.count for k, v in collected.moments[space.name].items()}
+    before = [m.count for m in collected.matched[space.name]]
     collected.pooled(space)  # pooling must not add to what is kept
-    assert {k: v.count for k, v in collected.moments[space.name].items()} == before
+    assert [m.count for m in collected.matched[space.name]] == before
 
 
 def test_the_split_into_batches_does_not_matter() -> None:
@@ -135,10 +135,13 @@ def test_saving_and_loading_is_exact(tmp_path: Path) -> None:
     found = loaded.spaces_of(models[0])
     assert [s.name for s in found] == [s.name for s in collected.found]
     for space in found:
-        for tap, moments in collected.moments[space.name].items():
-            other = loaded.moments[space.name][tap].state_dict()
-            for key, value in moments.state_dict().items():
-                assert np.array_equal(value, other[key]), (space.name, tap, key)
+        pairs = list(zip(collected.matched[space.name], loaded.matched[space.name], strict=True))
+        outputs = collected.outputs[space.name]
+        pairs += [(moments, loaded.outputs[space.name][tap]) for tap, moments in outputs.items()]
+        for one, two in pairs:
+            other = two.state_dict()
+            for key, value in one.state_dict().items():
+                assert np.array_equal(value, other[key]), (space.name, key)
     for one, two in zip(collected.inputs, loaded.inputs, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 

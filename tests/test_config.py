@@ -1,18 +1,31 @@
 # ruff: noqa: E501  (the messages are compared whole)
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
+import hypothesis
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import ccamerge
-from ccamerge.config import METHODS, ConfigError, Factory, load_config, parse_value
+from ccamerge import merging, methods, settings
+from ccamerge.config import (
+    METHODS,
+    ConfigError,
+    Evaluation,
+    Factory,
+    import_function,
+    load_config,
+    parse_value,
+)
+from ccamerge.settings import Settings
 
 GOOD = """\
 merge_method: cca
@@ -31,7 +44,12 @@ data:
   arguments: {count: 5, rate: 1e-3}
 evaluation:
   factory: mypackage.data:test
-parameters: {ridge: 1e-2, repair: none, norm: paper, seed: 7}
+  metric: mypackage.scores:error
+  better: lower
+  loss: mypackage.scores:loss
+  ensemble: outputs
+parameters: {ridge: 1e-2, repair: none, norm: paper, seed: 7, mode: universe, t: 0.25,
+             options: {alpha: 0.3, deep: {a: [1, x]}}}
 moments: stats.safetensors
 dtype: float32
 """
@@ -62,38 +80,85 @@ def problems(folder, text):
 
 def test_everything_given(tmp_path):
     config = load_config(write(tmp_path, GOOD))
-    assert config.merge_method == "cca"
     assert config.models == (tmp_path / "runs/a.pt", tmp_path / "runs/b.pt")
-    assert config.weights == (0.75, 0.25)
     assert config.reference == 1
     assert config.architecture == Factory("torch.nn:Linear", {"in_features": 2, "out_features": 3})
     assert config.data == Factory("mypackage.data:calibration", {"count": 5, "rate": 0.001})
-    assert config.evaluation == Factory("mypackage.data:test")
-    assert (config.ridge, config.gamma, config.repair, config.norm) == (0.01, None, "none", "paper")
-    assert (config.seed, config.moments, config.dtype) == (
-        7,
-        tmp_path / "stats.safetensors",
-        "float32",
+    assert config.evaluation == Evaluation(
+        Factory("mypackage.data:test"),
+        metric="mypackage.scores:error",
+        better="lower",
+        loss="mypackage.scores:loss",
+        ensemble="outputs",
     )
+    assert config.settings == Settings(
+        method="cca",
+        options={"alpha": 0.3, "deep": {"a": [1, "x"]}},
+        mode="universe",
+        ridge=0.01,
+        weights=(0.75, 0.25),
+        t=0.25,
+        repair="none",
+        norm="paper",
+        seed=7,
+    )
+    assert (config.moments, config.dtype) == (tmp_path / "stats.safetensors", "float32")
 
 
 def test_defaults(tmp_path):
     config = load_config(write(tmp_path, SMALL))
-    assert (config.merge_method, config.weights, config.reference) == ("cca", (0.5, 0.5), 0)
-    assert (config.ridge, config.gamma, config.repair, config.norm) == (
-        None,
-        None,
-        "variance",
-        "fold",
-    )
+    assert config.settings == Settings(weights=(0.5, 0.5))
+    assert config.reference == 0
     assert (config.data, config.evaluation, config.moments, config.dtype) == (None,) * 4
-    assert config.seed == 0
+    evaluated = load_config(write(tmp_path, SMALL + "evaluation: {factory: 'a:b'}\n"))
+    assert evaluated.evaluation == Evaluation(Factory("a:b"))
+
+
+def test_settings_are_the_arguments_of_merge():
+    """Whatever the Python function can do, a configuration can say, under the same name."""
+    arguments = {
+        name: p.default
+        for name, p in inspect.signature(ccamerge.merge).parameters.items()
+        if name not in ("models", "data", "reference", "moments", "aligned", "progress")
+    }
+    assert vars(Settings()) == arguments
+    for name, here in (("Repair", settings.Repair), ("Norm", settings.Norm)):
+        assert get_args(here) == get_args(getattr(merging, name))
+    assert get_args(settings.Mode) == get_args(methods.Mode)
+
+
+BY_PATTERNS = (
+    SMALL
+    + """\
+merge_method: {"layer1*": permutation, fc: "mypackage.mine:method", "*": cca}
+parameters:
+  ridge: {"layer3*": 1e-1, 0: 2}
+  weights: {"layer3*": [1, 0], "*": [1, 3]}
+"""
+)
+
+
+def test_settings_by_patterns(tmp_path):
+    found = load_config(write(tmp_path, BY_PATTERNS)).settings
+    assert found.method == {"layer1*": "permutation", "fc": "mypackage.mine:method", "*": "cca"}
+    assert list(found.method) == ["layer1*", "fc", "*"]  # the first that matches counts
+    assert found.ridge == {"layer3*": 0.1, "0": 2.0}
+    assert found.weights == {"layer3*": [1.0, 0.0], "*": [1.0, 3.0]}
+    assert found.method_words == "layer1*: permutation, fc: mypackage.mine:method, *: cca"
+
+
+def test_ridge_auto(tmp_path):
+    assert load_config(write(tmp_path, SMALL + "parameters: {ridge: auto}\n")).settings.ridge == (
+        "auto"
+    )
 
 
 def test_weights_as_a_list(tmp_path):
     config = load_config(write(tmp_path, SMALL + "parameters: {weights: [1, 3], gamma: 0.1}\n"))
-    assert config.weights == (0.25, 0.75)
-    assert config.gamma == 0.1
+    assert config.settings.weights == (0.25, 0.75)
+    assert config.settings.gamma == 0.1
+    config = load_config(write(tmp_path, SMALL + "parameters: {weights: [0, 3]}\n"))
+    assert config.settings.weights == (0.0, 1.0)
 
 
 def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
@@ -104,19 +169,31 @@ def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
     assert config.models == (tmp_path / "a.pt", Path("/abs/b.pt"))
 
 
-def test_written_back_is_the_same(tmp_path):
-    config = load_config(write(tmp_path, GOOD))
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        SMALL,
+        BY_PATTERNS,
+        SMALL + "parameters: {ridge: auto, weights: [0, 1]}\n",
+        SMALL + "evaluation: {factory: 'a:b', metric: cross_entropy}\n",
+        SMALL + "evaluation: {factory: 'a:b', ensemble: none}\n",
+    ],
+)
+def test_written_back_is_the_same(tmp_path, text):
+    config = load_config(write(tmp_path, text))
     (tmp_path / "out").mkdir()
-    for folder, text in (
+    for folder, written in (
         (tmp_path, config.to_yaml()),
         (tmp_path / "out", config.to_yaml(tmp_path / "out")),
     ):
-        again = load_config(write(folder, text))
+        again = load_config(write(folder, written))
         assert {**vars(again), "source": 0, "lines": 0} == {**vars(config), "source": 0, "lines": 0}
-    assert "../runs/a.pt" in text
+        assert repr(again.settings) == repr(config.settings)  # patterns in their order, too
+    assert "a.pt" in written
 
 
-@settings(
+@hypothesis.settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(weights=st.lists(st.floats(1e-6, 1e6), min_size=2, max_size=9))
@@ -126,19 +203,26 @@ def test_weights_sum_to_one(tmp_path, weights):
     )
     text = f"models:\n{models}architecture: {{factory: 'a:b'}}\n"
     config = load_config(write(tmp_path, text))
-    assert sum(config.weights) == pytest.approx(1, abs=1e-15 * len(weights))
-    assert config.weights == pytest.approx([w / sum(weights) for w in weights], rel=1e-14)
+    found = config.settings.weights
+    assert sum(found) == pytest.approx(1, abs=1e-15 * len(weights))
+    assert found == pytest.approx([w / sum(weights) for w in weights], rel=1e-14)
     again = load_config(write(tmp_path, config.to_yaml()))
-    assert again.weights == pytest.approx(config.weights, rel=1e-14)
+    assert again.settings.weights == pytest.approx(found, rel=1e-14)
 
 
 BAD = [
-    ("merge_method: ccaa\n" + SMALL, "1: merge_method: expected one of cca, permutation, procrustes, average; got 'ccaa'; did you mean 'cca'?"),
+    ("merge_method: ccaa\n" + SMALL, f"1: merge_method: expected one of {', '.join(METHODS)}, or \"package.module:function\"; got 'ccaa'; did you mean 'cca'?"),
+    ("merge_method: {a: cca, b: cac}\n" + SMALL, f"1: merge_method.b: expected one of {', '.join(METHODS)}, or \"package.module:function\"; got 'cac'; did you mean 'cca'?"),
+    ("merge_method:\n  a: cca\n  a: average\n" + SMALL, "3: merge_method.a: given twice, first in line 2"),
+    ("merge_method: {}\n" + SMALL, "1: merge_method: expected patterns with values, such as \"layer1*\"; got none"),
+    ("merge_method: {[a]: cca}\n" + SMALL, "1: merge_method: expected a pattern, got a list"),
+    ("merge_method: {*: cca}\n" + SMALL, "1: not valid YAML: while scanning an alias, expected alphabetic or numeric character, but found ':'; a pattern that begins with * needs quotes: \"*\""),
     ("merge_metod: cca\n" + SMALL, "1: merge_metod: unknown key; did you mean 'merge_method'?"),
     ("zzz: 1\n" + SMALL, "1: zzz: unknown key; known: merge_method, base_model, models, architecture, data, evaluation, parameters, moments, dtype"),
-    (SMALL.replace("a.pt", "a.pt\n    parameters: {weight: half}"), "3: models[0].parameters.weight: expected a number > 0, got 'half'"),
-    (SMALL.replace("a.pt", "a.pt\n    parameters: {weight: 0}"), "3: models[0].parameters.weight: expected a number > 0, got 0"),
-    (SMALL.replace("a.pt", "a.pt\n    parameters: {weight: yes}"), "3: models[0].parameters.weight: expected a number > 0, got yes"),
+    (SMALL.replace("a.pt", "a.pt\n    parameters: {weight: half}"), "3: models[0].parameters.weight: expected a number >= 0, got 'half'"),
+    (SMALL.replace("a.pt", "a.pt\n    parameters: {weight: -1}"), "3: models[0].parameters.weight: expected a number >= 0, got -1"),
+    (SMALL.replace("a.pt", "a.pt\n    parameters: {weight: yes}"), "3: models[0].parameters.weight: expected a number >= 0, got yes"),
+    (SMALL.replace("a.pt", "a.pt\n    parameters: {weight: 0}").replace("b.pt", "b.pt\n    parameters: {weight: 0}"), "2: models: all weights are zero; one at least must be larger"),
     (SMALL.replace("a.pt", "a.pt\n    parameters: {weight: 1}"), "2: models: some have a weight, but not models[1]; give all or none"),
     (SMALL.replace("a.pt", "[a]"), "2: models[0].model: expected a file's path, got a list"),
     (SMALL.replace("model: a.pt", "modle: a.pt"), "2: models[0].modle: unknown key; did you mean 'model'?"),
@@ -158,15 +242,31 @@ BAD = [
     (SMALL + "  arguments: {a: !!python/name:os.system x}\n", "6: architecture.arguments: cannot be read: could not determine a constructor for the tag 'tag:yaml.org,2002:python/name:os.system'"),
     (SMALL + "data:\n", "6: data: has no value"),
     (SMALL + "data: x:y\n", "6: data: expected a mapping with factory, arguments; got 'x:y'"),
-    (SMALL + "parameters:\n  ridge: -1\n", "7: parameters.ridge: expected a number >= 0, got -1"),
+    (SMALL + "parameters:\n  ridge: -1\n", "7: parameters.ridge: expected a number >= 0, auto or a mapping of patterns to numbers; got -1"),
+    (SMALL + "parameters:\n  ridge: atuo\n", "7: parameters.ridge: expected a number >= 0, auto or a mapping of patterns to numbers; got 'atuo'"),
+    (SMALL + "parameters:\n  ridge: {a: 1,\n    b: auto}\n", "8: parameters.ridge.b: expected a number >= 0, got 'auto'"),
+    (SMALL + "parameters: {mode: univers}\n", "6: parameters.mode: expected one of reference, universe; got 'univers'; did you mean 'universe'?"),
+    (SMALL + "parameters: {t: 1.5}\n", "6: parameters.t: expected a number from 0 to 1, got 1.5"),
+    (SMALL + "parameters: {t: half}\n", "6: parameters.t: expected a number from 0 to 1, got 'half'"),
+    (SMALL + "parameters: {options: 3}\n", "6: parameters.options: expected names with values, got 3"),
+    (SMALL + "parameters: {options: {a: 1, a: 2}}\n", "6: parameters.options.a: given twice, first in line 6"),
     (SMALL + "parameters:\n  gamma: .nan\n", "7: parameters.gamma: expected a number >= 0, got .nan"),
     (SMALL + "parameters: {ridge: 1,\n  gamma: 1}\n", "7: parameters.gamma: given beside ridge; ridge is relative to the features' variance, gamma absolute"),
     (SMALL + "parameters: {repair: None}\n", "6: parameters.repair: expected one of variance, regression, none; got 'None'; did you mean 'none'?"),
     (SMALL + "parameters: {seed: 1.5}\n", "6: parameters.seed: expected an integer >= 0, got 1.5"),
     (SMALL + "parameters: {seed: true}\n", "6: parameters.seed: expected an integer >= 0, got true"),
     (SMALL + "parameters: {weights: [1, 2, 3]}\n", "6: parameters.weights: expected 2 numbers, one for each model, got 3"),
-    (SMALL + "parameters: {weights: [1, x]}\n", "6: parameters.weights[1]: expected a number > 0, got 'x'"),
-    (GOOD.replace("seed: 7", "weights: [1, 2]"), "17: parameters.weights: the models have weights of their own; give one or the other"),
+    (SMALL + "parameters: {weights: [1, x]}\n", "6: parameters.weights[1]: expected a number >= 0, got 'x'"),
+    (SMALL + "parameters: {weights: [0, 0]}\n", "6: parameters.weights: all weights are zero; one at least must be larger"),
+    (SMALL + "parameters: {weights: 3}\n", "6: parameters.weights: expected a list of numbers or a mapping of patterns to such lists, got 3"),
+    (SMALL + "parameters: {weights: {a: [1]}}\n", "6: parameters.weights.a: expected 2 numbers, one for each model, got 1"),
+    (SMALL + "parameters: {weights: {a: 1}}\n", "6: parameters.weights.a: expected a list of numbers, got 1"),
+    (SMALL + "evaluation: {factory: 'a:b', metric: acuracy}\n", "6: evaluation.metric: expected accuracy, cross_entropy or \"package.module:function\", got 'acuracy'; did you mean 'accuracy'?"),
+    (SMALL + "evaluation: {factory: 'a:b', better: more}\n", "6: evaluation.better: expected one of higher, lower; got 'more'"),
+    (SMALL + "evaluation: {factory: 'a:b', better: lower}\n", "6: evaluation.better: of accuracy higher is better"),
+    (SMALL + "evaluation: {factory: 'a:b', ensemble: mean}\n", "6: evaluation.ensemble: expected one of probabilities, outputs, none; got 'mean'"),
+    (SMALL + "evaluation: {metric: accuracy}\n", '6: evaluation.factory: missing; expected "package.module:function"'),
+    (GOOD.replace("seed: 7", "weights: [1, 2]"), "21: parameters.weights: the models have weights of their own; give one or the other"),
     (SMALL + "dtype: flaot32\n", "6: dtype: expected one of float32, float64, float16, bfloat16; got 'flaot32'; did you mean 'float32'?"),
     (SMALL + "moments: {}\n", "6: moments: expected a file's path, got a mapping"),
     (SMALL + "dtype: float32\ndtype: float64\n", "7: dtype: given twice, first in line 6"),
@@ -307,7 +407,15 @@ def test_factory_that_fails(module, tmp_path):
         Factory("bad_module:f").load()
 
 
+def test_arguments_may_have_any_names(module):
+    """Also those that the import itself uses."""
+    with pytest.raises(ConfigError, match=r"cannot be called so: .*'path'"):
+        Factory(f"{module}:make", {"a": 1, "path": 2, "source": 3}).load()
+    assert import_function(f"{module}:make", "here", 1, b=3)(1, b=3) == (1, 3)
+
+
 def test_yaml_is_plain(tmp_path):
     content = yaml.safe_load(load_config(write(tmp_path, GOOD)).to_yaml())
     assert content["models"][0] == {"model": "runs/a.pt", "parameters": {"weight": 0.75}}
     assert "gamma" not in content["parameters"]
+    assert content["parameters"]["options"] == {"alpha": 0.3, "deep": {"a": [1, "x"]}}

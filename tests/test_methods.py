@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 import ccamerge
 from ccamerge.apply import FeatureMap
-from ccamerge.methods import METHODS, AlignmentProblem, Solution, register
+from ccamerge.graph.spaces import Group, Space
+from ccamerge.methods import METHODS, Alignment, Solution, Solutions, register
+from ccamerge.moments import Moments
 from tests import models as M
 
 Array = np.ndarray[Any, Any]
@@ -22,15 +25,24 @@ def _features(n: int = 400, d: int = 12, seed: int = 0) -> Array:
     return rng.standard_normal((n, d)) @ rng.standard_normal((d, d)) * np.geomspace(0.1, 10, d)
 
 
-def _problem(x: Array, y: Array) -> AlignmentProblem:
-    x, y = x - x.mean(0), y - y.mean(0)
-    return AlignmentProblem("test", x.T @ x / len(x), y.T @ y / len(y), x.T @ y / len(x))
+def _moments(*features: Array) -> Moments:
+    moments = Moments([x.shape[1] for x in features], pairs="all")
+    moments.update(list(features))
+    return moments
 
 
-def _solve(method: str, x: Array, y: Array, **settings: Any) -> Solution:
-    settings = {"ridge": None, "gamma": None, **settings}
-    (solution,) = METHODS[method]([_problem(x, y)], **settings)
-    return solution
+def _solve(
+    method: str, x: Array, y: Array, *, ridge: float | None = None, gamma: float | None = None
+) -> Solution:
+    """The second model's map to the first, in one space."""
+    space = Space("test", x.shape[1], Group.GENERAL, "", (), (), ())
+    ridges = {} if ridge is None else {"test": ridge}
+    alignment = Alignment(
+        [space], {"test": _moments(x, y)}, [{}, {}], 0, "reference", ridges, gamma
+    )
+    first, second = METHODS[method].solve(alignment)["test"]
+    assert torch.equal(first.feature_map.forward, torch.eye(x.shape[1]).double())
+    return second
 
 
 def _forward(solution: Solution) -> Array:
@@ -60,7 +72,7 @@ def test_a_rotated_copy_is_recovered(method: str) -> None:
     # For any ridge: a rotation carries trace and identity over.
     for ridge in (1e-8, 1e-2, 1e2):
         solution = _solve(method, x, x @ q, ridge=ridge)
-        condition = np.linalg.cond(_problem(x, x).reference)
+        condition = np.linalg.cond(_moments(x, x).cov(0))
         np.testing.assert_allclose(_forward(solution), q.T, atol=condition * 1e-13)
 
 
@@ -84,11 +96,11 @@ def test_gamma_and_ridge_mean_the_same_thing() -> None:
     x = _features()
     y = x[:, ::-1] + 0.1 * _features(seed=5)
     gamma = 0.01
-    problem = _problem(x, y)
-    ridges = [gamma * 12 / np.trace(s) for s in (problem.reference, problem.own)]
+    moments = _moments(x, y)
+    ridges = [gamma * 12 / np.trace(moments.cov(i)) for i in (0, 1)]
     scale = np.sqrt(ridges[1] / ridges[0])  # own features rescaled to make both ridges equal
     by_gamma = _forward(_solve("cca", x, y * scale, gamma=gamma))
-    own = np.trace(_problem(x, y * scale).own)
+    own = np.trace(_moments(x, y * scale).cov(1))
     assert own * ridges[0] / 12 == pytest.approx(gamma, rel=1e-9)
     by_ridge = _forward(_solve("cca", x, y * scale, ridge=ridges[0]))
     np.testing.assert_allclose(by_gamma, by_ridge, rtol=1e-7, atol=1e-9)
@@ -134,7 +146,7 @@ def test_permutation_maximises_the_sum_of_correlations() -> None:
 
 def test_procrustes_is_the_best_rotation() -> None:
     x, y = _features(seed=7), _features(seed=8)
-    cross = _problem(x, y).cross
+    cross = _moments(x, y).cov(0, 1)
     forward = _forward(_solve("procrustes", x, y))
     np.testing.assert_allclose(forward.T @ forward, np.eye(12), atol=1e-12)
     best = np.linalg.svd(cross, compute_uv=False).sum()
@@ -144,32 +156,38 @@ def test_procrustes_is_the_best_rotation() -> None:
 def test_an_ill_conditioned_space_is_named_with_its_cure() -> None:
     x = _features()
     x[:, 1] = x[:, 0]
-    with pytest.raises(np.linalg.LinAlgError, match=r"raise gamma.*problems\[0\] is test"):
+    named = r"raise gamma.*problems\[0\] is space 'test', models\[1\]"
+    with pytest.raises(np.linalg.LinAlgError, match=named):
         _solve("cca", x, x, gamma=0.0)
 
 
 def test_a_registered_method_is_merged_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccamerge.methods.base.METHODS", METHODS)
-    seen: list[float | None] = []
+    monkeypatch.setitem(METHODS, "reverse", METHODS["average"])  # removed again after the test
+    seen: list[Any] = []
 
-    def reverse(problems: Any, *, ridge: float | None, gamma: float | None) -> list[Solution]:
-        seen.append(ridge)
-        return [
-            Solution(FeatureMap.permutation(range(len(p.own) - 1, -1, -1)), None, {"note": 1})
-            for p in problems
-        ]
+    @register("reverse")
+    def reverse(alignment: Alignment, *, times: int = 1) -> Solutions:
+        seen.append((dict(alignment.ridges), alignment.reference, times))
+        solutions = alignment.identities()
+        for space in alignment.spaces:
+            backwards = FeatureMap.permutation(range(space.size - 1, -1, -1))
+            solutions[space.name][1] = Solution(backwards, None, {"note": 1})
+        return solutions
 
-    monkeypatch.setitem(METHODS, "reverse", reverse)  # removed again after the test
-    assert register("reverse")(reverse) is reverse
     models = [M.randomise(M.MLP(), s) for s in range(2)]
-    result = ccamerge.merge(
-        models, [torch.randn(16, 12)], method="reverse", ridge=0.5, progress=False
+    merge = functools.partial(
+        ccamerge.merge, models, [torch.randn(16, 12)], method="reverse", progress=False
     )
-    assert seen == [0.5]
+    result = merge(ridge=0.5, options={"times": 3})
+    assert seen == [({"layers.0": 0.5, "layers.1": 0.5}, 0, 3)]
     assert torch.equal(result.maps["layers.0"][1].forward, torch.eye(16).double().flip(0))
     assert result.report.spaces[0].details == [{"note": 1}]
     assert result.report.spaces[0].mean_correlation != result.report.spaces[0].mean_correlation
     assert "reverse" in str(result.report)
+    with pytest.raises(ValueError, match=r"options: 'tims' is not known to 'reverse'.*times"):
+        merge(options={"tims": 3})
+    with pytest.raises(ValueError, match=r"mode 'universe' is not for method 'reverse'"):
+        merge(mode="universe")
 
 
 def test_permutation_spaces_get_permutations_from_every_method() -> None:

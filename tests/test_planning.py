@@ -17,10 +17,11 @@ def test_planned_memory_is_what_the_moments_take(pairs: Any, count: int) -> None
     data = [torch.randn(4, 3, 8, 8)]
     collected = ccamerge.collect(models, data, pairs=pairs, progress=False)
     planned = plan(collected.found, count, pairs)
+    every = [m for folds in collected.matched.values() for m in folds]
+    every += [m for taps in collected.outputs.values() for m in taps.values()]
     taken = sum(
         value.nbytes
-        for taps in collected.moments.values()
-        for moments in taps.values()
+        for moments in every
         for key, value in moments.state_dict().items()
         if key.startswith(("m2", "mean"))
     )

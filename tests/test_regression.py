@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge import regression
+from ccamerge.graph.program import Node, Ref
 from ccamerge.graph.spaces import spaces
 from ccamerge.graph.states import folded_state
-from ccamerge.regression import DAMPING, Fit, fit
+from ccamerge.regression import DAMPING, Fit, Piece, Sample, fit
 from tests import models as M
 
 CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -44,7 +46,9 @@ def _operation(module: nn.Module, x: Tensor) -> Fit:
     node = found.program.nodes[0]
     keys = [found.program.parameters[a.name] for a in node.args[1:3] if a is not None]
     weight = next(module.parameters())
-    return Fit(node, keys[0], keys[1] if len(keys) > 1 else None, ((0, len(weight), None),))
+    return Fit(
+        node, keys[0], keys[1] if len(keys) > 1 else None, (Piece(0, len(weight), None, (1.0,)),)
+    )
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
@@ -97,7 +101,10 @@ def test_a_fit_is_the_ridge_regression_written_out(kind: str, bias: bool) -> Non
         ys = [module(x) for x in xs]
         zs = [torch.randn_like(y.movedim(1, -1) if kind == "conv" else y) + 1 for y in ys]
         before = {key: value.clone() for key, value in state.items()}
-        done = fit(job, state, xs, ys, zs)
+        wanted = [z.movedim(-1, 1) if kind == "conv" else z for z in zs]
+        done = fit(
+            job, state, [Sample(*s) for s in zip(xs, ys, [[z] for z in wanted], strict=True)]
+        )
         rows = [regression._patches(job.node, x, before[job.weight]) for x in xs]
     ins = before[job.weight][0].numel()
     x = torch.cat([r.reshape(-1, ins) for r in rows]).numpy()
@@ -133,9 +140,9 @@ def test_many_patches_are_fitted_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     job, whole, parts = _operation(module, x), _state(module), _state(module)
     with torch.no_grad():
         y, z = module(x), torch.randn(7, 4, 4, 3).double()
-        fit(job, whole, [x], [y], [z])
+        fit(job, whole, [Sample(x, y, [z.movedim(-1, 1)])])
         monkeypatch.setattr(regression, "_PATCH_BYTES", 1)
-        fit(job, parts, [x], [y], [z])
+        fit(job, parts, [Sample(x, y, [z.movedim(-1, 1)])])
     torch.testing.assert_close(parts[job.weight], whole[job.weight], rtol=1e-10, atol=1e-12)
 
 
@@ -146,7 +153,7 @@ def test_inputs_that_do_not_vary_leave_the_weights(value: float) -> None:
     job, state = _operation(module, x), _state(module)
     with torch.no_grad():
         target = torch.randn(10, 2).double()
-        fit(job, state, [x], [module(x)], [target])
+        fit(job, state, [Sample(x, module(x), [target])])
         assert torch.equal(state[job.weight], module.weight.detach())
         output = job.apply(x, state)
     torch.testing.assert_close(output.mean(0), target.mean(0))  # the bias still tells
@@ -278,3 +285,78 @@ def test_large_operations_are_not_fitted(monkeypatch: pytest.MonkeyPatch) -> Non
     result = ccamerge.merge(_models(M.MLP), _data((12,)), repair="regression", progress=False)
     assert not result.report.fitted
     assert result.report.repaired
+
+
+class _Block(nn.Module):
+    """A residual block in a network whose shortcut is wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shortcut = nn.Linear(6, 8), nn.Linear(8, 8)
+        self.branch, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        return self.last(torch.relu(self.shortcut(x) + self.branch(x)))
+
+
+def test_sites() -> None:
+    model = _Block()
+    found = spaces(model, torch.randn(4, 6))
+    program = found.program
+    names = {program.parameters[n.args[1].name]: n for n in program.nodes if n.op == "aten.linear"}
+    site = {key: regression._site(node, program) for key, node in names.items()}
+    relu = [n for n in program.nodes if n.op == "aten.relu"]
+    assert site["first.weight"] == (None, relu[0])
+    assert site["shortcut.weight"] == (None, None)  # the branch is not there yet
+    assert site["branch.weight"] == (names["shortcut.weight"].name, relu[1])
+    assert site["last.weight"] == (None, None)
+
+
+@pytest.mark.parametrize("rounds", [0, 6])
+def test_a_branch_mends_what_its_shortcut_got_wrong(
+    rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shortcut cannot be fitted (it is shared); the branch alone reaches the target."""
+    monkeypatch.setattr(regression, "ROUNDS", rounds)
+    torch.manual_seed(0)
+    branch = nn.Linear(8, 8).double()
+    job, state = _operation(branch, torch.randn(4, 8).double()), _state(branch)
+    node = next(n for n in spaces(_Block(), torch.randn(4, 6)).program.nodes if n.op == "aten.relu")
+    job = dataclasses.replace(job, added="c", activation=node)
+    x = torch.randn(500, 8).double()
+    with torch.no_grad():
+        wrong, right = nn.Linear(8, 8).double()(x), nn.Linear(8, 8).double()(x)
+        sample = Sample(x, branch(x), [branch(x)], wrong, [right])
+        done = fit(job, state, [sample])
+        reached = torch.relu(wrong + job.apply(x, state))
+        wanted = torch.relu(right + branch(x))
+        before = torch.relu(wrong + branch(x))
+    error = ((reached - wanted).norm() / (before - wanted).norm()).item()
+    assert error < 0.02  # what the ridge leaves
+    assert done.error == pytest.approx(error, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "tanh", "hardtanh", "sigmoid"])
+def test_rounds_bring_the_error_behind_the_activation_down(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    module = nn.Linear(10, 6).double()
+    function = getattr(torch.ops.aten, name).default
+    x, noise = torch.randn(800, 10).double(), torch.randn(800, 6).double()
+    other = nn.Linear(10, 6).double()
+    job = _operation(module, x)
+    job = dataclasses.replace(job, activation=Node("f", function, (Ref("y"),), {}, (800, 6)))
+    errors = []
+    for rounds in (0, 6):
+        monkeypatch.setattr(regression, "ROUNDS", rounds)
+        state = _state(module)
+        with torch.no_grad():
+            target = other(x) * 2 + noise
+            done = fit(job, state, [Sample(x, module(x), [target])])
+            missing = function(job.apply(x, state)) - function(target)
+            before = function(module(x)) - function(target)
+        errors.append((missing.norm() / before.norm()).item())
+        assert done.error == pytest.approx(errors[-1], rel=1e-6)
+    assert errors[1] < errors[0] - 1e-4, errors

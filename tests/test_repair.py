@@ -61,7 +61,7 @@ def test_every_tap_has_the_statistics_of_its_target(name: str, weights: list[flo
             mean, std = measured[tap.name]
             if len(mean) != space.size:
                 continue  # a concatenation of spaces
-            moments = result.moments.moments[space.name][tap.name]
+            moments = result.moments.outputs[space.name][tap.name]
             target_mean = torch.zeros_like(mean)
             target_std = torch.zeros_like(std)
             for i, (m, weight) in enumerate(zip(result.maps[space.name], weights, strict=True)):

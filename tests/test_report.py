@@ -20,7 +20,8 @@ def report() -> Report:
 
 
 def test_settings_and_counts(report: Report) -> None:
-    assert (report.method, report.ridge, report.gamma) == ("cca", 0.25, None)
+    assert (report.method, report.mode, report.gamma) == ("cca", "reference", None)
+    assert {space.ridge for space in report.spaces} == {0.25}
     assert (report.reference, report.weights, report.samples) == (0, [0.25, 0.5, 0.25], 32)
     assert set(report.seconds) == {"collect", "solve", "apply", "repair"}
     assert all(s >= 0 for s in report.seconds.values())
@@ -50,7 +51,9 @@ def test_everything_is_plain_data(report: Report) -> None:
 
 def test_the_table(report: Report) -> None:
     lines = str(report).splitlines()
-    assert lines[0].startswith("3 models, method cca, ridge 0.25, reference 0, norm fold")
+    assert lines[0].startswith(
+        "3 models, method cca, ridge 0.25, mode reference, reference 0, norm fold"
+    )
     assert lines[1].split() == [
         "space",
         "size",
@@ -82,13 +85,13 @@ def test_gamma_and_no_repair() -> None:
     data = [torch.randn(64, 12)]
     result = ccamerge.merge(models, data, gamma=0.1, repair="none", progress=False)
     assert "gamma 0.1" in str(result.report)
-    assert result.report.ridge is None
+    assert {space.ridge for space in result.report.spaces} == {None}
     assert "repair:" not in str(result.report)
     assert "No repair." in result.report.to_markdown()
 
 
 def test_methods_without_conditions_leave_the_cell_empty() -> None:
-    space = SpaceReport("s", 4, "magic", "permutation", [], [[]], [{}])
+    space = SpaceReport("s", 4, "magic", None, "permutation", [], [[]], [{}])
     assert math.isnan(space.mean_correlation)
     assert math.isnan(space.condition)
     models = [M.randomise(M.MLP(), s) for s in range(2)]

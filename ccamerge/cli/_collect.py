@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ccamerge.cli._plan import add_plan_arguments, print_plan
+from ccamerge.cli._settings import loaded_settings
 from ccamerge.cli._shared import (
     Batches,
     UsageError,
@@ -40,8 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pairs",
         choices=("reference", "all"),
-        default="reference",
-        help="which pairs of models: each with base_model (default), or all with all",
+        help="which pairs of models: each with base_model, or all with all; default: what the "
+        "configuration's mode and method need",
+    )
+    parser.add_argument(
+        "--folds",
+        type=int,
+        default=2,
+        metavar="N",
+        help="parts of the data whose moments are kept apart (default 2, which ridge: auto needs "
+        "at least); they cost memory and no time",
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     add_plan_arguments(parser)
@@ -59,26 +68,39 @@ def run(args: argparse.Namespace) -> int:
         message = f"{args.out} exists" + ("" if args.out.is_dir() else "; --force replaces it")
         raise UsageError(message)
     check_parent(args.out)
+    if args.folds < 1:
+        message = f"--folds must be at least 1, got {args.folds}"
+        raise UsageError(message)
+    if args.folds < 2 and config.settings.ridge == "auto":
+        config.fail("parameters.ridge", "auto needs --folds 2 or more: it judges on held-out data")
     config.architecture.load()
     config.data.load()
+    settings = loaded_settings(config)
 
     network = check_checkpoints(config)
-    seed_everything(config.seed)
+    seed_everything(settings.seed)
     if args.dry_run:
-        print_plan(args, config, network, args.pairs)
+        print_plan(args, config, settings, network, args.pairs, args.folds)
         return 0
     import ccamerge
+    from ccamerge.aligning import pairs_needed
 
+    pairs = args.pairs or pairs_needed(settings.method, settings.mode)
     models = load_models(config)
     collected = ccamerge.collect(
         models,
-        Batches(config.data, config.seed),
+        Batches(config.data, settings.seed),
         reference=config.reference,
-        pairs=args.pairs,
+        pairs=pairs,
+        folds=args.folds,
         progress=show_progress(args),
-        seed=config.seed,
+        seed=settings.seed,
     )
     collected.save(args.out)
     size = args.out.stat().st_size
-    note(args, f"wrote {args.out}: {collected.samples} samples, {size / 1e6:.1f} MB")
+    note(
+        args,
+        f"wrote {args.out}: {collected.samples} samples, pairs: {pairs}, folds: {args.folds}, "
+        f"{size / 1e6:.1f} MB",
+    )
     return 0

@@ -51,15 +51,15 @@ def run(args: argparse.Namespace) -> int:
     if config.evaluation is None:
         config.fail("evaluation", "missing; it says where batches (inputs, labels) are")
     config.architecture.load()
-    config.evaluation.load()
+    config.evaluation.data.load()
     files = [p / "model.safetensors" if p.is_dir() else p for p in args.checkpoint]
     check_checkpoints(config, files)
 
     import ccamerge
     from ccamerge.checkpoints import load_into
 
-    seed_everything(config.seed)
-    data = Batches(config.evaluation, config.seed)
+    seed_everything(config.settings.seed)
+    data = Batches(config.evaluation.data, config.settings.seed)
     models = load_models(config)
     accuracies: dict[str, dict[str, float]] = {"models": {}, "ensemble": {}, "checkpoints": {}}
     for path, model in zip(config.models, models, strict=True):

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import secrets
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccamerge.cli._plan import add_plan_arguments, print_plan
+from ccamerge.cli._settings import check_sources, loaded_settings, statistics
 from ccamerge.cli._shared import (
-    Batches,
     UsageError,
     check_checkpoints,
     check_parent,
     load_models,
     note,
     seed_everything,
-    show_progress,
     to_json,
 )
-from ccamerge.config import Config, load_config
+from ccamerge.config import METHODS, Config, load_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ examples:
   ccamerge evaluate merge.yml --checkpoint merged
 
 configuration (YAML; paths are relative to the file):
-  merge_method: cca                    # cca, permutation, procrustes or average
+  merge_method: cca                    # see methods below; or names by patterns
   base_model: runs/seed0.safetensors   # the reference, one of the models; default: the first
   models:
     - model: runs/seed0.safetensors
@@ -51,17 +51,32 @@ configuration (YAML; paths are relative to the file):
   data:                                # a function that returns calibration batches: tensors,
     factory: mypackage.data:calibration  # (inputs, ...) or dicts; labels are not looked at
     arguments: {count: 5000}
-  evaluation:                          # optional: batches (inputs, labels), for evaluate
-    factory: mypackage.data:test
+  evaluation:                          # optional: batches (inputs, labels), for evaluate, whose
+    factory: mypackage.data:test       # help tells more
   parameters:
-    ridge: 0.01        # relative to the features' variance; or gamma, absolute
+    ridge: 0.01        # relative to the features' variance; or auto; or gamma, absolute
     repair: variance   # or regression (better networks, more time), or none
     norm: fold         # or paper
+    mode: reference    # or universe: align all models with each other
     seed: 0
   moments: stats.safetensors   # optional, from `ccamerge collect`: then no data is read
   dtype: float32               # optional, of model.safetensors; default: as the models
 
-Functions are imported from installed packages and from the current folder."""
+more of parameters:
+  t: 0.5                 # between base_model (0) and the mean of the others (1)
+  options: {alpha: 0.3}  # of the methods
+  weights: [1, 2]        # instead of the models' own
+by patterns over the names of spaces, which `ccamerge inspect` shows; the first that matches counts:
+  merge_method: {"layer1*": permutation, "*": cca}    # others: cca
+  ridge: {"layer3*": 1.0}                             # others: 0.3
+  weights: {"layer3*": [1, 0]}                        # others: equal
+
+methods: METHODS;
+or "package.module:function", a function of yours decorated with ccamerge.methods.register
+
+Functions are imported from installed packages and from the current folder.""".replace(
+    "METHODS", ", ".join(METHODS)
+)
 
 FILES = ("model.safetensors", "README.md", "report.json", "config.yml")
 
@@ -78,43 +93,25 @@ def run(args: argparse.Namespace) -> int:
     """Merge and write."""
     config = load_config(args.config)
     _check_target(args.out, force=args.force)
-    if config.moments is not None and not config.moments.is_file():
-        what = f"no file {config.moments}; `ccamerge collect` makes it"
-        config.fail("moments", what)
-    if config.moments is None and config.data is None:
-        config.fail("data", "missing, and there are no moments; give one of them")
+    check_sources(config)
     config.architecture.load()
-    if config.moments is None and config.data is not None:
-        config.data.load()
+    settings = loaded_settings(config)
 
     network = check_checkpoints(config)
-    seed_everything(config.seed)
+    seed_everything(settings.seed)
     if args.dry_run:
-        print_plan(args, config, network)
+        print_plan(args, config, settings, network)
         return 0
     import ccamerge
 
-    moments = None if config.moments is None else ccamerge.Collected.load(config.moments)
-    data = (
-        Batches(config.data, config.seed) if moments is None and config.data is not None else None
-    )
-    result = ccamerge.merge(
-        load_models(config),
-        data,
-        method=config.merge_method,
-        ridge=config.ridge,
-        gamma=config.gamma,
-        reference=config.reference,
-        weights=list(config.weights),
-        repair=config.repair,
-        norm=config.norm,
-        moments=moments,
-        progress=show_progress(args),
-        seed=config.seed,
-    )
-    _write(args, config, result.model.state_dict(), result.report)
+    models = load_models(config)
+    moments, seconds = statistics(args, config, models, [settings])
+    result = ccamerge.merge(models, reference=config.reference, moments=moments, **vars(settings))
+    times = {**result.report.seconds, "collect": seconds}
+    report = dataclasses.replace(result.report, seconds=times)
+    _write(args, config, result.model.state_dict(), report)
     if not args.quiet:
-        print(result.report)
+        print(report)
     note(args, f"wrote {args.out}")
     return 0
 
@@ -142,7 +139,7 @@ def _write(args: argparse.Namespace, config: Config, state: dict[str, Tensor], r
     if config.dtype is not None:
         dtype = getattr(torch, config.dtype)
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    merged, used = sources(config, out), versions()
+    merged, used = sources(config, report.weights, out), versions()
     record = {
         "versions": used,
         "config": config.to_dict(out),
@@ -152,7 +149,7 @@ def _write(args: argparse.Namespace, config: Config, state: dict[str, Tensor], r
     partial = out.with_name(f"{out.name}.partial-{secrets.token_hex(4)}")
     partial.mkdir()
     try:
-        metadata = {"ccamerge": used["ccamerge"], "merge_method": config.merge_method}
+        metadata = {"ccamerge": used["ccamerge"], "merge_method": config.settings.method_words}
         save_state(state, partial / "model.safetensors", metadata)
         (partial / "config.yml").write_text(config.to_yaml(out), encoding="utf-8")
         (partial / "report.json").write_text(to_json(record) + "\n", encoding="utf-8")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
+from ccamerge.cli._settings import check_settings
 from ccamerge.cli._shared import add_input_shape, example_inputs
 from ccamerge.config import Config
+from ccamerge.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ccamerge.collecting import Pairs
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,16 +30,29 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 def print_plan(
     args: argparse.Namespace,
     config: Config,
+    settings: Settings,
     network: nn.Module,
-    pairs: Literal["reference", "all"] = "reference",
+    pairs: Pairs | None = None,
+    folds: int | None = None,
 ) -> None:
-    """Print the plan; no data is read if --input-shape is given."""
+    """Print the plan; no data is read if --input-shape is given.
+
+    ``pairs`` and ``folds`` are those that the merge needs if they are not given.
+    """
     import ccamerge
+    from ccamerge.aligning import pairs_needed
+    from ccamerge.collecting import FOLDS
 
     found = ccamerge.spaces(network, example_inputs(args.input_shape, config.data))
-    print(f"method      {config.merge_method}")
-    for index, (path, weight) in enumerate(zip(config.models, config.weights, strict=True)):
+    check_settings(config, settings, found)
+    pairs = pairs or pairs_needed(settings.method, settings.mode)
+    print(f"method      {settings.method_words}")
+    print(f"mode        {settings.mode}")
+    for index, path in enumerate(config.models):
         mark = "  (reference)" if index == config.reference else ""
-        print(f"model       {path}  weight {weight:.4g}{mark}")
+        weights = settings.weights
+        weight = "by patterns" if isinstance(weights, Mapping) else f"{(weights or [])[index]:.4g}"
+        print(f"model       {path}  weight {weight}{mark}")
     print(f"statistics  {config.moments or 'from the data'}\n")
-    print(ccamerge.plan(found, models=len(config.models), pairs=pairs))
+    plan = ccamerge.plan(found, models=len(config.models), pairs=pairs, folds=folds or FOLDS)
+    print(plan)

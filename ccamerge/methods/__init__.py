@@ -1,20 +1,35 @@
-"""Ways to align the features of a model with the reference's: one small file each.
+"""Ways to align the models' features: one small file each.
 
-A method turns the moments of the spaces into feature maps and knows nothing of architectures.
-To add one, write a file with a function decorated by `register` and import it here.
+A method turns moments and weights of the spaces into feature maps and knows nothing of
+architectures. To add one, write a file with a function decorated by `register` and import it here.
 """
 
-from ccamerge.methods import average, cca, permutation, procrustes
-from ccamerge.methods.base import METHODS, AlignmentProblem, Method, Solution, register
+from ccamerge.methods import average, cca, ot, permutation, procrustes, weight_matching, zipit
+from ccamerge.methods.base import (
+    METHODS,
+    Alignment,
+    AlignmentProblem,
+    Method,
+    Mode,
+    Solution,
+    Solutions,
+    register,
+)
 
 __all__ = [
     "METHODS",
+    "Alignment",
     "AlignmentProblem",
     "Method",
+    "Mode",
     "Solution",
+    "Solutions",
     "average",
     "cca",
+    "ot",
     "permutation",
     "procrustes",
     "register",
+    "weight_matching",
+    "zipit",
 ]

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ccamerge.apply import FeatureMap
-from ccamerge.methods.base import AlignmentProblem, Solution, matched_correlations, register
+from ccamerge.methods.base import (
+    Alignment,
+    AlignmentProblem,
+    Solution,
+    Solutions,
+    matched_correlations,
+    register,
+)
 
 
-@register("average")
-def average(
-    problems: Sequence[AlignmentProblem],
-    *,
-    ridge: float | None = None,
-    gamma: float | None = None,
-) -> list[Solution]:
-    """Identity maps; the ridge has no meaning here and is ignored."""
+@register("average", modes=("reference", "universe"), permutes=True)
+def average(alignment: Alignment) -> Solutions:
+    """Identity maps; a space with this method keeps its basis."""
+    return alignment.each_pair(_identities)
+
+
+def _identities(problems: Sequence[AlignmentProblem]) -> list[Solution]:
     solutions = []
     for problem in problems:
         feature_map = FeatureMap.identity(len(problem.own))

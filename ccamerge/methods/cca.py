@@ -10,16 +10,15 @@ import numpy as np
 import torch
 
 from ccamerge.apply import FeatureMap
-from ccamerge.methods.base import AlignmentProblem, Solution, register
-from ccamerge.methods.permutation import best_order
+from ccamerge.methods.base import Alignment, AlignmentProblem, Solution, Solutions, register
+from ccamerge.methods.orders import best_order
+from ccamerge.methods.universe import orthogonal_universe
 from ccamerge.solve import CCAResult, cca_batch
 
 
-@register("cca")
-def cca(
-    problems: Sequence[AlignmentProblem], *, ridge: float | None = None, gamma: float | None = None
-) -> list[Solution]:
-    """Maps ``C_i^{-1/2} V U^T C_r^{1/2}``, all problems in one native call.
+@register("cca", modes=("reference", "universe"))
+def cca(alignment: Alignment) -> Solutions:
+    """Maps ``C_i^{-1/2} V U^T C_r^{1/2}``, all problems of one ridge in one native call.
 
     Directions that do not vary, such as dead units, leave the map undetermined there. Those
     problems are solved again in the order of the best permutation: the solver completes a map as
@@ -31,7 +30,13 @@ def cca(
     numpy.linalg.LinAlgError
         If a regularised covariance is too ill-conditioned; the message names the space and cure.
     """
-    solved = _solve(problems, ridge, gamma)
+    if alignment.mode == "universe":
+        return orthogonal_universe(alignment, whitened=True)
+    return alignment.each_pair(_solutions)
+
+
+def _solutions(problems: Sequence[AlignmentProblem]) -> list[Solution]:
+    solved = _solve(problems)
     deficient = [
         i
         for i, (p, r) in enumerate(zip(problems, solved, strict=True))
@@ -39,11 +44,7 @@ def cca(
     ]
     if deficient:
         orders = [best_order(problems[i]) for i in deficient]
-        again = _solve(
-            [_reordered(problems[i], o) for i, o in zip(deficient, orders, strict=True)],
-            ridge,
-            gamma,
-        )
+        again = _solve([_reordered(problems[i], o) for i, o in zip(deficient, orders, strict=True)])
         for i, order, result in zip(deficient, orders, again, strict=True):
             forward, inverse = np.empty_like(result.map), np.empty_like(result.inverse)
             forward[order], inverse[:, order] = result.map, result.inverse
@@ -62,20 +63,24 @@ def cca(
     ]
 
 
-def _solve(
-    problems: Sequence[AlignmentProblem], ridge: float | None, gamma: float | None
-) -> list[CCAResult]:
-    try:
-        return cca_batch(
-            [(p.reference, p.own, p.cross) for p in problems],
-            ridge=ridge,
-            gamma=gamma,
-            correlations=True,
-        )
-    except np.linalg.LinAlgError as error:
-        names = "; ".join(f"problems[{i}] is {p.name}" for i, p in enumerate(problems))
-        message = f"{error} ({names})"
-        raise np.linalg.LinAlgError(message) from error
+def _solve(problems: Sequence[AlignmentProblem]) -> list[CCAResult]:
+    """One native call for each regulariser that occurs."""
+    solved: dict[int, CCAResult] = {}
+    for ridge, gamma in dict.fromkeys((p.ridge, p.gamma) for p in problems):
+        chosen = [i for i, p in enumerate(problems) if (p.ridge, p.gamma) == (ridge, gamma)]
+        try:
+            results = cca_batch(
+                [(problems[i].reference, problems[i].own, problems[i].cross) for i in chosen],
+                ridge=ridge,
+                gamma=gamma,
+                correlations=True,
+            )
+        except np.linalg.LinAlgError as error:
+            names = "; ".join(f"problems[{n}] is {problems[i].name}" for n, i in enumerate(chosen))
+            message = f"{error} ({names})"
+            raise np.linalg.LinAlgError(message) from error
+        solved.update(zip(chosen, results, strict=True))
+    return [solved[i] for i in range(len(problems))]
 
 
 def _reordered(problem: AlignmentProblem, order: np.ndarray[Any, Any]) -> AlignmentProblem:

@@ -7,18 +7,27 @@ from collections.abc import Sequence
 import torch
 
 from ccamerge.apply import FeatureMap
-from ccamerge.methods.base import AlignmentProblem, Solution, matched_correlations, register
+from ccamerge.methods.base import (
+    Alignment,
+    AlignmentProblem,
+    Solution,
+    Solutions,
+    matched_correlations,
+    register,
+)
+from ccamerge.methods.universe import orthogonal_universe
 from ccamerge.solve import polar_batch
 
 
-@register("procrustes")
-def procrustes(
-    problems: Sequence[AlignmentProblem],
-    *,
-    ridge: float | None = None,
-    gamma: float | None = None,
-) -> list[Solution]:
+@register("procrustes", modes=("reference", "universe"))
+def procrustes(alignment: Alignment) -> Solutions:
     """Transposed polar factors of the cross-covariances: CCA Merge's limit for a large ridge."""
+    if alignment.mode == "universe":
+        return orthogonal_universe(alignment, whitened=False)
+    return alignment.each_pair(_rotate)
+
+
+def _rotate(problems: Sequence[AlignmentProblem]) -> list[Solution]:
     factors = polar_batch([p.cross for p in problems])
     solutions = []
     for problem, factor in zip(problems, factors, strict=True):

@@ -1,0 +1,148 @@
+"""From statistics to feature maps: which method aligns which space, and with what ridge."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ccamerge.apply import FeatureMap
+from ccamerge.collecting import Collected, Pairs
+from ccamerge.graph.spaces import Group, Space, Spaces
+from ccamerge.methods import METHODS, Alignment, Method, Mode, Solutions
+from ccamerge.patterns import by_pattern
+from ccamerge.ridges import RidgeChoice, ridges_of
+
+DEFAULT_METHOD = "cca"
+
+MethodChoice = str | Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Aligned:
+    """Feature maps of all models in all spaces, and how they were found.
+
+    Attributes
+    ----------
+    solutions : for each space, each model's map to the reference
+    methods : for each space, the method
+    ridges : for each space, the ridge; None where gamma was given
+    mode, reference : as they were asked for
+    """
+
+    solutions: Solutions
+    methods: dict[str, str]
+    ridges: dict[str, float | None]
+    mode: Mode
+    reference: int
+
+    @property
+    def maps(self) -> dict[str, list[FeatureMap]]:
+        """For each space, each model's map."""
+        return {name: [s.feature_map for s in row] for name, row in self.solutions.items()}
+
+
+def method_named(name: str) -> Method:
+    """Look a method up; ValueError naming those there are."""
+    if name not in METHODS:
+        message = f"method must be one of {', '.join(map(repr, METHODS))}; got {name!r}"
+        raise ValueError(message)
+    return METHODS[name]
+
+
+def methods_of(choice: MethodChoice, spaces: Sequence[Space], mode: Mode) -> dict[str, Method]:
+    """The method of each space by name.
+
+    Spaces whose parameters can carry permutations only are left to "permutation" unless their own
+    method gives permutations.
+    """
+    given = {"*": choice} if isinstance(choice, str) else choice
+    found = {name: method_named(name) for name in {*given.values(), DEFAULT_METHOD, "permutation"}}
+    names = by_pattern(given, [s.name for s in spaces], DEFAULT_METHOD, "method")
+    methods = {}
+    for space in spaces:
+        method = found[names[space.name]]
+        if space.group is Group.PERMUTATION and not method.permutes:
+            method = found["permutation"]
+        if mode not in method.modes:
+            known = [m.name for m in METHODS.values() if mode in m.modes]
+            message = f"mode {mode!r} is not for method {method.name!r}; it is for {known}"
+            raise ValueError(message)
+        methods[space.name] = method
+    return methods
+
+
+def check_options(options: Mapping[str, Any] | None, methods: Mapping[str, Method]) -> None:
+    """Raise ValueError for an option that none of the spaces' methods knows."""
+    used = {m.name: m for m in methods.values()}
+    known = {name for m in used.values() for name in m.options}
+    if unknown := sorted(set(options or {}) - known):
+        message = (
+            f"options: {', '.join(map(repr, unknown))} is not known to "
+            f"{', '.join(map(repr, used))}; known: {', '.join(sorted(known)) or 'none'}"
+        )
+        raise ValueError(message)
+
+
+def pairs_needed(choice: MethodChoice, mode: Mode) -> Pairs:
+    """The cross-covariances to collect for a merge."""
+    names = [choice] if isinstance(choice, str) else choice.values()
+    if mode == "universe" or any(method_named(name).pairs == "all" for name in names):
+        return "all"
+    return "reference"
+
+
+def align(
+    found: Spaces,
+    collected: Collected,
+    states: Sequence[Mapping[str, Tensor]],
+    *,
+    method: MethodChoice = DEFAULT_METHOD,
+    options: Mapping[str, Any] | None = None,
+    mode: Mode = "reference",
+    ridge: RidgeChoice | None = None,
+    gamma: float | None = None,
+    reference: int = 0,
+) -> Aligned:
+    """Maps of every model in every space, each method's problems solved in one call.
+
+    Parameters
+    ----------
+    found, collected : spaces and statistics of the models
+    states : each model's folded parameters
+    method, options, mode, ridge, gamma, reference : as for `ccamerge.merge`
+
+    Raises
+    ------
+    ValueError, numpy.linalg.LinAlgError
+        As `ccamerge.merge`.
+    """
+    methods = methods_of(method, found.spaces, mode)
+    check_options(options, methods)
+    options = dict(options or {})
+    used = {m.name: m for m in methods.values()}
+    ridges = {} if gamma is not None else ridges_of(ridge, found, collected, reference)
+    solutions: Solutions = {}
+    for name, entry in used.items():
+        own = [space for space in found.spaces if methods[space.name] is entry]
+        alignment = Alignment(
+            own,
+            {space.name: collected.pooled(space) for space in own},
+            states,
+            reference,
+            mode,
+            ridges,
+            gamma,
+        )
+        chosen = {key: value for key, value in options.items() if key in entry.options}
+        solved = METHODS[name].solve(alignment, **chosen)
+        solutions.update({space.name: solved[space.name] for space in own})
+    return Aligned(
+        {space.name: solutions[space.name] for space in found.spaces},
+        {name: m.name for name, m in methods.items()},
+        {space.name: ridges.get(space.name) for space in found.spaces},
+        mode,
+        reference,
+    )

@@ -1,0 +1,156 @@
+"""From a configuration to what `ccamerge.merge` takes: methods, checks, statistics."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ccamerge.cli._shared import Batches, show_progress
+from ccamerge.config import Config, ConfigError, import_function
+from ccamerge.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ccamerge.collecting import Collected
+    from ccamerge.graph.spaces import Spaces
+
+
+def check_sources(config: Config) -> None:
+    """Check that there is something to take statistics from; nothing is read.
+
+    Raises
+    ------
+    ConfigError
+        If there are neither moments nor data, no such file or no such function.
+    """
+    if config.moments is not None:
+        if not config.moments.is_file():
+            config.fail("moments", f"no file {config.moments}; `ccamerge collect` makes it")
+    elif config.data is None:
+        config.fail("data", "missing, and there are no moments; give one of them")
+    else:
+        config.data.load()
+
+
+def loaded_settings(config: Config) -> Settings:
+    """The settings, with methods of others imported and called by their names in `METHODS`.
+
+    Raises
+    ------
+    ConfigError
+        If a function cannot be imported or is not a method.
+    """
+    given = config.settings.method
+    where = "merge_method"
+    if isinstance(given, str):
+        return dataclasses.replace(config.settings, method=method_name(given, config, where))
+    names = {p: method_name(name, config, f"{where}.{p}") for p, name in given.items()}
+    return dataclasses.replace(config.settings, method=names)
+
+
+def method_name(given: str, config: Config, where: str) -> str:
+    """The name of a method, which is imported if it is given as "package.module:function"."""
+    if ":" not in given:
+        return given
+    from ccamerge.methods import METHODS
+
+    line = config.lines.get(where)
+    source = where if line is None else f"{config.source}:{line}: {where}"
+    function = import_function(given, source, "the alignment")
+    for name, method in METHODS.items():
+        if method.solve is function:
+            return name
+    message = f"{source}: {given} is no method; decorate it with ccamerge.methods.register"
+    raise ConfigError([message])
+
+
+def check_settings(config: Config, settings: Settings, found: Spaces) -> None:
+    """Check what depends on the network's spaces, before any data is read.
+
+    Raises
+    ------
+    ConfigError
+        With all that is wrong: patterns that match nothing, options that no method knows, a mode
+        that a method does not.
+    """
+    from ccamerge.aligning import check_options, methods_of
+    from ccamerge.patterns import by_pattern
+    from ccamerge.shares import shares_of
+
+    names = [space.name for space in found.spaces]
+    problems: list[str] = []
+
+    def attempt(where: str, check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except ValueError as error:
+            text = str(error).removeprefix(f"{where.rpartition('.')[2]}: ").removeprefix("method: ")
+            problems.append(config.problem(where, text))
+            return None
+
+    methods = attempt(
+        "merge_method", lambda: methods_of(settings.method, found.spaces, settings.mode)
+    )
+    if methods is not None:
+        attempt("parameters.options", lambda: check_options(settings.options, methods))
+    ridge = settings.ridge
+    if isinstance(ridge, Mapping):
+        attempt("parameters.ridge", lambda: by_pattern(ridge, names, 0.0, "ridge"))
+    attempt(
+        "parameters.weights",
+        lambda: shares_of(
+            settings.weights, settings.t, len(config.models), config.reference, found
+        ),
+    )
+    if problems:
+        raise ConfigError(problems)
+
+
+def statistics(
+    args: argparse.Namespace,
+    config: Config,
+    models: Sequence[nn.Module],
+    wanted: Iterable[Settings],
+) -> tuple[Collected, float]:
+    """The moments that some merges need, from the file or from one pass over the data.
+
+    Settings are checked before the pass, as soon as the first batch shows the network's spaces.
+
+    Returns
+    -------
+    The moments, and the seconds that it took to collect them.
+    """
+    import ccamerge
+    from ccamerge.aligning import pairs_needed
+
+    wanted = list(wanted)
+    if config.moments is not None:
+        loaded = ccamerge.Collected.load(config.moments)
+        for settings in wanted:
+            check_settings(config, settings, loaded.spaces_of(models[0]))
+        return loaded, 0.0
+    assert config.data is not None  # see check_sources
+    start = time.perf_counter()
+    batches = iter(Batches(config.data, config.settings.seed))
+    first = list(itertools.islice(batches, 1))
+    if not first:
+        config.fail("data", f"data is empty: {config.data.path} gave no batch")
+    found = ccamerge.spaces(models[0], first[0])
+    for settings in wanted:
+        check_settings(config, settings, found)
+    every = {pairs_needed(settings.method, settings.mode) for settings in wanted}
+    collected = ccamerge.collect(
+        models,
+        itertools.chain(first, batches),
+        reference=config.reference,
+        pairs="all" if "all" in every else "reference",
+        found=found,
+        progress=show_progress(args),
+        seed=config.settings.seed,
+    )
+    return collected, time.perf_counter() - start

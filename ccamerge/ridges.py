@@ -1,0 +1,104 @@
+"""The ridge of each space: given, or chosen where maps found on one part of the data fit another.
+
+The error of a map T on held-out data is ``E |x_ref - x T|^2 / E |x_ref|^2``, features centred. It
+follows from the moments of each fold, so that no data is read, and every ridge of a space is solved
+from one eigendecomposition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from ccamerge.collecting import Collected
+from ccamerge.graph.spaces import Group, Space, Spaces
+from ccamerge.patterns import by_pattern
+from ccamerge.solve import cca_batch
+
+RidgeChoice = float | Literal["auto"] | Mapping[str, float]
+
+DEFAULT_RIDGE = 0.3
+
+GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Ridges that "auto" chooses from."""
+
+
+def check_regularisers(ridge: RidgeChoice | None, gamma: float | None) -> None:
+    """Raise ValueError for numbers that make no sense or cannot go together."""
+    if ridge is not None and gamma is not None:
+        message = "give ridge (dimensionless) or gamma (absolute), not both"
+        raise ValueError(message)
+    if isinstance(ridge, str) and ridge != "auto":
+        message = f"ridge must be a number, 'auto' or a dict by patterns, got {ridge!r}"
+        raise ValueError(message)
+    given = {"ridge": ridge, "gamma": gamma}
+    if isinstance(ridge, Mapping):
+        given = {**{f"ridge of {k!r}": v for k, v in ridge.items()}, "gamma": gamma}
+    for name, number in given.items():
+        if isinstance(number, (str, Mapping)) or number is None:
+            continue
+        if not (math.isfinite(number) and number >= 0):
+            message = f"{name} must be a finite number >= 0, got {number}"
+            raise ValueError(message)
+
+
+def ridges_of(
+    ridge: RidgeChoice | None, found: Spaces, collected: Collected, reference: int
+) -> dict[str, float]:
+    """The ridge of each space by name."""
+    names = [space.name for space in found.spaces]
+    if isinstance(ridge, Mapping):
+        return by_pattern(ridge, names, DEFAULT_RIDGE, "ridge")
+    if ridge == "auto":
+        return {s.name: best_ridge(s, collected, reference) for s in found.spaces}
+    value = DEFAULT_RIDGE if ridge is None else float(ridge)
+    return dict.fromkeys(names, value)
+
+
+def best_ridge(space: Space, collected: Collected, reference: int) -> float:
+    """The ridge with the least held-out error in a space.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two folds hold data.
+    """
+    if space.group is Group.PERMUTATION:  # aligned without a ridge
+        return DEFAULT_RIDGE
+    errors = held_out_errors(space, collected, reference)
+    return GRID[int(errors.mean(0).argmin())]
+
+
+def held_out_errors(
+    space: Space, collected: Collected, reference: int
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Relative errors (folds times other models, ridges); see the module's head."""
+    folds = collected.matched[space.name]
+    used = [k for k, fold in enumerate(folds) if fold.count]
+    if len(used) < 2:
+        message = (
+            "ridge='auto' needs moments in two folds or more: collect with folds=2 or more, from "
+            "at least so many batches"
+        )
+        raise ValueError(message)
+    others = [i for i in range(collected.models) if i != reference]
+    errors = []
+    for k in used:
+        train, test = collected.pooled(space, without=k), folds[k]
+        own = train.cov(reference)
+        solved = cca_batch(
+            [(own, train.cov(i), train.cov(reference, i)) for i in others], ridge=list(GRID)
+        )
+        variance = test.cov(reference).trace()
+        for i, sweep in zip(others, solved, strict=True):
+            cross, square = test.cov(reference, i), test.cov(i)
+            row = []
+            for result in sweep:
+                explained = 2 * (cross * result.map.T).sum()
+                mapped = (result.map * (square @ result.map)).sum()
+                row.append(1 + (mapped - explained) / variance if variance > 0 else 0.0)
+            errors.append(row)
+    return np.array(errors)
