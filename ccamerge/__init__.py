@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from ccamerge._threads import num_threads, set_num_threads
     from ccamerge.apply import FeatureMap
     from ccamerge.collecting import Collected, collect
+    from ccamerge.comparing import Comparison, compare
     from ccamerge.cuda import cuda_status
     from ccamerge.evaluation import evaluate
     from ccamerge.graph.spaces import Space, Spaces, spaces
+    from ccamerge.interpolation import Barrier, barrier
     from ccamerge.merging import MergeResult, merge
     from ccamerge.methods import METHODS
     from ccamerge.moments import Moments, update_many
@@ -35,9 +37,11 @@ _HOMES = {
     "ccamerge._threads": ("num_threads", "set_num_threads"),
     "ccamerge.apply": ("FeatureMap",),
     "ccamerge.collecting": ("Collected", "collect"),
+    "ccamerge.comparing": ("Comparison", "compare"),
     "ccamerge.cuda": ("cuda_status",),
     "ccamerge.evaluation": ("evaluate",),
     "ccamerge.graph.spaces": ("Space", "Spaces", "spaces"),
+    "ccamerge.interpolation": ("Barrier", "barrier"),
     "ccamerge.merging": ("MergeResult", "merge"),
     "ccamerge.methods": ("METHODS",),
     "ccamerge.moments": ("Moments", "update_many"),
@@ -58,17 +62,21 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "METHODS",
+    "Barrier",
     "CCAResult",
     "Collected",
+    "Comparison",
     "FeatureMap",
     "MergeResult",
     "Moments",
     "Space",
     "Spaces",
     "__version__",
+    "barrier",
     "cca",
     "cca_batch",
     "collect",
+    "compare",
     "cuda_status",
     "evaluate",
     "generalized_eigh",

@@ -45,11 +45,13 @@ class Aligned:
 
 
 def method_named(name: str) -> Method:
-    """Look a method up; ValueError naming those there are."""
+    """Look a method up; ValueError naming those there are, ImportError if it lacks a package."""
     if name not in METHODS:
         message = f"method must be one of {', '.join(map(repr, METHODS))}; got {name!r}"
         raise ValueError(message)
-    return METHODS[name]
+    method = METHODS[name]
+    method.ready()
+    return method
 
 
 def methods_of(choice: MethodChoice, spaces: Sequence[Space], mode: Mode) -> dict[str, Method]:

@@ -105,8 +105,12 @@ class Config:
 
     def problem(self, where: str, what: str) -> str:
         """Say that something is wrong with a part ("models[1].model"), with its file and line."""
+        return f"{self.place(where)}: {what}"
+
+    def place(self, where: str) -> str:
+        """File, line and name of a part, with which messages about it begin."""
         line = self.lines.get(where, self.lines.get(where.split(".")[0], 1))
-        return f"{self.source}:{line}: {where}: {what}"
+        return f"{self.source}:{line}: {where}"
 
     def fail(self, where: str, what: str) -> NoReturn:
         """Raise the error that `problem` words."""

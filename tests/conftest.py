@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 import ccamerge
+from ccamerge.checkpoints import save_state
+from tests import projects as P
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,3 +25,42 @@ def _two_threads() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a module, two networks trained from different seeds and a configuration."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "blobs_module.py").write_text(P.MODULE)
+    (folder / "runs").mkdir()
+    namespace: dict[str, Any] = {}
+    with P.registering():
+        exec(P.MODULE, namespace)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        net = namespace["network"]()
+        optimiser = torch.optim.Adam(net.parameters(), 0.01)
+        for x, y in namespace["batches"](60, seed=seed + 10):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimiser.step()
+        if seed == 0:
+            save_state(net.state_dict(), folder / "runs/0.safetensors")
+        else:
+            torch.save({"epoch": 1, "state_dict": net.state_dict()}, folder / "runs/1.pt")
+    (folder / "merge.yml").write_text(P.CONFIG)
+    return folder
+
+
+@pytest.fixture
+def project(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A fresh folder of the same content."""
+    for name in ("blobs_module.py", "merge.yml"):
+        (tmp_path / name).write_text((trained / name).read_text())
+    (tmp_path / "runs").mkdir()
+    for path in (trained / "runs").iterdir():
+        (tmp_path / "runs" / path.name).write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    with P.registering():
+        yield tmp_path
+    sys.modules.pop("blobs_module", None)

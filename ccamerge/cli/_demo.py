@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ccamerge.cli._shared import UsageError, check_parent, note, show_progress
+from ccamerge.cli._shared import UsageError, at_least, check_parent, note, show_progress
 
 NAME = "demo"
 HELP = "a complete example: train, merge by each method, compare"
@@ -40,13 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--zoo", type=Path, metavar="DIR", help="folder with resnet20-*.safetensors"
     )
     parser.add_argument(
-        "--samples", type=_at_least(1), metavar="N", help="calibration images of --data"
+        "--samples", type=at_least(1), metavar="N", help="calibration images of --data"
     )
     parser.add_argument(
-        "--models", type=_at_least(2), nargs="+", metavar="N", help="how many networks to merge"
+        "--models", type=at_least(2), nargs="+", metavar="N", help="how many networks to merge"
     )
     parser.add_argument(
-        "--widths", type=_at_least(1), nargs="+", metavar="W", help="hidden units of the digits'"
+        "--widths", type=at_least(1), nargs="+", metavar="W", help="hidden units of the digits'"
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
 
@@ -98,17 +97,3 @@ def _run_demo(args: argparse.Namespace, given: dict[str, Any]) -> None:
         from ccamerge.demo import cifar
 
         cifar.run(args.out, seed=args.seed, quiet=not show_progress(args), **given)
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        message = f"expected a whole number of {least} or more, got {text!r}"
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(message) from None
-        if value < least:
-            raise argparse.ArgumentTypeError(message)
-        return value
-
-    return parse

@@ -51,8 +51,9 @@ configuration (YAML; paths are relative to the file):
   data:                                # a function that returns calibration batches: tensors,
     factory: mypackage.data:calibration  # (inputs, ...) or dicts; labels are not looked at
     arguments: {count: 5000}
-  evaluation:                          # optional: batches (inputs, labels), for evaluate, whose
-    factory: mypackage.data:test       # help tells more
+  evaluation:                          # optional, for evaluate, whose help tells more: a function
+    factory: mypackage.data:test       # that returns batches (inputs, labels)
+    metric: accuracy                   # or cross_entropy, or a function "package.module:function"
   parameters:
     ridge: 0.01        # relative to the features' variance; or auto; or gamma, absolute
     repair: variance   # or regression (better networks, more time), or none

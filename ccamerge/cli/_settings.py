@@ -76,7 +76,7 @@ def check_settings(config: Config, settings: Settings, found: Spaces) -> None:
     ------
     ConfigError
         With all that is wrong: patterns that match nothing, options that no method knows, a mode
-        that a method does not.
+        that a method does not, a package that one needs.
     """
     from ccamerge.aligning import check_options, methods_of
     from ccamerge.patterns import by_pattern
@@ -88,7 +88,7 @@ def check_settings(config: Config, settings: Settings, found: Spaces) -> None:
     def attempt(where: str, check: Callable[[], Any]) -> Any:
         try:
             return check()
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             text = str(error).removeprefix(f"{where.rpartition('.')[2]}: ").removeprefix("method: ")
             problems.append(config.problem(where, text))
             return None

@@ -7,8 +7,9 @@ import json
 import logging
 import math
 import os
+import secrets
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,3 +194,30 @@ def check_parent(path: Path) -> None:
     if not os.access(parent, os.W_OK | os.X_OK):
         message = f"cannot write {path}: no permission to write in {parent}"
         raise UsageError(message)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside the target and rename it: what was there stays until it is complete."""
+    partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Make the ``type`` of an option that is a whole number."""
+
+    def parse(text: str) -> int:
+        message = f"expected a whole number of {least} or more, got {text!r}"
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(message) from None
+        if value < least:
+            raise argparse.ArgumentTypeError(message)
+        return value
+
+    return parse

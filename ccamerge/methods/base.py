@@ -118,7 +118,8 @@ class Method:
     ``solve(alignment, **options)`` returns `Solutions`; ``options`` are its keyword parameters
     with their defaults. ``modes`` are those it knows, ``pairs`` the blocks it needs in the
     reference mode; in the universe mode all are there. ``permutes`` says that its maps are
-    permutations, which spaces can carry that carry nothing else.
+    permutations, which spaces can carry that carry nothing else. ``ready`` raises ImportError if
+    the method cannot run for lack of a package.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Method:
     pairs: Literal["reference", "all"]
     permutes: bool
     options: Mapping[str, Any]
+    ready: Callable[[], object]
 
 
 METHODS: dict[str, Method] = {}
@@ -138,6 +140,7 @@ def register(
     modes: tuple[Mode, ...] = ("reference",),
     pairs: Literal["reference", "all"] = "reference",
     permutes: bool = False,
+    ready: Callable[[], object] = lambda: None,
 ) -> Callable[[Callable[..., Solutions]], Callable[..., Solutions]]:
     """Make a method known under a name, in Python, YAML and on the command line.
 
@@ -150,7 +153,7 @@ def register(
             for p in inspect.signature(solve).parameters.values()
             if p.kind is p.KEYWORD_ONLY
         }
-        METHODS[name] = Method(name, solve, modes, pairs, permutes, options)
+        METHODS[name] = Method(name, solve, modes, pairs, permutes, options, ready)
         return solve
 
     return add

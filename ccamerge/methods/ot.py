@@ -24,7 +24,19 @@ _ITERATIONS = 10_000
 """Of Sinkhorn's algorithm at most."""
 
 
-@register("ot")
+def _pot() -> Any:
+    """The package POT, imported when it is needed."""
+    try:
+        import ot as pot
+    except ImportError as error:
+        message = (
+            "method 'ot' needs the package POT: pip install 'ccamerge[ot]', or pip install pot"
+        )
+        raise ImportError(message) from error
+    return pot
+
+
+@register("ot", ready=_pot)
 def ot(alignment: Alignment, *, entropy: float = 0.0, standardize: bool = False) -> Solutions:
     """Maps from the transport plan that moves features the shortest way, masses being equal.
 
@@ -105,15 +117,3 @@ def _plan(name: str, cost: Array, entropy: float) -> Array:
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     entropic: Array = np.asarray(plan)
     return entropic
-
-
-def _pot() -> Any:
-    """The package POT, imported when it is needed."""
-    try:
-        import ot as pot
-    except ImportError as error:
-        message = (
-            "method 'ot' needs the package POT: pip install 'ccamerge[ot]', or pip install pot"
-        )
-        raise ImportError(message) from error
-    return pot

@@ -1,0 +1,250 @@
+"""The models, their ensemble and merges of them by several methods, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from ccamerge.aligning import DEFAULT_METHOD, check_options, methods_of
+from ccamerge.collecting import Collected
+from ccamerge.config import METRICS, Ensemble
+from ccamerge.evaluation import Row, measure
+from ccamerge.interpolation import Barrier, check_points, path
+from ccamerge.merging import merge
+from ccamerge.metrics import Metric, title_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Of one network; ``seconds`` is what its merge took once the moments were there."""
+
+    name: str
+    metric: float
+    loss: float
+    seconds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What `compare` returns; ``str`` is a table for a terminal.
+
+    Attributes
+    ----------
+    metric, loss : what was measured
+    better : "higher" or "lower" values of the metric
+    samples : in the data
+    models, merged : scores of each; those of ``others`` are the last of ``merged``
+    ensemble : of the models
+    barriers : by the name of the merge
+    """
+
+    metric: str
+    better: str
+    loss: str
+    samples: int
+    models: list[Score]
+    ensemble: Score | None
+    merged: list[Score]
+    barriers: dict[str, Barrier]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain lists, dicts, numbers and strings."""
+
+        def plain(score: Score, *keys: str) -> dict[str, Any]:
+            return {key: getattr(score, key) for key in keys}
+
+        return {
+            "metric": self.metric,
+            "better": self.better,
+            "loss": self.loss,
+            "samples": self.samples,
+            "models": [plain(score, "name", "metric", "loss") for score in self.models],
+            "ensemble": plain(self.ensemble, "metric", "loss") if self.ensemble else None,
+            "merged": [plain(score, "name", "metric", "loss", "seconds") for score in self.merged],
+            "barriers": [
+                {
+                    "name": name,
+                    "t": list(found.t),
+                    "metric": list(found.metric),
+                    "loss": list(found.loss),
+                    "barrier": found.barrier,
+                }
+                for name, found in self.barriers.items()
+            ],
+        }
+
+    def __str__(self) -> str:
+        rows = [["", self.metric, self.loss, "seconds"]]
+        whole = [self.ensemble] if self.ensemble else []
+        for score in [*self.models, *whole, *self.merged]:
+            shown = f"{score.metric:.2%}" if self.metric == "accuracy" else f"{score.metric:#.4g}"
+            seconds = "" if score.seconds is None else f"{score.seconds:.2f}"
+            rows.append([score.name, shown, f"{score.loss:#.4g}", seconds])
+        if not any(row[3] for row in rows[1:]):
+            rows = [row[:3] for row in rows]
+        lines = _table(rows)
+        if self.barriers:
+            curves = list(self.barriers.values())
+            rows = [["t", *self.barriers]]
+            for index, t in enumerate(curves[0].t):
+                rows.append([f"{t:.3g}", *(f"{c.loss[index]:#.4g}" for c in curves)])
+            rows.append(["barrier", *(f"{c.barrier:#.4g}" for c in curves)])
+            lines += ["", f"{self.loss} from the reference (t = 0) to the others (1)"]
+            lines += _table(rows)
+        return "\n".join(lines)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with names to the left and numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(w) if i else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def compare(
+    models: Sequence[nn.Module],
+    data: Iterable[Any],
+    *,
+    moments: Collected | None = None,
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = (),
+    points: int = 0,
+    metric: str | Metric = "accuracy",
+    better: str | None = None,
+    loss: str | Metric = "cross_entropy",
+    ensemble: Ensemble = "probabilities",
+    names: Sequence[str] | None = None,
+    others: Mapping[str, nn.Module] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Comparison:
+    """Evaluate models, their ensemble and their merges by several methods on the same data.
+
+    Parameters
+    ----------
+    models : of one architecture; never modified
+    data : labelled batches as for `ccamerge.evaluate`, read once for the models and once for each
+        method, so not a generator
+    moments : of the models, from `ccamerge.collect`, if ``methods`` are given; with pairs="all" if
+        one of them needs these
+    methods : names in `METHODS`, or keyword arguments of `ccamerge.merge` by names for the rows:
+        ``{"CCA, regression": {"method": "cca", "repair": "regression"}}``
+    points : of the path from the reference to the others, at which each method's loss is measured
+        for its barrier (see `ccamerge.barrier`); 0 leaves it out
+    metric, loss : as for `ccamerge.evaluate`
+    better : whether "higher" or "lower" values of the metric are better; known of those in
+        `METRICS`, "higher" for others
+    ensemble : what of the models is averaged: "probabilities", "outputs" or "none" for no ensemble
+    names : of the models; default their places, ``models[0]``
+    others : more networks by names, such as merged ones
+    progress : whether to show a progress bar
+    **settings : of all merges, such as ``reference`` and ``repair``
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.linalg.LinAlgError
+        As `ccamerge.merge`, `ccamerge.evaluate` and `ccamerge.barrier`.
+    """
+    models = list(models)
+    names = [f"models[{i}]" for i in range(len(models))] if names is None else names
+    rows: list[Row] = [(name, [model]) for name, model in zip(names, models, strict=True)]
+    rows += [(name, [model]) for name, model in (others or {}).items()]
+    if ensemble != "none":
+        rows.append((f"ensemble of {len(models)}", models))
+    merges = _settings(models, methods, moments, settings)
+    if points:
+        check_points(points)
+    if merges and iter(data) is data:
+        message = "data is read several times: pass a list or a DataLoader, not a generator"
+        raise ValueError(message)
+    wanted = [metric, loss]
+    found, samples = measure(
+        rows, data, wanted, "outputs" if ensemble == "outputs" else "probabilities"
+    )
+    scores = [Score(name, *pair) for (name, _), pair in zip(rows, found, strict=True)]
+    together = scores.pop() if ensemble != "none" else None
+    merged: list[Score] = []
+    barriers: dict[str, Barrier] = {}
+    total = len(merges) * (1 + points)
+    with tqdm(total=total, desc="merge", unit="net", disable=not (progress and total)) as bar:
+        for name, chosen in merges.items():
+            score, way = _method(models, data, wanted, name, chosen, points, bar.update)
+            merged.append(score)
+            if way:
+                barriers[name] = way
+    return Comparison(
+        title_of(metric),
+        better or METRICS.get(title_of(metric), "higher"),
+        title_of(loss),
+        samples,
+        scores[: len(models)],
+        together,
+        merged + scores[len(models) :],
+        barriers,
+    )
+
+
+def _method(
+    models: Sequence[nn.Module],
+    data: Iterable[Any],
+    metrics: Sequence[str | Metric],
+    name: str,
+    settings: Mapping[str, Any],
+    points: int,
+    tick: Callable[[], object],
+) -> tuple[Score, Barrier | None]:
+    """Merge, and merge along the path, then evaluate all of it in one pass."""
+    start = time.perf_counter()
+    try:
+        result = merge(models, **settings)
+    except np.linalg.LinAlgError as error:
+        message = f"{name}: {error}"
+        raise np.linalg.LinAlgError(message) from error
+    seconds = time.perf_counter() - start
+    tick()
+    way: dict[float, nn.Module] = {}
+    if points:
+        for t, network in path(models, points, **{**settings, "aligned": result.aligned}):
+            way[t] = network
+            tick()
+    rows: list[Row] = [(name, [result.model])]
+    rows += [(f"{name}, t = {t:g}", [network]) for t, network in way.items()]
+    ((metric, loss), *along), _ = measure(rows, data, metrics)
+    return Score(name, metric, loss, seconds), Barrier.of(way, along) if way else None
+
+
+def _settings(
+    models: Sequence[nn.Module],
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
+    moments: Collected | None,
+    settings: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Keyword arguments of `merge` by names; ValueError for a method that cannot run."""
+    if not isinstance(methods, Mapping):
+        methods = {name: {"method": name} for name in methods}
+    if methods and moments is None:
+        message = "moments are needed to merge by methods: pass ccamerge.collect(models, data)"
+        raise ValueError(message)
+    common = {**settings, "moments": moments, "progress": False}
+    found = {name: {**common, **own} for name, own in methods.items()}
+    for chosen in found.values():
+        spaces = chosen["moments"].spaces_of(models[0]).spaces
+        method = chosen.get("method", DEFAULT_METHOD)
+        check_options(
+            chosen.get("options"), methods_of(method, spaces, chosen.get("mode", "reference"))
+        )
+    return found

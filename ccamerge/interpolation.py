@@ -1,0 +1,116 @@
+"""Merges along the way from the reference to the other models, and the barrier between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from ccamerge.collecting import Collected
+from ccamerge.evaluation import measure
+from ccamerge.merging import merge
+from ccamerge.metrics import Metric
+
+POINTS = 11
+"""From the reference to the others, both included."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Barrier:
+    """A metric and a loss of the merges at each ``t``, the way from the reference (0) to the rest.
+
+    Frankle et al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis" (ICML 2020);
+    Ainsworth et al., "Git Re-Basin" (ICLR 2023), for the loss after alignment.
+    """
+
+    t: tuple[float, ...]
+    metric: tuple[float, ...]
+    loss: tuple[float, ...]
+
+    @classmethod
+    def of(cls, t: Iterable[float], values: Sequence[Sequence[float]]) -> Barrier:
+        """From a pair (metric, loss) for each ``t``."""
+        metric, loss = zip(*values, strict=True)
+        return cls(tuple(t), metric, loss)
+
+    @property
+    def barrier(self) -> float:
+        """How far the loss rises above the straight line between its ends: 0 or more.
+
+        ``max_t loss(t) - ((1 - t) loss(0) + t loss(1))``, in the loss's unit.
+        """
+        first, last = self.loss[0], self.loss[-1]
+        lines = [(1 - t) * first + t * last for t in self.t]
+        return max(loss - line for loss, line in zip(self.loss, lines, strict=True))
+
+
+def barrier(
+    models: Sequence[nn.Module],
+    data: Iterable[Any],
+    *,
+    moments: Collected,
+    metric: str | Metric = "accuracy",
+    loss: str | Metric = "cross_entropy",
+    points: int = POINTS,
+    **settings: Any,
+) -> Barrier:
+    """The loss along the straight line between aligned models, and the barrier on it.
+
+    All merges on the way are held at once, so that the data is read once.
+
+    Parameters
+    ----------
+    models : the first ``reference``, as for `ccamerge.merge`
+    data : labelled batches, as for `ccamerge.evaluate`
+    moments : of the models, from `ccamerge.collect` or the result of a merge
+    metric, loss : as for `ccamerge.evaluate`; the barrier is that of the loss
+    points : merges from t = 0 to t = 1, equally far apart
+    **settings : of `ccamerge.merge`. Repair acts on every merge, the ends too. With
+        ``repair="none"`` t = 0 is the reference itself (unless the method maps its features, as
+        "zipit" does) and t = 1, of two models, the other one in the reference's basis: the same
+        function where the maps are exact.
+
+    Returns
+    -------
+    Barrier
+
+    Raises
+    ------
+    ValueError
+        For fewer than 3 points, and as `ccamerge.merge` and `ccamerge.evaluate`.
+    """
+    way = dict(path(models, points, **settings, moments=moments, progress=False))
+    rows = [(f"t = {t:g}", [model]) for t, model in way.items()]
+    values, _ = measure(rows, data, [metric, loss])
+    return Barrier.of(way, values)
+
+
+def path(
+    models: Sequence[nn.Module], points: int, **settings: Any
+) -> Iterator[tuple[float, nn.Module]]:
+    """Each ``t`` with the merge there; what is aligned is aligned once.
+
+    Parameters
+    ----------
+    models, points : as for `barrier`
+    settings : of `ccamerge.merge`, with ``moments``
+
+    Raises
+    ------
+    ValueError
+        As `barrier`.
+    """
+    check_points(points)
+    for t in (index / (points - 1) for index in range(points)):
+        result = merge(models, **{**settings, "t": t})
+        settings["aligned"] = result.aligned
+        yield t, result.model
+
+
+def check_points(points: int) -> None:
+    """Raise ValueError unless there is one between the ends at least."""
+    if points < 3:
+        message = f"points must be at least 3, both ends and one between them; got {points}"
+        raise ValueError(message)
