@@ -45,13 +45,17 @@ class Aligned:
 
 
 def method_named(name: str) -> Method:
-    """Look a method up; ValueError naming those there are, ImportError if it lacks a package."""
+    """Look a method up; ValueError naming those there are."""
     if name not in METHODS:
         message = f"method must be one of {', '.join(map(repr, METHODS))}; got {name!r}"
         raise ValueError(message)
-    method = METHODS[name]
-    method.ready()
-    return method
+    return METHODS[name]
+
+
+def check_ready(choice: MethodChoice) -> None:
+    """Raise ImportError for a method that lacks a package it needs."""
+    for name in [choice] if isinstance(choice, str) else choice.values():
+        method_named(name).ready()
 
 
 def methods_of(choice: MethodChoice, spaces: Sequence[Space], mode: Mode) -> dict[str, Method]:
@@ -60,6 +64,7 @@ def methods_of(choice: MethodChoice, spaces: Sequence[Space], mode: Mode) -> dic
     Spaces whose parameters can carry permutations only are left to "permutation" unless their own
     method gives permutations.
     """
+    check_ready(choice)
     given = {"*": choice} if isinstance(choice, str) else choice
     found = {name: method_named(name) for name in {*given.values(), DEFAULT_METHOD, "permutation"}}
     names = by_pattern(given, [s.name for s in spaces], DEFAULT_METHOD, "method")

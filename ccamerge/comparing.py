@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,7 +156,7 @@ def compare(
 
     Raises
     ------
-    ValueError, TypeError, numpy.linalg.LinAlgError
+    ValueError, TypeError, ImportError, numpy.linalg.LinAlgError
         As `ccamerge.merge`, `ccamerge.evaluate` and `ccamerge.barrier`.
     """
     models = list(models)
@@ -168,7 +168,7 @@ def compare(
     merges = _settings(models, methods, moments, settings)
     if points:
         check_points(points)
-    if merges and iter(data) is data:
+    if merges and isinstance(data, Iterator):
         message = "data is read several times: pass a list or a DataLoader, not a generator"
         raise ValueError(message)
     wanted = [metric, loss]

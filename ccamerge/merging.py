@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ccamerge.aligning import DEFAULT_METHOD, Aligned, MethodChoice, align, pairs_needed
+from ccamerge.aligning import (
+    DEFAULT_METHOD,
+    Aligned,
+    MethodChoice,
+    align,
+    check_ready,
+    pairs_needed,
+)
 from ccamerge.apply import FeatureMap, average, transform
 from ccamerge.collecting import Collected, collect, program_fingerprint, state_fingerprint
 from ccamerge.graph.spaces import Space, Spaces
@@ -117,6 +124,8 @@ def merge(
     ValueError, TypeError
         For arguments that make no sense, models that do not belong together or data that does not
         fit them; the message names the argument, the model, the space or the batch.
+    ImportError
+        If the method needs a package that is not there.
     numpy.linalg.LinAlgError
         If a space cannot be aligned with this ridge; the message names it and the cure.
     """
@@ -124,6 +133,7 @@ def merge(
     _check(repair, norm, mode, reference, len(models))
     check_regularisers(ridge, gamma)
     check_weights(weights, len(models))
+    check_ready(method)
     pairs = pairs_needed(method, mode)
     watch = _Stopwatch()
     with watch("collect"):

@@ -164,7 +164,7 @@ def _wanted(config: Config, given: list[str]) -> dict[str, Settings]:
     ConfigError
         With a line for each method that cannot run.
     """
-    from ccamerge.aligning import method_named
+    from ccamerge.aligning import check_ready
     from ccamerge.methods import METHODS
 
     own = loaded_settings(config)
@@ -178,7 +178,8 @@ def _wanted(config: Config, given: list[str]) -> dict[str, Settings]:
     problems, able = [], []
     for name in names:
         try:
-            if own.mode not in method_named(name).modes:
+            check_ready(name)
+            if own.mode not in METHODS[name].modes:
                 message = f"method {name!r} does not know mode {own.mode!r}"
                 raise ValueError(message)
         except (ValueError, ImportError) as error:
