@@ -39,7 +39,9 @@ class Barrier:
     def barrier(self) -> float:
         """How far the loss rises above the straight line between its ends: 0 or more.
 
-        ``max_t loss(t) - ((1 - t) loss(0) + t loss(1))``, in the loss's unit.
+        ``max_t loss(t) - ((1 - t) loss(0) + t loss(1))``, in the loss's unit. Compare barriers of
+        methods only with their ends: where maps are not exact (CCA through a ReLU) the end t = 1
+        may be far worse than the model it stands for, and the line to it hides what lies below.
         """
         first, last = self.loss[0], self.loss[-1]
         lines = [(1 - t) * first + t * last for t in self.t]

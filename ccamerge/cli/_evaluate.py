@@ -32,7 +32,8 @@ Measures a metric and a loss on the configuration's "evaluation" batches: of eac
 ensemble (what a merge can hope for at a fraction of the cost), of merged checkpoints, and of the
 models merged by each method asked for, with the configuration's other settings and from one pass
 over its data. --barrier merges on the way from base_model (t = 0) to the others (1), too: the
-barrier is how far the loss there rises above the straight line between its ends."""
+barrier is how far the loss there rises above the straight line between its ends. Maps that are not
+exact (see `ccamerge inspect`) raise the end t = 1 itself: read the losses beside the barrier."""
 EPILOG = """\
 examples:
   ccamerge evaluate merge.yml
@@ -133,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         between = [dataclasses.replace(s, t=0.5) for s in wanted.values() if args.barrier]
         moments, seconds = statistics(args, config, models, [*wanted.values(), *between])
         note(args, f"collected the moments in {seconds:.2f} s")
+    folder = config.source.absolute().parent
     comparison = ccamerge.compare(
         models,
         data,
@@ -143,7 +145,10 @@ def run(args: argparse.Namespace) -> int:
         better=evaluation.better,
         loss=evaluation.loss,
         ensemble=evaluation.ensemble,
-        names=[entry["model"] for entry in config.to_dict()["models"]],
+        names=[
+            str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+            for path in config.models
+        ],
         others=others,
         progress=show_progress(args),
         reference=config.reference,
