@@ -161,6 +161,29 @@ def test_models_are_aligned_once_and_never_modified(monkeypatch: pytest.MonkeyPa
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "cca", "norm": "paper", "gamma": 0.1},
+        {"method": "permutation", "mode": "universe"},
+        {"method": {"0": "permutation"}, "weights": {"3": [1, 2, 0]}, "ridge": "auto"},
+        {"method": "procrustes", "reference": 2, "repair": "regression"},
+    ],
+)
+def test_three_networks_of_any_settings(settings: dict[str, Any]) -> None:
+    """The ends and the middle are what `merge` gives there."""
+    models = [_trained(seed, _normed()) for seed in range(3)]
+    moments = ccamerge.collect(models, _data(1), pairs="all", progress=False)
+    found = ccamerge.barrier(models, _data(2), moments=moments, points=3, **settings)
+    for t, loss in zip(found.t, found.loss, strict=True):
+        merged = ccamerge.merge(models, moments=moments, t=t, **settings).model
+        assert loss == pytest.approx(ccamerge.evaluate(merged, _data(2), "cross_entropy"))
+    if settings.get("norm") != "paper":  # which takes its statistics from the data
+        reference = models[settings.get("reference", 0)]
+        own = ccamerge.evaluate(reference, _data(2), "cross_entropy")
+        assert found.loss[0] == pytest.approx(own, rel=0.02)
+
+
 def test_any_metric_and_loss() -> None:
     models = [M.randomise(M.MLP(), seed) for seed in range(2)]
     data = _data()

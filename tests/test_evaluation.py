@@ -39,7 +39,14 @@ def test_accuracy_of_one_model() -> None:
     assert ccamerge.evaluate(_Fixed().train(), _data()) == pytest.approx(4 / 6)
 
 
-@pytest.mark.parametrize("pack", [lambda x: (x, None), lambda x: SimpleNamespace(logits=x)])
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda x: (x, None),
+        lambda x: SimpleNamespace(logits=x),
+        lambda x: {"loss": x.sum(), "logits": x},
+    ],
+)
 def test_logits_in_a_container(pack: Any) -> None:
     assert ccamerge.evaluate(_Fixed(pack=pack), _data()) == pytest.approx(4 / 6)
 
