@@ -73,6 +73,7 @@ class Comparison:
                     "t": list(found.t),
                     "metric": list(found.metric),
                     "loss": list(found.loss),
+                    "ends": list(found.ends),
                     "barrier": found.barrier,
                 }
                 for name, found in self.barriers.items()
@@ -182,7 +183,8 @@ def compare(
     total = len(merges) * (1 + points)
     with tqdm(total=total, desc="merge", unit="net", disable=not (progress and total)) as bar:
         for name, chosen in merges.items():
-            score, way = _method(models, data, wanted, name, chosen, points, bar.update)
+            own = [score.loss for score in scores[: len(models)]]
+            score, way = _method(models, data, wanted, name, chosen, points, own, bar.update)
             merged.append(score)
             if way:
                 barriers[name] = way
@@ -205,9 +207,13 @@ def _method(
     name: str,
     settings: Mapping[str, Any],
     points: int,
+    own: Sequence[float],
     tick: Callable[[], object],
 ) -> tuple[Score, Barrier | None]:
-    """Merge, and merge along the path, then evaluate all of it in one pass."""
+    """Merge, and merge along the path, then evaluate all of it in one pass.
+
+    ``own`` are the models' losses.
+    """
     start = time.perf_counter()
     try:
         result = merge(models, **settings)
@@ -224,7 +230,8 @@ def _method(
     rows: list[Row] = [(name, [result.model])]
     rows += [(f"{name}, t = {t:g}", [network]) for t, network in way.items()]
     ((metric, loss), *along), _ = measure(rows, data, metrics)
-    return Score(name, metric, loss, seconds), Barrier.of(way, along) if way else None
+    found = Barrier.of(way, along, own, settings.get("reference", 0)) if way else None
+    return Score(name, metric, loss, seconds), found
 
 
 def _settings(

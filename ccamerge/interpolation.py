@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,30 +23,38 @@ class Barrier:
     """A metric and a loss of the merges at each ``t``, the way from the reference (0) to the rest.
 
     Frankle et al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis" (ICML 2020);
-    Ainsworth et al., "Git Re-Basin" (ICLR 2023), for the loss after alignment.
+    Ainsworth et al., "Git Re-Basin" (ICLR 2023), for the loss after alignment. ``ends`` are the
+    losses of the models themselves: the reference's, and the mean of the others'.
     """
 
     t: tuple[float, ...]
     metric: tuple[float, ...]
     loss: tuple[float, ...]
+    ends: tuple[float, float]
 
     @classmethod
-    def of(cls, t: Iterable[float], values: Sequence[Sequence[float]]) -> Barrier:
-        """From a pair (metric, loss) for each ``t``."""
+    def of(
+        cls, t: Iterable[float], values: Sequence[Sequence[float]], own: Sequence[float], first: int
+    ) -> Barrier:
+        """From a pair (metric, loss) for each ``t``, and the models' losses.
+
+        ``first`` is the reference among the models.
+        """
         metric, loss = zip(*values, strict=True)
-        return cls(tuple(t), metric, loss)
+        others = [value for index, value in enumerate(own) if index != first]
+        return cls(tuple(t), metric, loss, (own[first], statistics.fmean(others)))
 
     @property
     def barrier(self) -> float:
-        """How far the loss rises above the straight line between its ends: 0 or more.
+        """How far the loss rises above the straight line between the models' own: 0 or more.
 
-        ``max_t loss(t) - ((1 - t) loss(0) + t loss(1))``, in the loss's unit. Compare barriers of
-        methods only with their ends: where maps are not exact (CCA through a ReLU) the end t = 1
-        may be far worse than the model it stands for, and the line to it hides what lies below.
+        ``max_t loss(t) - ((1 - t) loss_reference + t loss_others)``, in the loss's unit. The line
+        ends in the models and not in the merges at t = 0 and 1: where maps are not exact (CCA
+        through a ReLU) these may be far worse, and a line between them would hide what lies below.
         """
-        first, last = self.loss[0], self.loss[-1]
+        first, last = self.ends
         lines = [(1 - t) * first + t * last for t in self.t]
-        return max(loss - line for loss, line in zip(self.loss, lines, strict=True))
+        return max(0.0, *(loss - line for loss, line in zip(self.loss, lines, strict=True)))
 
 
 def barrier(
@@ -64,7 +73,7 @@ def barrier(
 
     Parameters
     ----------
-    models : the first ``reference``, as for `ccamerge.merge`
+    models : as for `ccamerge.merge`
     data : labelled batches, as for `ccamerge.evaluate`
     moments : of the models, from `ccamerge.collect` or the result of a merge
     metric, loss : as for `ccamerge.evaluate`; the barrier is that of the loss
@@ -85,8 +94,10 @@ def barrier(
     """
     way = dict(path(models, points, **settings, moments=moments, progress=False))
     rows = [(f"t = {t:g}", [model]) for t, model in way.items()]
+    rows += [(f"models[{i}]", [model]) for i, model in enumerate(models)]
     values, _ = measure(rows, data, [metric, loss])
-    return Barrier.of(way, values)
+    own = [value for _, value in values[len(way) :]]
+    return Barrier.of(way, values[: len(way)], own, settings.get("reference", 0))
 
 
 def path(

@@ -114,6 +114,7 @@ def test_methods_and_barriers(capsys, project):
             "t": [0.0, 1 / 3, 2 / 3, 1.0],
             "metric": list(expected.metric),
             "loss": list(expected.loss),
+            "ends": list(expected.ends),
             "barrier": expected.barrier,
         }
     heights = {way["name"]: way["barrier"] for way in record["barriers"]}

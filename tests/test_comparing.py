@@ -98,7 +98,7 @@ def test_everything_is_what_the_parts_say(
     assert set(record["models"][0]) == {"name", "metric", "loss"}
     assert set(record["ensemble"]) == {"metric", "loss"}
     assert set(record["merged"][0]) == {"name", "metric", "loss", "seconds"}
-    assert set(record["barriers"][0]) == {"name", "t", "metric", "loss", "barrier"}
+    assert set(record["barriers"][0]) == {"name", "t", "metric", "loss", "ends", "barrier"}
     assert record["barriers"][1]["name"] == "permutation"
     assert record["barriers"][1]["barrier"] == found.barriers["permutation"].barrier
 

@@ -32,8 +32,8 @@ Measures a metric and a loss on the configuration's "evaluation" batches: of eac
 ensemble (what a merge can hope for at a fraction of the cost), of merged checkpoints, and of the
 models merged by each method asked for, with the configuration's other settings and from one pass
 over its data. --barrier merges on the way from base_model (t = 0) to the others (1), too: the
-barrier is how far the loss there rises above the straight line between its ends. Maps that are not
-exact (see `ccamerge inspect`) raise the end t = 1 itself: read the losses beside the barrier."""
+barrier is how far the loss there rises above the straight line between the models' own. Maps that
+are not exact (see `ccamerge inspect`) raise the end t = 1 itself."""
 EPILOG = """\
 examples:
   ccamerge evaluate merge.yml
