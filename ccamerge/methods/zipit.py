@@ -37,11 +37,17 @@ def zipit(alignment: Alignment, *, alpha: float = 0.3, beta: float = 0.125) -> S
     published code. Weights other than equal ones scale merged features by what their members
     count, as there; repair gives them their variance back.
 
+    Zipping up to a layer is a choice by spaces, ``method={"layer1*": "zipit", "*": "average"}``. The
+    paper's partial zip keeps the networks apart after that layer, as heads of one larger network.
+    Here the result has the size of one: spaces that are not zipped are aligned by another method, or
+    keep their basis ("average"), and their weights are averaged all the same.
+
     Parameters
     ----------
     alpha : factor on a feature's correlations each time that it is merged; at 0, a merged feature
         takes no other feature of the models that it already has
-    beta : budget of merges within each model, over the number of its features that have to go
+    beta : budget of merges within each model, over the number of its features that have to go; at
+        0 there are none, where the published code still allows one
 
     Raises
     ------
@@ -119,6 +125,7 @@ def zipped(
         if alpha > 0:
             joined *= alpha
         else:
+            # By first members: the least of the similarities remembers the models of the others.
             joined[(owners == owners[keep]) | (owners == owners[gone])] = -np.inf
         joined[[keep, gone]] = -np.inf
         similarity[keep] = similarity[:, keep] = joined
