@@ -15,23 +15,29 @@ from ccamerge.methods.base import (
     matched_correlations,
     register,
 )
+from ccamerge.methods.orders import with_dead_units_paired
 from ccamerge.methods.universe import orthogonal_universe
 from ccamerge.solve import polar_batch
 
 
 @register("procrustes", modes=("reference", "universe"))
 def procrustes(alignment: Alignment) -> Solutions:
-    """Transposed polar factors of the cross-covariances: CCA Merge's limit for a large ridge."""
+    """Transposed polar factors of the cross-covariances: CCA Merge's limit for a large ridge.
+
+    Directions without covariance, such as those of dead units, leave the rotation undetermined
+    there; see `with_dead_units_paired`.
+    """
     if alignment.mode == "universe":
         return orthogonal_universe(alignment, whitened=False)
-    return alignment.each_pair(_rotate)
+    return alignment.each_pair(lambda problems: with_dead_units_paired(problems, _rotate))
 
 
-def _rotate(problems: Sequence[AlignmentProblem]) -> list[Solution]:
+def _rotate(problems: Sequence[AlignmentProblem]) -> list[tuple[Solution, int]]:
     factors = polar_batch([p.cross for p in problems])
     solutions = []
     for problem, factor in zip(problems, factors, strict=True):
         forward = torch.from_numpy(factor.q).T.contiguous()
         rho = matched_correlations(problem, forward.numpy())
-        solutions.append(Solution(FeatureMap(forward, forward.T.contiguous()), rho))
+        feature_map = FeatureMap(forward, forward.T.contiguous())
+        solutions.append((Solution(feature_map, rho), factor.rank))
     return solutions

@@ -37,10 +37,10 @@ def zipit(alignment: Alignment, *, alpha: float = 0.3, beta: float = 0.125) -> S
     published code. Weights other than equal ones scale merged features by what their members
     count, as there; repair gives them their variance back.
 
-    Zipping up to a layer is a choice by spaces, ``method={"layer1*": "zipit", "*": "average"}``. The
+    Zipping up to a layer is a choice by spaces: ``{"layer1*": "zipit", "*": "average"}``. The
     paper's partial zip keeps the networks apart after that layer, as heads of one larger network.
-    Here the result has the size of one: spaces that are not zipped are aligned by another method, or
-    keep their basis ("average"), and their weights are averaged all the same.
+    Here the result has the size of one: spaces that are not zipped are aligned by another method,
+    or keep their basis ("average"), and their weights are averaged all the same.
 
     Parameters
     ----------
