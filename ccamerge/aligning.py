@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ccamerge.apply import FeatureMap
 from ccamerge.collecting import Collected, Pairs
 from ccamerge.graph.spaces import Group, Space, Spaces
-from ccamerge.methods import METHODS, Alignment, Method, Mode, Solutions
+from ccamerge.methods import METHODS, Alignment, Method, Mode, Solution, Solutions
 from ccamerge.patterns import by_pattern
 from ccamerge.ridges import RidgeChoice, ridges_of
 
@@ -101,6 +102,43 @@ def pairs_needed(choice: MethodChoice, mode: Mode) -> Pairs:
     return "reference"
 
 
+def check_solutions(method: str, solved: Any, spaces: Sequence[Space], models: int) -> None:
+    """Check what a method, maybe one of the user's, returned.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the method, the space and the model, for what nothing can be merged with: no
+        `Solutions`, a missing space or model, maps that are not finite float64 of the space's size.
+    """
+    if not isinstance(solved, Mapping):
+        message = f"method {method!r} must return a dict by space, got {type(solved).__name__}"
+        raise TypeError(message)
+    for space in spaces:
+        where = f"method {method!r}, space {space.name!r}"
+        if space.name not in solved:
+            message = f"{where}: missing in what the method returned"
+            raise ValueError(message)
+        row = solved[space.name]
+        if not isinstance(row, Sequence) or not all(isinstance(s, Solution) for s in row):
+            message = f"{where}: expected a list of Solution, one for each model, got {row!r:.80}"
+            raise TypeError(message)
+        if len(row) != models:
+            message = f"{where}: expected {models} solutions, one for each model, got {len(row)}"
+            raise ValueError(message)
+        shape = (space.size, space.size)
+        for index, solution in enumerate(row):
+            for side in ("forward", "inverse"):
+                matrix = getattr(solution.feature_map, side)
+                found = f"{str(matrix.dtype).removeprefix('torch.')} {tuple(matrix.shape)}"
+                if found != f"float64 {shape}":
+                    message = f"{where}, models[{index}]: {side} is {found}, not float64 {shape}"
+                    raise ValueError(message)
+                if not torch.isfinite(matrix).all():
+                    message = f"{where}, models[{index}]: {side} is not finite"
+                    raise ValueError(message)
+
+
 def align(
     found: Spaces,
     collected: Collected,
@@ -123,8 +161,8 @@ def align(
 
     Raises
     ------
-    ValueError, numpy.linalg.LinAlgError
-        As `ccamerge.merge`.
+    TypeError, ValueError, numpy.linalg.LinAlgError
+        As `ccamerge.merge` and `check_solutions`.
     """
     methods = methods_of(method, found.spaces, mode)
     check_options(options, methods)
@@ -144,7 +182,8 @@ def align(
             gamma,
         )
         chosen = {key: value for key, value in options.items() if key in entry.options}
-        solved = METHODS[name].solve(alignment, **chosen)
+        solved = entry.solve(alignment, **chosen)
+        check_solutions(name, solved, own, len(states))
         solutions.update({space.name: solved[space.name] for space in own})
     return Aligned(
         {space.name: solutions[space.name] for space in found.spaces},

@@ -49,7 +49,8 @@ class Solution:
 
 
 Solutions = dict[str, list[Solution]]
-"""For each space by name, a solution for each model; the reference's is the identity map."""
+"""For each space by name, a solution for each model. The reference's is the identity map, unless
+the method has none ("zipit")."""
 
 
 @dataclasses.dataclass(frozen=True)
