@@ -69,13 +69,16 @@ def best_ridge(space: Space, collected: Collected, reference: int) -> float:
     if space.group is Group.PERMUTATION:  # aligned without a ridge
         return DEFAULT_RIDGE
     errors = held_out_errors(space, collected, reference)
-    return GRID[int(errors.mean(0).argmin())]
+    return GRID[int(errors.mean(0).argmin())] if len(errors) else DEFAULT_RIDGE
 
 
 def held_out_errors(
     space: Space, collected: Collected, reference: int
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Relative errors (folds times other models, ridges); see the module's head."""
+    """Relative errors (folds times other models, ridges); see the module's head.
+
+    A fold and model are left out if features that all are constant leave nothing to learn or judge.
+    """
     folds = collected.matched[space.name]
     used = [k for k, fold in enumerate(folds) if fold.count]
     if len(used) < 2:
@@ -88,17 +91,19 @@ def held_out_errors(
     errors = []
     for k in used:
         train, test = collected.pooled(space, without=k), folds[k]
-        own = train.cov(reference)
+        own, variance = train.cov(reference), test.cov(reference).trace()
+        if not (own.trace() > 0 and variance > 0):
+            continue
+        varying = [i for i in others if train.cov(i).trace() > 0]
         solved = cca_batch(
-            [(own, train.cov(i), train.cov(reference, i)) for i in others], ridge=list(GRID)
+            [(own, train.cov(i), train.cov(reference, i)) for i in varying], ridge=list(GRID)
         )
-        variance = test.cov(reference).trace()
-        for i, sweep in zip(others, solved, strict=True):
+        for i, sweep in zip(varying, solved, strict=True):
             cross, square = test.cov(reference, i), test.cov(i)
             row = []
             for result in sweep:
                 explained = 2 * (cross * result.map.T).sum()
                 mapped = (result.map * (square @ result.map)).sum()
-                row.append(1 + (mapped - explained) / variance if variance > 0 else 0.0)
+                row.append(1 + (mapped - explained) / variance)
             errors.append(row)
-    return np.array(errors)
+    return np.array(errors).reshape(-1, len(GRID))
