@@ -41,6 +41,7 @@ def _naive_errors(folds: list[list[Array]], reference: int) -> Array:
     rows = []
     for k, test in enumerate(folds):
         others = [fold for j, fold in enumerate(folds) if j != k]
+        others = [fold for j, fold in enumerate(folds) if j != k]
         train = [np.vstack([fold[i] for fold in others]) for i in range(len(test))]
         centred = [x - x.mean(0) for x in test]
         for i in range(len(test)):
