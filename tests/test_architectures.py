@@ -179,6 +179,37 @@ def test_every_method_from_yaml(
         assert any(not torch.equal(merged[k], before[k]) for k in merged)
 
 
+WRONG = """
+from ccamerge.methods import register
+
+
+@register("short")
+def short(alignment):
+    return {name: row[:1] for name, row in alignment.identities().items()}
+"""
+
+
+def test_a_wrong_method_of_the_users_from_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(METHODS, "short", METHODS["average"])  # removed again after the test
+    Path("networks_and_short.py").write_text(MODULE + WRONG)
+    for seed in range(2):
+        save_state(M.randomise(M.MLP(), seed).state_dict(), Path(f"{seed}.safetensors"))
+    config = {
+        "models": [{"model": "0.safetensors"}, {"model": "1.safetensors"}],
+        "architecture": {"factory": "networks_and_short:mlp"},
+        "data": {"factory": "networks_and_short:noise", "arguments": {"shape": [32, 12]}},
+        "merge_method": {"layers.1": "networks_and_short:short", "*": "cca"},
+    }
+    Path("merge.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert main(["merge", "merge.yml", "out", "--quiet"]) != 0
+    message = "method 'short', space 'layers.1': expected 2 solutions, one for each model, got 1"
+    assert message in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 def _raise(*_: Any, **__: Any) -> NoReturn:
     pytest.fail("a model was run after its moments had been collected")
 
