@@ -94,6 +94,29 @@ def check_options(options: Mapping[str, Any] | None, methods: Mapping[str, Metho
         raise ValueError(message)
 
 
+def check_widths(
+    methods: Mapping[str, Method], mode: Mode, widths: Mapping[str, Sequence[int]]
+) -> None:
+    """Raise ValueError for a space whose method cannot map between the models' ``widths``.
+
+    All mappings are by the names of spaces.
+    """
+    for name, sizes in widths.items():
+        if len(set(sizes)) == 1:
+            continue
+        what = f"space {name!r} has {', '.join(map(str, sizes))} features in the models"
+        if mode == "universe":
+            message = f"{what}: mode 'universe' needs equal widths, mode 'reference' does not"
+            raise ValueError(message)
+        if not methods[name].rectangular:
+            able = ", ".join(repr(m.name) for m in METHODS.values() if m.rectangular)
+            message = (
+                f"{what}: method {methods[name].name!r} needs equal widths; "
+                f"these methods do not: {able}"
+            )
+            raise ValueError(message)
+
+
 def pairs_needed(choice: MethodChoice, mode: Mode) -> Pairs:
     """The cross-covariances to collect for a merge."""
     names = [choice] if isinstance(choice, str) else choice.values()
@@ -155,7 +178,8 @@ def align(
 
     Parameters
     ----------
-    found, collected : spaces and statistics of the models
+    found : spaces of the reference
+    collected : statistics of the models
     states : each model's folded parameters
     method, options, mode, ridge, gamma, reference : as for `ccamerge.merge`
 
@@ -166,6 +190,7 @@ def align(
     """
     methods = methods_of(method, found.spaces, mode)
     check_options(options, methods)
+    check_widths(methods, mode, {s.name: collected.matched[s.name][0].dims for s in found.spaces})
     options = dict(options or {})
     used = {m.name: m for m in methods.values()}
     ridges = {} if gamma is not None else ridges_of(ridge, found, collected, reference)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from ccamerge.graph.spaces import Slot, Space
 class FeatureMap:
     """How one model's features of a space become the reference's: ``x T``.
 
-    ``forward`` is T (own features, reference features), ``inverse`` its inverse; both float64.
+    ``forward`` is T (own features, reference features), ``inverse`` (reference features, own
+    features) its inverse; both float64. Between different widths one of their products is a
+    projection and not the identity.
     """
 
     forward: Tensor
@@ -52,11 +54,27 @@ def slot_view(tensor: Tensor, slot: Slot, size: int) -> Tensor:
     return torch.movedim(split, slot.dim + 1, -1)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Move:
+    """A slot of ``size`` features, and where and how many they become when ``matrix`` maps them."""
+
+    slot: Slot
+    size: int
+    target: Slot
+    target_size: int
+    matrix: Tensor
+
+    @property
+    def axis(self) -> tuple[str, int]:
+        return self.slot.parameter, self.slot.dim
+
+
 def transform(
     state: Mapping[str, Tensor],
     spaces: Sequence[Space],
     maps: Mapping[str, FeatureMap],
     roles: frozenset[Role] = frozenset(Role),
+    into: Sequence[Space] | None = None,
 ) -> dict[str, Tensor]:
     """A model's parameters with its features mapped.
 
@@ -66,26 +84,83 @@ def transform(
     spaces : the spaces to map
     maps : a map for each of them by name; a space without one is left alone
     roles : only slots with these roles are changed
+    into : the reference's spaces, if its widths may differ: parameters then take its shapes
 
     Returns
     -------
     New parameters in the same dtypes; products are formed in float64.
     """
+    moves = list(_moves(spaces, maps, roles, spaces if into is None else into))
+    resized = dict.fromkeys(m.axis for m in moves if m.size != m.target_size)
+    done: set[tuple[str, int]] = set()
     changed: dict[str, Tensor] = {}
+    for move in moves:
+        key, dim = move.axis
+        if key not in changed:
+            changed[key] = state[key].to(torch.float64, copy=True)
+        target_rows = (key, 0) in done  # ranges of axis 0 are the reference's by now
+        if move.axis not in resized:
+            slot = move.slot
+            if target_rows:
+                slot = dataclasses.replace(slot, rows=move.target.rows)
+            view = slot_view(changed[key], slot, move.size)
+            view.copy_(view @ move.matrix)
+        elif move.axis not in done:
+            done.add(move.axis)
+            together = [m for m in moves if m.axis == move.axis]
+            changed[key] = _resized(changed[key], dim, together, target_rows)
+    return {**state, **{k: v.to(state[k].dtype) for k, v in changed.items()}}
+
+
+def _moves(
+    spaces: Sequence[Space],
+    maps: Mapping[str, FeatureMap],
+    roles: frozenset[Role],
+    into: Sequence[Space],
+) -> Iterator[_Move]:
+    targets = {space.name: space for space in into}
     for space in spaces:
         if space.name not in maps:
             continue
+        target = targets[space.name]
         done: set[tuple[str, int, int, tuple[int, int] | None]] = set()
-        for slot in space.slots:
+        for slot, there in zip(space.slots, target.slots, strict=True):
             place = (slot.parameter, slot.dim, slot.start, slot.rows)
             if slot.role not in roles or place in done:  # a tied parameter: once
                 continue
             done.add(place)
-            if slot.parameter not in changed:
-                changed[slot.parameter] = state[slot.parameter].to(torch.float64, copy=True)
-            view = slot_view(changed[slot.parameter], slot, space.size)
-            view.copy_(view @ _matrix(slot.role, maps[space.name]))
-    return {**state, **{k: v.to(state[k].dtype) for k, v in changed.items()}}
+            matrix = _matrix(slot.role, maps[space.name])
+            yield _Move(slot, space.size, there, target.size, matrix)
+
+
+def _resized(tensor: Tensor, dim: int, moves: Sequence[_Move], target_rows: bool) -> Tensor:
+    """The tensor with all that spaces hold of an axis mapped to the reference's number of features.
+
+    What lies between is copied. ``target_rows`` says that axis 0 is the reference's already.
+    """
+    by_rows: dict[tuple[int, int] | None, list[_Move]] = {}
+    for move in sorted(moves, key=lambda m: m.slot.start):
+        rows = move.target.rows if target_rows else move.slot.rows
+        by_rows.setdefault(rows, []).append(move)
+    shape = list(tensor.shape)
+    shape[dim] += sum(
+        m.slot.outer * m.slot.inner * (m.target_size - m.size) for m in next(iter(by_rows.values()))
+    )
+    result = tensor.new_empty(shape)
+    for rows, own in by_rows.items():
+        old, new = (t if rows is None else t[slice(*rows)] for t in (tensor, result))
+        here = there = 0
+        for move in own:
+            a, b = (dataclasses.replace(s, rows=None) for s in (move.slot, move.target))
+            gap = a.start - here
+            new.narrow(dim, there, gap).copy_(old.narrow(dim, here, gap))
+            view = slot_view(old, a, move.size)
+            slot_view(new, b, move.target_size).copy_(view @ move.matrix)
+            here = a.start + a.outer * move.size * a.inner
+            there = b.start + b.outer * move.target_size * b.inner
+        rest = old.shape[dim] - here
+        new.narrow(dim, there, rest).copy_(old.narrow(dim, here, rest))
+    return result
 
 
 def average(

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from ccamerge.graph.batches import batch_size, split_batch
 from ccamerge.graph.program import Program
-from ccamerge.graph.spaces import Space, Spaces, Tap, spaces, spaces_of_call
+from ccamerge.graph.spaces import Space, Spaces, Tap, spaces_of_call
 from ccamerge.graph.states import check_same_function, fast_layout, folded_state, same_architecture
+from ccamerge.graph.widths import Shapes, shapes_of, spaces_of_models
 from ccamerge.moments import Moments, update_many
 from ccamerge.tensorfile import load_tensors, save_tensors
 
@@ -32,7 +33,7 @@ KEEP_SAMPLES = 2048
 FOLDS = 2
 """Parts of the data whose moments are kept apart, so that one can judge maps found on the other."""
 
-_FORMAT = "ccamerge-moments-2"
+_FORMAT = "ccamerge-moments-3"
 
 
 def alignment_taps(space: Space) -> list[Tap]:
@@ -64,8 +65,9 @@ class Collected:
     samples : number of inputs seen
     pairs, reference : which cross-covariances there are
     structure : of a call's arguments, as `torch.utils._pytree` writes it
-    fingerprint : of the program and of each model's parameters; a merge checks them
-    found : the models' spaces; derived again from the first model where a file was loaded
+    fingerprint : of each model's program and parameters; a merge checks them
+    found : the models' spaces by the shapes of their parameters; derived again when they are asked
+        for where a file was loaded
     """
 
     matched: dict[str, list[Moments]]
@@ -76,15 +78,17 @@ class Collected:
     pairs: Pairs
     reference: int
     structure: str
-    fingerprint: dict[str, Any]
-    found: Spaces | None = None
+    fingerprint: dict[str, list[str]]
+    found: dict[Shapes, Spaces] = dataclasses.field(default_factory=dict)
 
     def spaces_of(self, model: nn.Module) -> Spaces:
-        """The spaces of the models, from the kept inputs if they are not known yet."""
-        if self.found is None:
+        """The spaces of one of the models, from the kept inputs if they are not known yet."""
+        shapes = shapes_of(model)
+        if shapes not in self.found:
             spec = pytree.treespec_loads(self.structure)
-            self.found = spaces_of_call(model, *pytree.tree_unflatten(self.inputs[0], spec))
-        return self.found
+            call = pytree.tree_unflatten(self.inputs[0], spec)
+            self.found[shapes] = spaces_of_call(model, *call)
+        return self.found[shapes]
 
     def pooled(self, space: Space, without: int | None = None) -> Moments:
         """The moments of a space over all data, or over all but one fold."""
@@ -119,14 +123,14 @@ class Collected:
             space: {tap: m.subset(chosen, reference) for tap, m in taps.items()}
             for space, taps in self.outputs.items()
         }
-        prints = [self.fingerprint["models"][i] for i in chosen]
+        prints = {kind: [of[i] for i in chosen] for kind, of in self.fingerprint.items()}
         return dataclasses.replace(
             self,
             matched=matched,
             outputs=outputs,
             models=len(chosen),
             reference=reference,
-            fingerprint={**self.fingerprint, "models": prints},
+            fingerprint=prints,
         )
 
     def save(self, path: str | Path) -> None:
@@ -225,7 +229,7 @@ def collect(
     reference: int = 0,
     pairs: Pairs = "reference",
     folds: int = FOLDS,
-    found: Spaces | None = None,
+    found: Sequence[Spaces] | None = None,
     progress: bool = True,
     seed: int = 0,
 ) -> Collected:
@@ -235,13 +239,14 @@ def collect(
 
     Parameters
     ----------
-    models : two or more modules of one architecture, any training state; not modified
+    models : two or more modules of one architecture, of equal or different widths, in any training
+        state; not modified
     data : iterable of batches (see `merge`); read once, labels are never looked at
     reference : the model that cross-covariances are taken with, for ``pairs="reference"``
     pairs : "reference" or "all"; the latter allows any reference or subset later
     folds : parts of the data, batch by batch in turn, whose moments are kept apart; two or more
         allow ``ridge="auto"``. They cost memory and no time.
-    found : the models' spaces, if known already
+    found : each model's spaces, if known already
     progress : whether to show a progress bar
     seed : of the choice of batches kept for repair
 
@@ -273,16 +278,18 @@ def collect(
     for index, batch in enumerate(bar):
         args, kwargs = split_batch(batch, models[0])
         if result is None:
-            found = found if found is not None else spaces(models[0], batch)
+            found = found if found is not None else spaces_of_models(models, args, kwargs)
             states = [
-                {key: fast_layout(value) for key, value in folded_state(model, found).items()}
-                for model in models
+                {key: fast_layout(value) for key, value in folded_state(model, own).items()}
+                for model, own in zip(models, found, strict=True)
             ]
             result, watched = _empty(found, models, pairs, reference, folds)
         assert found is not None
-        leaves = [fast_layout(x) for x in _checked_leaves(found.program, args, kwargs, index)]
+        program = found[0].program
+        leaves = [fast_layout(x) for x in _checked_leaves(program, args, kwargs, index)]
         size = batch_size(args, kwargs)
-        _accumulate(found.program, states, leaves, watched[index % folds], index)
+        runs = [(s.program, state, leaves) for s, state in zip(found, states, strict=True)]
+        _accumulate(runs, watched[index % folds], index)
         if index == 0:  # after the moments, which name the space if something is not finite
             check_same_function(models, found, states, args, kwargs)
         reservoir.offer(leaves, size)
@@ -294,60 +301,64 @@ def collect(
     return result
 
 
-_Watched = dict[str, list[tuple[str, Tap, Moments]]]
-"""For a node, what is to be counted of its value."""
+Run = tuple[Program, Mapping[str, Tensor], list[Any]]
+"""A program, its parameters and its inputs."""
+
+_Watched = dict[str, list[tuple[str, Sequence[Tap], Moments]]]
+"""For a node, what is to be counted of its values: where it is in each model's."""
 
 
 def _empty(
-    found: Spaces, models: Sequence[nn.Module], pairs: Pairs, reference: int, folds: int
+    found: Sequence[Spaces],
+    models: Sequence[nn.Module],
+    pairs: Pairs,
+    reference: int,
+    folds: int,
 ) -> tuple[Collected, list[_Watched]]:
     """Nothing counted yet, and what to watch in the batches of each fold."""
     count = len(models)
     matched: dict[str, list[Moments]] = {}
     outputs: dict[str, dict[str, Moments]] = {}
     watched: list[_Watched] = [{} for _ in range(folds)]
-    for space in found.spaces:
-        sizes = [space.size] * count
-        matched[space.name] = [
-            Moments(sizes, pairs=pairs, reference=reference) for _ in range(folds)
-        ]
-        outputs[space.name] = {
+    for space in zip(*(own.spaces for own in found), strict=True):  # each model's
+        name, sizes = space[0].name, [own.size for own in space]
+        matched[name] = [Moments(sizes, pairs=pairs, reference=reference) for _ in range(folds)]
+        outputs[name] = {
             tap.name: Moments(sizes, pairs="none", reference=reference)
-            for tap in repair_taps(space)
+            for tap in repair_taps(space[0])
         }
-        for fold, moments in zip(watched, matched[space.name], strict=True):
-            for tap in alignment_taps(space):
-                fold.setdefault(tap.node, []).append((space.name, tap, moments))
-            for tap in repair_taps(space):
-                own = outputs[space.name][tap.name]
-                fold.setdefault(tap.node, []).append((space.name, tap, own))
+        for fold, moments in zip(watched, matched[name], strict=True):
+            for taps in zip(*map(alignment_taps, space), strict=True):
+                fold.setdefault(taps[0].node, []).append((name, taps, moments))
+            for taps in zip(*map(repair_taps, space), strict=True):
+                own = outputs[name][taps[0].name]
+                fold.setdefault(taps[0].node, []).append((name, taps, own))
     fingerprint = {
-        "program": program_fingerprint(found.program),
+        "programs": [program_fingerprint(own.program) for own in found],
         "models": [state_fingerprint(model.state_dict()) for model in models],
     }
-    structure = pytree.treespec_dumps(found.program.input_spec)
+    structure = pytree.treespec_dumps(found[0].program.input_spec)
+    known = {shapes_of(model): own for model, own in zip(models, found, strict=True)}
     result = Collected(
-        matched, outputs, [], count, 0, pairs, reference, structure, fingerprint, found
+        matched, outputs, [], count, 0, pairs, reference, structure, fingerprint, known
     )
     return result, watched
 
 
-def _accumulate(
-    program: Program,
-    states: Sequence[Mapping[str, Tensor]],
-    leaves: list[Any],
-    watched: _Watched,
-    index: int,
-) -> None:
+def _accumulate(runs: Sequence[Run], watched: _Watched, index: int) -> None:
     """Run all models side by side, so that a tap's features live only until they are counted."""
     with torch.inference_mode():
-        for name, values in lockstep(program, [(state, leaves) for state in states]):
-            for space, tap, moments in watched.get(name, ()):
-                parts = [thinned(v.narrow(tap.dim, tap.start, tap.size), tap.dim) for v in values]
+        for name, values in lockstep(runs):
+            for space, taps, moments in watched.get(name, ()):
+                dim = taps[0].dim
+                parts = [
+                    thinned(value.narrow(dim, tap.start, tap.size), dim)
+                    for value, tap in zip(values, taps, strict=True)
+                ]
                 try:
-                    update_many([(moments, parts)], axis=tap.dim)
+                    update_many([(moments, parts)], axis=dim)
                 except ValueError as error:
-                    message = f"space {space!r}, tap {tap.name!r}, batch {index}: {error}"
+                    message = f"space {space!r}, tap {taps[0].name!r}, batch {index}: {error}"
                     raise ValueError(message) from error
 
 
@@ -374,15 +385,16 @@ def thinning(value: Tensor, dim: int) -> tuple[slice, ...]:
 
 
 def lockstep(
-    program: Program, runs: Sequence[tuple[Mapping[str, Tensor], list[Any]]]
+    runs: Sequence[Run],
 ) -> Generator[tuple[str, list[Any]], list[Any] | None, None]:
-    """Advance several runs of a program together, yielding each node's name and values.
+    """Advance several runs together, yielding each node's name and values.
 
-    As with `Program.steps`, the receiver may ``send`` a list of replacements.
+    Their programs have the same operations by the same names; widths may differ. As with
+    `Program.steps`, the receiver may ``send`` a list of replacements.
     """
-    steps = [program.steps(state, leaves) for state, leaves in runs]
+    steps = [program.steps(state, leaves) for program, state, leaves in runs]
     replies: list[Any] = [None] * len(steps)
-    for _ in program.nodes:
+    for _ in runs[0][0].nodes:
         moved = [s.send(reply) for s, reply in zip(steps, replies, strict=True)]
         sent = yield moved[0][0].name, [value for _, value in moved]
         replies = [None] * len(steps) if sent is None else sent
@@ -410,7 +422,7 @@ def _checked_leaves(
 
 
 def program_fingerprint(program: Program) -> str:
-    """A digest of the operations and parameter shapes; equal for models of one architecture."""
+    """A digest of operations and parameter shapes; equal for one architecture of one width."""
     lines = [f"{n.op} {n.shape}" for n in program.nodes]
     lines += [f"{k} {program.shapes[v]}" for v, k in sorted(program.parameters.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -146,10 +146,11 @@ def merge(
             )
         else:
             _check_moments(moments, models, reference, pairs)
-        found = moments.spaces_of(models[0])
+        every = [moments.spaces_of(model) for model in models]
+        found = every[reference]
     shares = shares_of(weights, t, len(models), reference, found)
     with watch("solve"):
-        states = [folded_state(model, found) for model in models]
+        states = [folded_state(model, own) for model, own in zip(models, every, strict=True)]
         if aligned is None:
             aligned = align(
                 found,
@@ -162,17 +163,21 @@ def merge(
                 gamma=gamma,
                 reference=reference,
             )
-        elif aligned.reference != reference or set(aligned.solutions) != {s.name for s in found}:
+        elif aligned.reference != reference or not _fit(aligned, every, found):
             message = f"aligned is of other spaces, or of reference {aligned.reference}"
             raise ValueError(message)
     maps = aligned.maps
     repaired = RepairResult()
     with watch("apply"):
-        applied = unfolded_spaces(found) if norm == "paper" else found
-        unmapped = [folded_state(m, applied) for m in models] if norm == "paper" else states
+        applied, unmapped = every, states
+        if norm == "paper":
+            unfolded = {id(own): unfolded_spaces(own) for own in {id(s): s for s in every}.values()}
+            applied = [unfolded[id(own)] for own in every]
+            unmapped = [folded_state(m, own) for m, own in zip(models, applied, strict=True)]
+        target = applied[reference]
         mapped = [
-            transform(state, applied.spaces, {n: row[i] for n, row in maps.items()})
-            for i, state in enumerate(unmapped)
+            transform(state, own.spaces, {n: row[i] for n, row in maps.items()}, into=target.spaces)
+            for i, (state, own) in enumerate(zip(unmapped, applied, strict=True))
         ]
         order = [reference, *(i for i in range(len(models)) if i != reference)]
         merged = average(
@@ -180,13 +185,14 @@ def merge(
         )
     with watch("repair"):
         if norm == "paper":
-            reset_statistics(merged, applied.program, moments.inputs)
+            reset_statistics(merged, target.program, moments.inputs)
         elif repair != "none":
-            teachers = states if repair == "regression" else []
+            walked = zip((own.program for own in every), states, strict=True)
+            teachers = list(walked) if repair == "regression" else []
             repaired = repair_merged(merged, found, moments, maps, shares, teachers)
     result = copy.deepcopy(models[reference]).eval()
     result.zero_grad(set_to_none=True)  # a trained reference may still carry its last gradients
-    load_merged(result, merged, applied, repaired.statistics)
+    load_merged(result, merged, target, repaired.statistics)
     report = Report(
         method=method if isinstance(method, str) else dict(method),
         options=dict(options or {}),
@@ -259,10 +265,18 @@ def _check_moments(
         if state_fingerprint(model.state_dict()) != collected.fingerprint["models"][index]:
             message = f"moments belong to other parameters than those of models[{index}]"
             raise ValueError(message)
-    program = collected.spaces_of(models[0]).program
-    if program_fingerprint(program) != collected.fingerprint["program"]:
-        message = "moments belong to another architecture than that of models[0]"
-        raise ValueError(message)
+        program = collected.spaces_of(model).program
+        if program_fingerprint(program) != collected.fingerprint["programs"][index]:
+            message = f"moments belong to another architecture than that of models[{index}]"
+            raise ValueError(message)
+
+
+def _fit(aligned: Aligned, every: Sequence[Spaces], found: Spaces) -> bool:
+    """Whether there is a map of the right sizes for each space and model."""
+    sizes = {s.name: [(own[s.name].size, s.size) for own in every] for s in found.spaces}
+    return sizes == {
+        name: [tuple(m.forward.shape) for m in row] for name, row in aligned.maps.items()
+    }
 
 
 def load_merged(

@@ -38,8 +38,8 @@ def reset_statistics(
             if len(keys) == 2:  # else it normalises by the batch and has nothing to reset
                 norms.setdefault(node.args[0].name, []).append((keys[0], keys[1]))
     with torch.inference_mode():
-        batches = walked_inputs(program, inputs)
-        for value, values in lockstep(program, [(state, leaves) for leaves in batches]):
+        batches = walked_inputs([program], inputs)
+        for value, values in lockstep([(program, state, leaves) for leaves in batches]):
             for mean_key, variance_key in norms.get(value, ()):
                 mean, std = channel_statistics(values, 1)
                 # In place: the running programs hold these very tensors.

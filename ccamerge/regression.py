@@ -90,10 +90,10 @@ class Fitted:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Output features ``start`` to ``start + size``, of one space.
+    """Output features ``start`` to ``start + size``, of one space, in the reference.
 
-    ``maps`` are each model's to the reference, None if they keep their basis; ``shares`` say how
-    much each model counts.
+    ``maps`` are each model's to the reference (own, ``size``), None if they keep their basis;
+    ``shares`` say how much each model counts.
     """
 
     start: int
@@ -124,14 +124,19 @@ class Fit:
 
     def target(self, values: Sequence[Tensor]) -> Tensor:
         """The weighted mean of the models' values in the reference's features, features last."""
-        total = torch.zeros_like(features_last(self.node, values[0]))
-        total = total.to(torch.promote_types(total.dtype, torch.float32))
+        first = features_last(self.node, values[0])
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        width = sum(piece.size for piece in self.pieces)
+        total = first.new_zeros((*first.shape[:-1], width), dtype=dtype)
         for index, value in enumerate(values):
-            features = features_last(self.node, value).to(total.dtype)
+            features = features_last(self.node, value).to(dtype)
+            start = 0  # in a model of another width
             for piece in self.pieces:
-                part = features.narrow(-1, piece.start, piece.size)
+                own = piece.size if piece.maps is None else len(piece.maps[index])
+                part = features.narrow(-1, start, own)
                 mapped = part if piece.maps is None else part @ piece.maps[index].to(part.dtype)
                 total.narrow(-1, piece.start, piece.size).add_(mapped, alpha=piece.shares[index])
+                start += own
         return total
 
     def activate(self, value: Tensor) -> Tensor:

@@ -74,18 +74,19 @@ def repair_merged(
     collected: Collected,
     maps: Mapping[str, Sequence[FeatureMap]],
     shares: Shares,
-    teachers: Sequence[Mapping[str, Tensor]] = (),
+    teachers: Sequence[tuple[Program, Mapping[str, Tensor]]] = (),
 ) -> RepairResult:
     """Repair a merged network in place, walking it once over the kept inputs.
 
     Parameters
     ----------
     state : parameters of the folded program, averaged; changed in place
-    spaces, collected : of the models that were merged
+    spaces : of the reference
+    collected : of the models that were merged
     maps : for each space, each model's map
     shares : of the models
-    teachers : parameters of the models, if linear operations are to be fitted to them (see
-        `ccamerge.regression`); what cannot be fitted, and everything without them, gets its
+    teachers : programs and parameters of the models, if linear operations are to be fitted to them
+        (see `ccamerge.regression`); what cannot be fitted, and everything without them, gets its
         variance restored
     """
     targets = _targets(spaces, collected, maps, shares)
@@ -98,7 +99,7 @@ def repair_merged(
         if scaled
     }
     fits = fits_of(spaces, maps, shares, absorbers) if teachers else {}
-    batches = walked_inputs(program, collected.inputs, 1 + len(teachers))
+    batches = walked_inputs([program, *(p for p, _ in teachers)], collected.inputs)
     count = len(batches)
     result = RepairResult()
     # What fits still to come read, in all networks.
@@ -109,8 +110,8 @@ def repair_merged(
     }
     with torch.inference_mode():
         start = {key: fast_layout(value) for key, value in state.items()}
-        runs = [(s, leaves) for s in (start, *teachers) for leaves in batches]
-        walk = lockstep(program, runs)
+        networks = [(program, start), *teachers]
+        walk = lockstep([(p, own, leaves) for p, own in networks for leaves in batches])
         replies: list[Any] | None = None
         while True:
             try:
@@ -269,13 +270,24 @@ def _absorbers(
     return tuple(k for k in (weight, bias) if k), bias
 
 
-def walked_inputs(
-    program: Program, batches: Sequence[list[Any]], networks: int = 1
-) -> list[list[Any]]:
+def walked_inputs(programs: Sequence[Program], batches: Sequence[list[Any]]) -> list[list[Any]]:
     """As many of the kept batches as the bound on live activations allows, at least one.
 
-    ``networks`` is the number of them that are walked side by side.
+    ``programs`` are those that are walked side by side.
     """
+    peak = sum(map(_peak, programs))
+    chosen: list[list[Any]] = []
+    total = 0
+    for leaves in batches:
+        total += next((x.shape[0] for x in leaves if isinstance(x, Tensor) and x.dim()), 1)
+        if chosen and total * peak > WALK_BYTES:
+            break
+        chosen.append([fast_layout(x) for x in leaves])
+    return chosen
+
+
+def _peak(program: Program) -> int:
+    """Bytes of the activations that a sample keeps alive at once."""
     samples = max(1, next((program.shapes[n][0] for n in program.inputs if n in program.shapes), 1))
     alive = peak = 0
     sizes: dict[str, int] = {}
@@ -285,11 +297,4 @@ def walked_inputs(
             alive += sizes[node.name]
         peak = max(peak, alive)
         alive -= sum(sizes.pop(name, 0) for name in dead)
-    chosen: list[list[Any]] = []
-    total = 0
-    for leaves in batches:
-        total += next((x.shape[0] for x in leaves if isinstance(x, Tensor) and x.dim()), 1)
-        if chosen and networks * total * peak > WALK_BYTES:
-            break
-        chosen.append([fast_layout(x) for x in leaves])
-    return chosen
+    return peak

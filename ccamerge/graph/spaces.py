@@ -46,7 +46,8 @@ class Slot:
 class Tap:
     """Features of a space on an edge of the program.
 
-    Elements ``start`` to ``start + size`` of axis ``dim`` of the value of ``node``.
+    Elements ``start`` to ``start + size`` of axis ``dim`` of the value of ``node``: ``part`` in the
+    order of what is concatenated there.
 
     ``kind`` is "write" (a linear operation's output), "norm" (a remaining normalisation's),
     "activation" (an element-wise function's) or "sum" (of several such values).
@@ -57,11 +58,12 @@ class Tap:
     dim: int
     start: int
     size: int
+    part: int = 0
 
     @property
     def name(self) -> str:
-        """Unique within a space."""
-        return f"{self.node}[{self.start}]" if self.start else self.node
+        """Unique within a space, and the same in networks of other widths."""
+        return f"{self.node}[{self.part}]" if self.part else self.node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,9 +320,10 @@ class Derivation:
         found = []
         for dim, axis in enumerate(axes):
             start = 0
-            for segment in ax.resolve(axis):  # type: ignore[arg-type]
+            for part, segment in enumerate(ax.resolve(axis)):  # type: ignore[arg-type]
                 if len(segment) == 1 and isinstance(segment[0], Basis):
-                    found.append((segment[0], Tap(node.name, kind, dim, start, segment[0].size)))
+                    tap = Tap(node.name, kind, dim, start, segment[0].size, part)
+                    found.append((segment[0], tap))
                 start += ax.segment_size(segment)
         return found
 

@@ -15,7 +15,7 @@ from ccamerge.graph.spaces import Spaces
 
 
 def same_architecture(models: Sequence[nn.Module]) -> list[nn.Module]:
-    """Two or more models of equal parameter names, shapes and dtypes, or a ValueError."""
+    """Two or more models of equal parameter names and dtypes, or a ValueError."""
     if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
         message = f"models must be a list or tuple of modules, got one {type(models).__name__}"
         raise TypeError(message)  # an nn.Sequential would otherwise be merged layer with layer
@@ -38,13 +38,6 @@ def same_architecture(models: Sequence[nn.Module]) -> list[nn.Module]:
             )
             raise ValueError(message)
         for key, value in first.items():
-            if value.shape != other[key].shape:
-                message = (
-                    f"models[{index}] cannot be aligned with models[0]: parameter {key!r} has "
-                    f"shape {tuple(other[key].shape)}, not {tuple(value.shape)}; "
-                    "models of different widths are not merged yet"
-                )
-                raise ValueError(message)
             if value.dtype != other[key].dtype:
                 message = (
                     f"models[{index}] has {key!r} in {other[key].dtype}, models[0] in "
@@ -67,20 +60,20 @@ def folded_state(model: nn.Module, spaces: Spaces) -> dict[str, Tensor]:
 
 def check_same_function(
     models: Sequence[nn.Module],
-    spaces: Spaces,
+    found: Sequence[Spaces],
     states: Sequence[Mapping[str, Tensor]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> None:
-    """Raise ValueError unless each model computes what the program does with its parameters.
+    """Raise ValueError unless each model computes what its program does with its parameters.
 
     Equal parameter names and shapes do not make equal networks: this runs both on a few samples.
     """
     size = batch_size(args, kwargs)
     few = lambda x: x[:4] if isinstance(x, Tensor) and x.shape[:1] == (size,) else x  # noqa: E731
     args, kwargs = pytree.tree_map(few, (args, dict(kwargs)))
-    leaves = spaces.program.flatten_inputs(args, dict(kwargs))
-    for index, (model, state) in enumerate(zip(models, states, strict=True)):
+    leaves = found[0].program.flatten_inputs(args, dict(kwargs))
+    for index, (model, spaces, state) in enumerate(zip(models, found, states, strict=True)):
         ours = _run(spaces.program, state, leaves)
         training = {m for m in model.modules() if m.training}
         model.eval()

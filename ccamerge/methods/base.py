@@ -59,9 +59,9 @@ class Alignment:
 
     Attributes
     ----------
-    spaces : to be aligned
-    moments : for each of them by name, the `Moments` of all models' features; the blocks that the
-        method said it needs are there
+    spaces : to be aligned, of the reference
+    moments : for each of them by name, the `Moments` of all models' features, whose ``dims`` are
+        the models' own; the blocks that the method said it needs are there
     states : each model's parameters and buffers, BatchNorm folded; not to be written to
     reference : the model whose features all maps lead to
     mode : "reference" aligns each model with the reference, "universe" all with all
@@ -119,8 +119,9 @@ class Method:
     ``solve(alignment, **options)`` returns `Solutions`; ``options`` are its keyword parameters
     with their defaults. ``modes`` are those it knows, ``pairs`` the blocks it needs in the
     reference mode; in the universe mode all are there. ``permutes`` says that its maps are
-    permutations, which spaces can carry that carry nothing else. ``ready`` raises ImportError if
-    the method cannot run for lack of a package.
+    permutations, which spaces can carry that carry nothing else; ``rectangular``, that in the
+    reference mode they lead from any number of features to the reference's. ``ready`` raises
+    ImportError if the method cannot run for lack of a package.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Method:
     modes: tuple[Mode, ...]
     pairs: Literal["reference", "all"]
     permutes: bool
+    rectangular: bool
     options: Mapping[str, Any]
     ready: Callable[[], object]
 
@@ -141,6 +143,7 @@ def register(
     modes: tuple[Mode, ...] = ("reference",),
     pairs: Literal["reference", "all"] = "reference",
     permutes: bool = False,
+    rectangular: bool = False,
     ready: Callable[[], object] = lambda: None,
 ) -> Callable[[Callable[..., Solutions]], Callable[..., Solutions]]:
     """Make a method known under a name, in Python, YAML and on the command line.
@@ -154,7 +157,7 @@ def register(
             for p in inspect.signature(solve).parameters.values()
             if p.kind is p.KEYWORD_ONLY
         }
-        METHODS[name] = Method(name, solve, modes, pairs, permutes, options, ready)
+        METHODS[name] = Method(name, solve, modes, pairs, permutes, rectangular, options, ready)
         return solve
 
     return add

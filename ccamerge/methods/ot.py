@@ -36,7 +36,7 @@ def _pot() -> Any:
     return pot
 
 
-@register("ot", ready=_pot)
+@register("ot", rectangular=True, ready=_pot)
 def ot(alignment: Alignment, *, entropy: float = 0.0, standardize: bool = False) -> Solutions:
     """Maps from the transport plan that moves features the shortest way, masses being equal.
 

@@ -20,7 +20,7 @@ from ccamerge.methods.universe import orthogonal_universe
 from ccamerge.solve import polar_batch
 
 
-@register("procrustes", modes=("reference", "universe"))
+@register("procrustes", modes=("reference", "universe"), rectangular=True)
 def procrustes(alignment: Alignment) -> Solutions:
     """Transposed polar factors of the cross-covariances: CCA Merge's limit for a large ridge.
 

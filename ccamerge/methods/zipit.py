@@ -29,7 +29,7 @@ from ccamerge.methods.base import (
 from ccamerge.moments import Moments
 
 
-@register("zipit", pairs="all")
+@register("zipit", pairs="all", rectangular=True)
 def zipit(alignment: Alignment, *, alpha: float = 0.3, beta: float = 0.125) -> Solutions:
     """Maps that merge groups of features, found greedily on the correlations of all models at once.
 
