@@ -79,7 +79,7 @@ class _Reader(NodeReader):
         if root is None:
             raise ConfigError([f"{self.path}:1: the file is empty"])
         top = self.mapping(root, "", _TOP)
-        models, own_weights = self._models(top.get("models"), root)
+        models, own_weights, overrides = self._models(top.get("models"), root)
         reference = self._reference(top.get("base_model"), models)
         architecture = self._factory(top.get("architecture"), "architecture")
         if "architecture" not in top:
@@ -98,7 +98,12 @@ class _Reader(NodeReader):
             self.path,
             tuple(p for p in models if p is not None),
             reference,
-            architecture,
+            tuple(
+                Factory(architecture.path, {**architecture.arguments, **own}, source)
+                if own
+                else architecture
+                for own, source in overrides
+            ),
             settings,
             data=data,
             evaluation=evaluation,
@@ -111,22 +116,26 @@ class _Reader(NodeReader):
 
     def _models(
         self, node: Node | None, root: Node
-    ) -> tuple[list[Path | None], list[float | None]]:
-        """Paths (None for a wrong one) and the models' own weights, if they have any."""
+    ) -> tuple[list[Path | None], list[float | None], list[tuple[dict[str, Any], str]]]:
+        """Paths (None for a wrong one), the models' own weights, if they have any, and arguments.
+
+        With the arguments of a model's own goes what begins the messages of errors in them.
+        """
         if node is None:
             self.report(root, "models", "missing; it lists the checkpoints to merge")
-            return [], []
+            return [], [], []
         if not isinstance(node, yaml.SequenceNode):
             self.report(node, "models", f"expected a list, got {self.shown(node)}")
-            return [], []
+            return [], [], []
         if len(node.value) < 2:
             self.report(node, "models", f"expected two models or more, got {len(node.value)}")
         paths: list[Path | None] = []
         weights: list[float | None] = []
+        overrides: list[tuple[dict[str, Any], str]] = []
         bare: list[str] = []
         for index, item in enumerate(node.value):
             where = f"models[{index}]"
-            entry = self.mapping(item, where, ("model", "parameters"))
+            entry = self.mapping(item, where, ("model", "parameters", "arguments"))
             if "model" not in entry and isinstance(item, yaml.MappingNode):
                 self.report(item, f"{where}.model", "missing; it is the checkpoint's path")
             path = self.file(entry["model"], f"{where}.model") if "model" in entry else None
@@ -135,6 +144,10 @@ class _Reader(NodeReader):
                 text = f"the same file as models[{same}]; give it a larger weight instead"
                 self.report(entry["model"], f"{where}.model", text)
             paths.append(path)
+            given, inside = entry.get("arguments"), f"{where}.arguments"
+            line = item.start_mark.line + 1 if given is None else given.start_mark.line + 1
+            own = {} if given is None else self.names(given, inside)
+            overrides.append((own, f"{self.path}:{line}: {inside}"))
             inner = entry.get("parameters")
             parameters = self.mapping(inner, f"{where}.parameters", ("weight",)) if inner else {}
             if "weight" in parameters:
@@ -146,7 +159,7 @@ class _Reader(NodeReader):
             self.report(node, "models", text)
         elif weights and not any(w is None or w > 0 for w in weights):
             self.report(node, "models", "all weights are zero; one at least must be larger")
-        return paths, weights
+        return paths, weights, overrides
 
     def _reference(self, node: Node | None, models: list[Path | None]) -> int:
         path = self.file(node, "base_model") if node is not None else None

@@ -85,6 +85,9 @@ def model_card(
     settings = config.settings
     others = "each other" if settings.mode == "universe" else "the reference's"
     how = _code(settings.method_words)
+    size = "the same architecture and size as each of those"
+    if any(a != config.architecture for a in config.architectures):
+        size = "the same architecture as those, in the size of the reference,"
     apart = ""
     if isinstance(settings.weights, Mapping):
         apart = " Features and parameters that match a pattern of `weights` below have their own."
@@ -98,7 +101,7 @@ tags:
 
 # {len(merged)} networks merged with ccamerge
 
-`model.safetensors` is one network of the same architecture and size as each of those below. Their
+`model.safetensors` is one network of {size} below. Their
 features were aligned with {others} (method: {how}), then their parameters averaged with these
 weights.{apart}
 

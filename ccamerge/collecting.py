@@ -229,7 +229,7 @@ def collect(
     reference: int = 0,
     pairs: Pairs = "reference",
     folds: int = FOLDS,
-    found: Sequence[Spaces] | None = None,
+    found: Spaces | Sequence[Spaces] | None = None,
     progress: bool = True,
     seed: int = 0,
 ) -> Collected:
@@ -246,7 +246,7 @@ def collect(
     pairs : "reference" or "all"; the latter allows any reference or subset later
     folds : parts of the data, batch by batch in turn, whose moments are kept apart; two or more
         allow ``ridge="auto"``. They cost memory and no time.
-    found : each model's spaces, if known already
+    found : the models' spaces, or each one's if their widths differ, if known already
     progress : whether to show a progress bar
     seed : of the choice of batches kept for repair
 
@@ -270,6 +270,7 @@ def collect(
     if folds < 1:
         message = f"folds must be at least 1, got {folds}"
         raise ValueError(message)
+    every = _known_spaces(found, models)
     result: Collected | None = None
     reservoir = _Reservoir(KEEP_SAMPLES, seed)
     watched: list[_Watched] = []
@@ -278,20 +279,19 @@ def collect(
     for index, batch in enumerate(bar):
         args, kwargs = split_batch(batch, models[0])
         if result is None:
-            found = found if found is not None else spaces_of_models(models, args, kwargs)
+            every = every or spaces_of_models(models, args, kwargs)
             states = [
                 {key: fast_layout(value) for key, value in folded_state(model, own).items()}
-                for model, own in zip(models, found, strict=True)
+                for model, own in zip(models, every, strict=True)
             ]
-            result, watched = _empty(found, models, pairs, reference, folds)
-        assert found is not None
-        program = found[0].program
+            result, watched = _empty(every, models, pairs, reference, folds)
+        program = every[0].program
         leaves = [fast_layout(x) for x in _checked_leaves(program, args, kwargs, index)]
         size = batch_size(args, kwargs)
-        runs = [(s.program, state, leaves) for s, state in zip(found, states, strict=True)]
+        runs = [(s.program, state, leaves) for s, state in zip(every, states, strict=True)]
         _accumulate(runs, watched[index % folds], index)
         if index == 0:  # after the moments, which name the space if something is not finite
-            check_same_function(models, found, states, args, kwargs)
+            check_same_function(models, every, states, args, kwargs)
         reservoir.offer(leaves, size)
         result.samples += size
     if result is None:
@@ -299,6 +299,23 @@ def collect(
         raise ValueError(message)
     result.inputs = reservoir.batches
     return result
+
+
+def _known_spaces(
+    found: Spaces | Sequence[Spaces] | None, models: Sequence[nn.Module]
+) -> list[Spaces]:
+    """Each model's spaces, none if they are not known."""
+    if found is None:
+        return []
+    if not isinstance(found, Spaces):
+        if len(found) != len(models):
+            message = f"found must hold the spaces of {len(models)} models, got {len(found)}"
+            raise ValueError(message)
+        return list(found)
+    if len({shapes_of(model) for model in models}) > 1:
+        message = "found must hold each model's spaces, since their widths differ; got one's"
+        raise ValueError(message)
+    return [found] * len(models)
 
 
 Run = tuple[Program, Mapping[str, Tensor], list[Any]]

@@ -89,19 +89,25 @@ class Evaluation:
 class Config:
     """A checked configuration. Paths are absolute, weights that are not by patterns sum to one.
 
-    ``reference`` is the index of ``base_model`` among ``models``. ``dtype`` None keeps the models'.
+    ``reference`` is the index of ``base_model`` among ``models``; ``architectures`` make a network
+    for each of them. ``dtype`` None keeps the models'.
     """
 
     source: Path
     models: tuple[Path, ...]
     reference: int
-    architecture: Factory
+    architectures: tuple[Factory, ...]
     settings: Settings = Settings()  # noqa: RUF009 it is frozen
     data: Factory | None = None
     evaluation: Evaluation | None = None
     moments: Path | None = None
     dtype: str | None = None
     lines: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def architecture(self) -> Factory:
+        """The reference's, and so that of what is merged."""
+        return self.architectures[self.reference]
 
     def problem(self, where: str, what: str) -> str:
         """Say that something is wrong with a part ("models[1].model"), with its file and line."""
@@ -134,7 +140,15 @@ class Config:
 
         settings = {name: plain(value) for name, value in vars(self.settings).items()}
         method, weights = settings.pop("method"), settings.pop("weights")
-        models: list[dict[str, Any]] = [{"model": shown(path)} for path in self.models]
+        shared = {
+            name: value
+            for name, value in self.architecture.arguments.items()
+            if all(name in a.arguments and a.arguments[name] == value for a in self.architectures)
+        }
+        models: list[dict[str, Any]] = []
+        for path, made in zip(self.models, self.architectures, strict=True):
+            own = {k: plain(v) for k, v in made.arguments.items() if k not in shared}
+            models.append({"model": shown(path), **({"arguments": own} if own else {})})
         if isinstance(weights, dict):
             settings["weights"] = weights
         else:
@@ -144,7 +158,7 @@ class Config:
             "merge_method": method,
             "base_model": shown(self.models[self.reference]),
             "models": models,
-            "architecture": factory(self.architecture),
+            "architecture": factory(Factory(self.architecture.path, shared)),
         }
         if self.data is not None:
             content["data"] = factory(self.data)

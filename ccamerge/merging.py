@@ -83,7 +83,16 @@ def merge(
     progress: bool = True,
     seed: int = 0,
 ) -> MergeResult:
-    """Merge trained networks of one architecture into one network of the same size.
+    """Merge trained networks of one architecture into one network of the reference's size.
+
+    Networks may differ in width (not in depth, inputs or outputs): each one's features are mapped
+    into the reference's number of them. It makes sense for relatives of one task, to bring what a
+    larger network knows into a smaller one that can be afforded, or a small one's into a large one.
+    Something is lost on the way down: of a wider network's features the merged one keeps what
+    correlates with the reference's, and the rest falls away. On the way up a narrower network has
+    nothing to say in most directions, where the average is then of the reference and nothing;
+    repair gives them their variance back. Both want ``repair="regression"``, and a plain merge of
+    equal widths loses less. Methods that match features one to one cannot do it.
 
     Parameters
     ----------
@@ -317,4 +326,5 @@ def _space_report(space: Space, aligned: Aligned) -> SpaceReport:
             [] if s.correlations is None else [float(c) for c in s.correlations] for s in others
         ],
         details=[s.details for s in others],
+        widths=[len(s.feature_map.forward) for s in aligned.solutions[space.name]],
     )

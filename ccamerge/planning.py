@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 from ccamerge.collecting import FOLDS, Pairs, alignment_taps, repair_taps
-from ccamerge.graph.spaces import Space, Spaces, Tap
+from ccamerge.graph.spaces import Spaces, Tap
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Costs of a merge. ``str`` is a table.
+    """Costs of a merge. ``str`` is a table of the reference's ``spaces``.
 
     ``moments_bytes`` stay allocated while data is read; ``flops`` are those of the moments for one
     input sample, all models together, forward passes not included.
@@ -41,16 +43,36 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(spaces: Spaces, models: int, pairs: Pairs = "reference", folds: int = FOLDS) -> Plan:
-    """Memory and arithmetic that the moments of ``models`` models need.
+def plan(
+    spaces: Spaces | Sequence[Spaces],
+    models: int | None = None,
+    pairs: Pairs = "reference",
+    folds: int = FOLDS,
+    *,
+    reference: int = 0,
+) -> Plan:
+    """Memory and arithmetic that the moments of several models need.
+
+    Parameters
+    ----------
+    spaces : that all models have, or each model's if their widths differ
+    models : how many there are, if they all have the same spaces
+    pairs, folds, reference : as for `ccamerge.collect`
 
     Raises
     ------
     ValueError
-        For fewer than two models, unknown ``pairs`` or no fold.
+        For fewer than two models, unknown ``pairs``, no fold or no such reference.
     """
-    if models < 2:
-        message = f"models must be at least 2, got {models}"
+    if isinstance(spaces, Spaces):
+        every = [spaces] * (1 if models is None else models)
+    else:
+        every = list(spaces)
+    if models not in (None, len(every)):
+        message = f"models must be the number of spaces given, {len(every)}, got {models}"
+        raise ValueError(message)
+    if len(every) < 2:
+        message = f"models must be at least 2, got {len(every)}"
         raise ValueError(message)
     if pairs not in ("reference", "all"):
         message = f"pairs must be 'reference' or 'all', got {pairs!r}"
@@ -58,23 +80,31 @@ def plan(spaces: Spaces, models: int, pairs: Pairs = "reference", folds: int = F
     if folds < 1:
         message = f"folds must be at least 1, got {folds}"
         raise ValueError(message)
-    nodes = {node.name: node for node in spaces.program.nodes}
-    batch = next((s[0] for n, s in spaces.program.shapes.items() if n in spaces.program.inputs), 1)
-    crosses = models - 1 if pairs == "reference" else models * (models - 1) // 2
+    if not 0 <= reference < len(every):
+        message = f"reference must be in 0..{len(every) - 1}, got {reference}"
+        raise ValueError(message)
+    crosses = [
+        (i, j)
+        for i in range(len(every))
+        for j in range(i + 1, len(every))
+        if pairs == "all" or reference in (i, j)
+    ]
     size = flops = 0
+    for own in zip(*(found.spaces for found in every), strict=True):  # one space of each model
+        widths = [space.size for space in own]
+        squares, vectors = sum(w**2 for w in widths), sum(widths)
+        products = sum(widths[i] * widths[j] for i, j in crosses)
+        matched, kept = alignment_taps(own[0]), repair_taps(own[0])
+        size += 8 * folds * (squares + products + vectors)
+        size += 8 * len(kept) * (squares + vectors)
+        flops += sum(_rows(every[0], t) * (squares + 2 * products) for t in matched)
+        flops += sum(_rows(every[0], t) * squares for t in kept)
+    return Plan(every[reference], len(every), pairs, folds, size, flops)
 
-    def products(space: Space, tap: Tap) -> int:
-        """Multiply-adds of one covariance block of a tap."""
-        rows = 1
-        for dim, length in enumerate(nodes[tap.node].shape or (1,)):
-            rows *= length if dim != tap.dim else 1
-        return rows * space.size**2 // batch
 
-    for space in spaces.spaces:
-        square, vectors = 8 * space.size**2, 8 * models * space.size
-        matched, own = alignment_taps(space), repair_taps(space)
-        size += folds * ((models + crosses) * square + vectors)
-        size += len(own) * (models * square + vectors)
-        flops += sum((models + 2 * crosses) * products(space, tap) for tap in matched)
-        flops += sum(models * products(space, tap) for tap in own)
-    return Plan(spaces, models, pairs, folds, size, flops)
+def _rows(spaces: Spaces, tap: Tap) -> int:
+    """Feature vectors that one input has at a tap."""
+    program = spaces.program
+    batch = next((s[0] for n, s in program.shapes.items() if n in program.inputs), 1)
+    shape = program.shapes.get(tap.node, (1,))
+    return math.prod(n for dim, n in enumerate(shape) if dim != tap.dim) // batch

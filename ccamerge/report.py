@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class SpaceReport:
     """One space: how it was aligned, and how well.
 
+    ``size`` is the number of features in the merged network, ``widths`` that in each model.
     ``correlations`` holds, for each model but the reference, the canonical correlations (CCA) or
     those of matched features (other methods), best first; ``details`` what the method adds.
     """
@@ -27,6 +28,7 @@ class SpaceReport:
     notes: list[str]
     correlations: list[list[float]]
     details: list[dict[str, Any]]
+    widths: list[int]
 
     @property
     def mean_correlation(self) -> float:
@@ -91,7 +93,10 @@ class Report:
                 "" if s.mean_correlation != s.mean_correlation else f"{s.mean_correlation:.3f}"
             )
             condition = "" if s.condition != s.condition else f"{s.condition:.1e}"
-            rows.append((s.name, str(s.size), s.method, correlation, condition, s.exact))
+            size = str(s.size)
+            if set(s.widths) != {s.size}:
+                size = f"{', '.join(map(str, s.widths))} to {size}"
+            rows.append((s.name, size, s.method, correlation, condition, s.exact))
         return rows
 
     def _repair_line(self) -> str | None:

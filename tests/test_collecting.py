@@ -55,7 +55,7 @@ def _hooked(model: Any, name: str, data: list[Tensor]) -> np.ndarray[Any, Any]:
 def test_moments_are_those_of_the_activations(space: str, module: str, pairs: Any) -> None:
     models, data = _nets(), _batches()
     collected = collect(models, data, pairs=pairs, reference=1, progress=False)
-    moments = collected.pooled(collected.found[space])
+    moments = collected.pooled(collected.spaces_of(models[0])[space])
     features = [_hooked(m, module, data) for m in models]
     assert moments.count == len(features[0])
     scale = max(f.var() for f in features)
@@ -73,7 +73,7 @@ def test_repair_taps_hold_the_folded_output() -> None:
     models, data = _nets(), _batches()
     collected = collect(models, data, progress=False)
     taps = collected.outputs["conv"]
-    (write,) = (t for t in collected.found["conv"].taps if t.kind == "write")
+    (write,) = (t for t in collected.spaces_of(models[0])["conv"].taps if t.kind == "write")
     for i, model in enumerate(models):
         x = _hooked(model, "norm", data)
         np.testing.assert_allclose(taps[write.name].mean(i), x.mean(0), rtol=1e-10, atol=1e-12)
@@ -84,7 +84,7 @@ def test_a_residual_stream_is_pooled_over_its_taps() -> None:
     models = [M.randomise(M.BottleneckResNet(), s).double() for s in range(2)]
     data = [torch.randn(8, 3, 8, 8).double()]
     collected = collect(models, data, progress=False)
-    space = collected.found["blocks.2.downsample.0"]
+    space = collected.spaces_of(models[0])["blocks.2.downsample.0"]
     names = ["blocks.2", "blocks.3"]  # both end with a ReLU
     assert len(alignment_taps(space)) == len(names)
     features = [np.concatenate([_hooked(m, n, data) for n in names]) for m in models]
@@ -101,7 +101,7 @@ def test_the_split_into_batches_does_not_matter() -> None:
     whole = collect(models, [data], progress=False)
     parts = collect(models, data.split([1, 20, 2, 18]), progress=False)
     assert whole.samples == parts.samples == 41
-    for space in whole.found:
+    for space in whole.spaces_of(models[0]):
         one, two = whole.pooled(space), parts.pooled(space)
         for pair in ((0, 0), (1, 1), (0, 1)):
             np.testing.assert_allclose(one.cov(*pair), two.cov(*pair), rtol=1e-9, atol=1e-12)
@@ -120,7 +120,7 @@ def test_data_is_read_once_and_labels_are_ignored() -> None:
     models = _nets(2)
     labelled = collect(models, Once(), progress=False)
     plain = collect(models, iter(_batches()), progress=False)
-    for space in plain.found:
+    for space in plain.spaces_of(models[0]):
         assert np.array_equal(labelled.pooled(space).cov(0, 1), plain.pooled(space).cov(0, 1))
 
 
@@ -133,7 +133,7 @@ def test_saving_and_loading_is_exact(tmp_path: Path) -> None:
     assert (loaded.models, loaded.samples, loaded.pairs, loaded.reference) == (3, 41, "all", 2)
     assert loaded.fingerprint == collected.fingerprint
     found = loaded.spaces_of(models[0])
-    assert [s.name for s in found] == [s.name for s in collected.found]
+    assert [s.name for s in found] == [s.name for s in collected.spaces_of(models[0])]
     for space in found:
         pairs = list(zip(collected.matched[space.name], loaded.matched[space.name], strict=True))
         outputs = collected.outputs[space.name]
@@ -207,8 +207,9 @@ def test_a_reference_out_of_range() -> None:
 def test_known_spaces_are_not_derived_again(monkeypatch: pytest.MonkeyPatch) -> None:
     models, data = _nets(2), _batches()
     found = ccamerge.spaces(models[0], data[0])
-    monkeypatch.setattr("ccamerge.collecting.spaces", None)
-    assert collect(models, data, found=found, progress=False).found is found
+    monkeypatch.setattr("ccamerge.collecting.spaces_of_models", None)
+    collected = collect(models, data, found=found, progress=False)
+    assert collected.spaces_of(models[1]) is found
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

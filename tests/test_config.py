@@ -227,7 +227,7 @@ BAD = [
     (SMALL.replace("a.pt", "[a]"), "2: models[0].model: expected a file's path, got a list"),
     (SMALL.replace("model: a.pt", "modle: a.pt"), "2: models[0].modle: unknown key; did you mean 'model'?"),
     (SMALL.replace("model: a.pt", "modle: a.pt"), "2: models[0].model: missing; it is the checkpoint's path"),
-    (SMALL.replace("model: a.pt", "a.pt"), "2: models[0]: expected a mapping with model, parameters; got 'a.pt'"),
+    (SMALL.replace("model: a.pt", "a.pt"), "2: models[0]: expected a mapping with model, parameters, arguments; got 'a.pt'"),
     (SMALL.replace("b.pt", "x/../a.pt"), "3: models[1].model: the same file as models[0]; give it a larger weight instead"),
     (SMALL.replace("  - model: b.pt\n", ""), "2: models: expected two models or more, got 1"),
     ("models: a.pt\n" + SMALL[SMALL.index("arch"):], "1: models: expected a list, got 'a.pt'"),

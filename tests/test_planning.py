@@ -16,7 +16,7 @@ def test_planned_memory_is_what_the_moments_take(pairs: Any, count: int) -> None
     models = [M.randomise(M.BottleneckResNet(), s) for s in range(count)]
     data = [torch.randn(4, 3, 8, 8)]
     collected = ccamerge.collect(models, data, pairs=pairs, progress=False)
-    planned = plan(collected.found, count, pairs)
+    planned = plan(collected.spaces_of(models[0]), count, pairs)
     every = [m for folds in collected.matched.values() for m in folds]
     every += [m for taps in collected.outputs.values() for m in taps.values()]
     taken = sum(

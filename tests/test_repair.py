@@ -30,7 +30,7 @@ def _taps(result: ccamerge.MergeResult) -> dict[str, tuple[Tensor, Tensor]]:
     wanted = {r.tap for r in result.report.repaired}
     found = {}
     with torch.inference_mode():
-        for name, values in lockstep(program, [(state, x) for x in result.moments.inputs]):
+        for name, values in lockstep([(program, state, x) for x in result.moments.inputs]):
             if name in wanted:
                 found[name] = channel_statistics(values, 1)
     return found
@@ -129,12 +129,12 @@ def test_the_walk_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     model = M.vgg11(False)
     program = spaces(model, torch.randn(2, 3, 32, 32)).program
     batches = [[torch.randn(10, 3, 32, 32)] for _ in range(6)]
-    assert len(walked_inputs(program, batches)) == 6
+    assert len(walked_inputs([program], batches)) == 6
     # The peak is in the first block: input of a ReLU and its output, 8 channels at 32 x 32.
     peak = 4 * 2 * 8 * 32 * 32
     for limit, count in ((6 * 10 * peak, 6), (35 * peak, 3), (1, 1)):
         monkeypatch.setattr(repair, "WALK_BYTES", limit)
-        assert len(walked_inputs(program, batches)) == count
+        assert len(walked_inputs([program], batches)) == count
 
 
 def test_a_walk_over_fewer_inputs_still_repairs(monkeypatch: pytest.MonkeyPatch) -> None:

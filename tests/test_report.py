@@ -91,7 +91,7 @@ def test_gamma_and_no_repair() -> None:
 
 
 def test_methods_without_conditions_leave_the_cell_empty() -> None:
-    space = SpaceReport("s", 4, "magic", None, "permutation", [], [[]], [{}])
+    space = SpaceReport("s", 4, "magic", None, "permutation", [], [[]], [{}], [4, 4])
     assert math.isnan(space.mean_correlation)
     assert math.isnan(space.condition)
     models = [M.randomise(M.MLP(), s) for s in range(2)]

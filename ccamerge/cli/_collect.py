@@ -73,14 +73,15 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(message)
     if args.folds < 2 and config.settings.ridge == "auto":
         config.fail("parameters.ridge", "auto needs --folds 2 or more: it judges on held-out data")
-    config.architecture.load()
+    for architecture in config.architectures:
+        architecture.load()
     config.data.load()
     settings = loaded_settings(config)
 
-    network = check_checkpoints(config)
+    networks = check_checkpoints(config)
     seed_everything(settings.seed)
     if args.dry_run:
-        print_plan(args, config, settings, network, args.pairs, args.folds)
+        print_plan(args, config, settings, networks, args.pairs, args.folds)
         return 0
     import ccamerge
     from ccamerge.aligning import pairs_needed

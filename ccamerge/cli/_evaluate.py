@@ -110,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
     merging = args.methods is not None or args.barrier > 0
     if merging:
         check_sources(config)
-    config.architecture.load()
+    for architecture in config.architectures:
+        architecture.load()
     evaluation.data.load()
     wanted = _wanted(config, args.methods or []) if merging else {}
     files = [p / "model.safetensors" if p.is_dir() else p for p in args.checkpoint]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NAME = "merge"
 HELP = "merge checkpoints as a configuration says"
 DESCRIPTION = """\
-Merges the configuration's models into one network of the same architecture and writes the folder
+Merges the configuration's models into one network, as large as base_model, and writes the folder
 OUT: model.safetensors, README.md (a model card), report.json, config.yml. The folder appears
 complete or not at all."""
 EPILOG = """\
@@ -45,6 +45,7 @@ configuration (YAML; paths are relative to the file):
       parameters: {weight: 0.5}        # normalised to sum to one; for all models or none
     - model: runs/seed1.safetensors
       parameters: {weight: 0.5}
+      arguments: {width: 1}            # of the architecture, for this model alone
   architecture:                        # a function that returns the network
     factory: mypackage.networks:resnet20
     arguments: {width: 1}
@@ -95,13 +96,14 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     _check_target(args.out, force=args.force)
     check_sources(config)
-    config.architecture.load()
+    for architecture in config.architectures:
+        architecture.load()
     settings = loaded_settings(config)
 
-    network = check_checkpoints(config)
+    networks = check_checkpoints(config)
     seed_everything(settings.seed)
     if args.dry_run:
-        print_plan(args, config, settings, network)
+        print_plan(args, config, settings, networks)
         return 0
     import ccamerge
 

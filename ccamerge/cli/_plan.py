@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ccamerge.cli._settings import check_settings
@@ -31,7 +31,7 @@ def print_plan(
     args: argparse.Namespace,
     config: Config,
     settings: Settings,
-    network: nn.Module,
+    networks: Sequence[nn.Module],
     pairs: Pairs | None = None,
     folds: int | None = None,
 ) -> None:
@@ -42,9 +42,12 @@ def print_plan(
     import ccamerge
     from ccamerge.aligning import pairs_needed
     from ccamerge.collecting import FOLDS
+    from ccamerge.graph.batches import split_batch
+    from ccamerge.graph.widths import spaces_of_models
 
-    found = ccamerge.spaces(network, example_inputs(args.input_shape, config.data))
-    check_settings(config, settings, found)
+    example = example_inputs(args.input_shape, config.data)
+    every = spaces_of_models(networks, *split_batch(example, networks[0]))
+    check_settings(config, settings, every)
     pairs = pairs or pairs_needed(settings.method, settings.mode)
     print(f"method      {settings.method_words}")
     print(f"mode        {settings.mode}")
@@ -54,5 +57,4 @@ def print_plan(
         weight = "by patterns" if isinstance(weights, Mapping) else f"{(weights or [])[index]:.4g}"
         print(f"model       {path}  weight {weight}{mark}")
     print(f"statistics  {config.moments or 'from the data'}\n")
-    plan = ccamerge.plan(found, models=len(config.models), pairs=pairs, folds=folds or FOLDS)
-    print(plan)
+    print(ccamerge.plan(every, pairs=pairs, folds=folds or FOLDS, reference=config.reference))

@@ -69,20 +69,22 @@ def method_name(given: str, config: Config, where: str) -> str:
     raise ConfigError([message])
 
 
-def check_settings(config: Config, settings: Settings, found: Spaces) -> None:
-    """Check what depends on the network's spaces, before any data is read.
+def check_settings(config: Config, settings: Settings, every: Sequence[Spaces]) -> None:
+    """Check what depends on the networks' spaces, before any data is read.
 
     Raises
     ------
     ConfigError
         With all that is wrong: patterns that match nothing, options that no method knows, a mode
-        that a method does not, a package that one needs.
+        or widths that a method does not, a package that one needs.
     """
-    from ccamerge.aligning import check_options, methods_of
+    from ccamerge.aligning import check_options, check_widths, methods_of
     from ccamerge.patterns import by_pattern
     from ccamerge.shares import shares_of
 
+    found = every[config.reference]
     names = [space.name for space in found.spaces]
+    widths = {name: [own[name].size for own in every] for name in names}
     problems: list[str] = []
 
     def attempt(where: str, check: Callable[[], Any]) -> Any:
@@ -98,6 +100,7 @@ def check_settings(config: Config, settings: Settings, found: Spaces) -> None:
     )
     if methods is not None:
         attempt("parameters.options", lambda: check_options(settings.options, methods))
+        attempt("merge_method", lambda: check_widths(methods, settings.mode, widths))
     ridge = settings.ridge
     if isinstance(ridge, Mapping):
         attempt("parameters.ridge", lambda: by_pattern(ridge, names, 0.0, "ridge"))
@@ -127,12 +130,14 @@ def statistics(
     """
     import ccamerge
     from ccamerge.aligning import pairs_needed
+    from ccamerge.graph.batches import split_batch
+    from ccamerge.graph.widths import spaces_of_models
 
     wanted = list(wanted)
     if config.moments is not None:
         loaded = ccamerge.Collected.load(config.moments)
         for settings in wanted:
-            check_settings(config, settings, loaded.spaces_of(models[0]))
+            check_settings(config, settings, [loaded.spaces_of(model) for model in models])
         return loaded, 0.0
     assert config.data is not None  # see check_sources
     start = time.perf_counter()
@@ -140,7 +145,7 @@ def statistics(
     first = list(itertools.islice(batches, 1))
     if not first:
         config.fail("data", f"data is empty: {config.data.path} gave no batch")
-    found = ccamerge.spaces(models[0], first[0])
+    found = spaces_of_models(models, *split_batch(first[0], models[0]))
     for settings in wanted:
         check_settings(config, settings, found)
     every = {pairs_needed(settings.method, settings.mode) for settings in wanted}

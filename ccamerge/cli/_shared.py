@@ -89,12 +89,17 @@ def build(architecture: Factory) -> nn.Module:
     return made.eval()
 
 
-def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> nn.Module:
+def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> list[nn.Module]:
     """Check names and shapes in all files before anything is computed.
+
+    Parameters
+    ----------
+    config : whose models are checked
+    more : checkpoints of merged networks
 
     Returns
     -------
-    A network with its initial parameters.
+    For each model a network with initial parameters, one for all that are made in the same way.
 
     Raises
     ------
@@ -103,9 +108,14 @@ def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> nn.Module:
     """
     from ccamerge.checkpoints import CheckpointError, check_state, load_shapes
 
-    network = build(config.architecture)
+    networks: list[nn.Module] = []
+    for index, architecture in enumerate(config.architectures):
+        first = config.architectures.index(architecture)
+        networks.append(networks[first] if first < index else build(architecture))
+    merged = [networks[config.reference]] * len(more)
     problems: list[str] = []
-    for index, path in enumerate([*config.models, *more]):
+    files = zip([*config.models, *more], [*networks, *merged], strict=True)
+    for index, (path, network) in enumerate(files):
         try:
             check_state(load_shapes(path), network, path)
         except CheckpointError as error:
@@ -114,7 +124,7 @@ def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> nn.Module:
             problems.append(config.problem(where, str(error)) if listed else str(error))
     if problems:
         raise ConfigError(problems)
-    return network
+    return networks
 
 
 def load_models(config: Config) -> list[nn.Module]:
@@ -122,8 +132,8 @@ def load_models(config: Config) -> list[nn.Module]:
     from ccamerge.checkpoints import load_into
 
     models = []
-    for path in config.models:
-        network = build(config.architecture)
+    for path, architecture in zip(config.models, config.architectures, strict=True):
+        network = build(architecture)
         load_into(network, path)
         log.info("loaded %s", path)
         models.append(network)
