@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
-import random
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +15,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+from ccamerge.fingerprints import program_fingerprint, state_fingerprint
 from ccamerge.graph.batches import batch_size, split_batch
 from ccamerge.graph.program import Program
 from ccamerge.graph.spaces import Space, Spaces, Tap, spaces_of_call
 from ccamerge.graph.states import check_same_function, fast_layout, folded_state, same_architecture
-from ccamerge.graph.widths import Shapes, shapes_of, spaces_of_models
+from ccamerge.graph.widths import Shapes, given_spaces, shapes_of, spaces_of_models
 from ccamerge.moments import Moments, update_many
+from ccamerge.reservoir import Reservoir
 from ccamerge.tensorfile import load_tensors, save_tensors
 
 Pairs = Literal["reference", "all"]
@@ -191,37 +191,6 @@ class Collected:
         return cls(matched=matched, outputs=outputs, inputs=inputs, **header)
 
 
-class _Reservoir:
-    """A uniform sample of whole batches, at most ``limit`` inputs in all, but one batch at least.
-
-    Each batch draws a number, and those with the smallest are kept as long as they fit: so the
-    bound holds whatever the sizes of the batches.
-    """
-
-    def __init__(self, limit: int, seed: int) -> None:
-        self._kept: list[tuple[float, int, list[Any]]] = []  # number, inputs, leaves; ascending
-        self._limit = limit
-        self._random = random.Random(seed)
-
-    @property
-    def batches(self) -> list[list[Any]]:
-        return [leaves for _, _, leaves in self._kept]
-
-    def offer(self, leaves: list[Any], size: int) -> None:
-        drawn = self._random.random()
-        ahead = sum(n for other, n, _ in self._kept if other < drawn)
-        if self._kept and drawn > self._kept[0][0] and ahead + size > self._limit:
-            return
-        self._kept.append((drawn, size, _copied(leaves)))
-        self._kept.sort(key=lambda item: item[0])
-        while len(self._kept) > 1 and sum(n for _, n, _ in self._kept) > self._limit:
-            self._kept.pop()
-
-
-def _copied(leaves: list[Any]) -> list[Any]:
-    return [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
-
-
 def collect(
     models: Sequence[nn.Module],
     data: Iterable[Any],
@@ -270,9 +239,9 @@ def collect(
     if folds < 1:
         message = f"folds must be at least 1, got {folds}"
         raise ValueError(message)
-    every = _known_spaces(found, models)
+    every = given_spaces(found, models)
     result: Collected | None = None
-    reservoir = _Reservoir(KEEP_SAMPLES, seed)
+    reservoir = Reservoir(KEEP_SAMPLES, seed)
     watched: list[_Watched] = []
     states: list[dict[str, Tensor]] = []
     bar = tqdm(data, desc="collect", unit="batch", disable=not progress)
@@ -299,23 +268,6 @@ def collect(
         raise ValueError(message)
     result.inputs = reservoir.batches
     return result
-
-
-def _known_spaces(
-    found: Spaces | Sequence[Spaces] | None, models: Sequence[nn.Module]
-) -> list[Spaces]:
-    """Each model's spaces, none if they are not known."""
-    if found is None:
-        return []
-    if not isinstance(found, Spaces):
-        if len(found) != len(models):
-            message = f"found must hold the spaces of {len(models)} models, got {len(found)}"
-            raise ValueError(message)
-        return list(found)
-    if len({shapes_of(model) for model in models}) > 1:
-        message = "found must hold each model's spaces, since their widths differ; got one's"
-        raise ValueError(message)
-    return [found] * len(models)
 
 
 Run = tuple[Program, Mapping[str, Tensor], list[Any]]
@@ -436,21 +388,3 @@ def _checked_leaves(
             )
             raise ValueError(message)
     return leaves
-
-
-def program_fingerprint(program: Program) -> str:
-    """A digest of operations and parameter shapes; equal for one architecture of one width."""
-    lines = [f"{n.op} {n.shape}" for n in program.nodes]
-    lines += [f"{k} {program.shapes[v]}" for v, k in sorted(program.parameters.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def state_fingerprint(state: Mapping[str, Tensor]) -> str:
-    """A digest of every byte: sums or norms would not tell a model from its permuted copy."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        if state[key].is_floating_point():
-            digest.update(key.encode())
-            data = state[key].detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            digest.update(data.data)
-    return digest.hexdigest()[:16]

@@ -21,7 +21,8 @@ from ccamerge.aligning import (
     pairs_needed,
 )
 from ccamerge.apply import FeatureMap, average, transform
-from ccamerge.collecting import Collected, collect, program_fingerprint, state_fingerprint
+from ccamerge.collecting import Collected, collect
+from ccamerge.fingerprints import program_fingerprint, state_fingerprint
 from ccamerge.graph.spaces import Space, Spaces
 from ccamerge.graph.states import folded_state, same_architecture
 from ccamerge.methods import Mode

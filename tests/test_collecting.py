@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.collecting import KEEP_SAMPLES, Collected, _Reservoir, alignment_taps, collect
+from ccamerge.collecting import KEEP_SAMPLES, Collected, alignment_taps, collect
+from ccamerge.reservoir import Reservoir
 from tests import models as M
 
 
@@ -167,7 +168,7 @@ def test_the_size_does_not_depend_on_the_data() -> None:
 @pytest.mark.parametrize("sizes", [[256] * 30 + [100], [1] * 50 + [900] * 9, [3000, 10, 10], [7]])
 def test_the_reservoir_is_bounded_whatever_the_sizes(sizes: list[int]) -> None:
     for seed in range(20):
-        reservoir = _Reservoir(1024, seed)
+        reservoir = Reservoir(1024, seed)
         for size in sizes:
             reservoir.offer([torch.zeros(size)], size)
             held = [len(leaves[0]) for leaves in reservoir.batches]
@@ -179,7 +180,7 @@ def test_the_reservoir_is_uniform() -> None:
     """4 of 12 batches: each in a third of 3,000 draws, within five standard deviations."""
     counts = np.zeros(12)
     for seed in range(3000):
-        reservoir = _Reservoir(40, seed)
+        reservoir = Reservoir(40, seed)
         for index in range(12):
             reservoir.offer([torch.full((10,), index)], 10)
         assert len(reservoir.batches) == 4

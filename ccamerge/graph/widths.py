@@ -50,6 +50,23 @@ def spaces_of_models(
     return [known[shapes_of(model)] for model in models]
 
 
+def given_spaces(
+    found: Spaces | Sequence[Spaces] | None, models: Sequence[nn.Module]
+) -> list[Spaces]:
+    """Each model's spaces, of what a caller knows: none if that is None."""
+    if found is None:
+        return []
+    if not isinstance(found, Spaces):
+        if len(found) != len(models):
+            message = f"found must hold the spaces of {len(models)} models, got {len(found)}"
+            raise ValueError(message)
+        return list(found)
+    if len({shapes_of(model) for model in models}) > 1:
+        message = "found must hold each model's spaces, since their widths differ; got one's"
+        raise ValueError(message)
+    return [found] * len(models)
+
+
 def _check_kept_axes(who: str, first: Spaces, model: nn.Module, other: nn.Module) -> None:
     """Axes that no map changes have one size; this comes before tracing, which they may break."""
     mapped = {(slot.parameter, slot.dim) for space in first.spaces for slot in space.slots}

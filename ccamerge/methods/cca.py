@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,8 @@ def cca(alignment: Alignment) -> Solutions:
     """Maps ``C_i^{-1/2} V U^T C_r^{1/2}``, all problems of one ridge in one native call.
 
     Directions that do not vary, such as dead units, leave the map undetermined there; see
-    `with_dead_units_paired`.
+    `with_dead_units_paired`. Between different widths no order pairs them: the map of the canonical
+    directions is left without completion, zero in all others.
 
     Raises
     ------
@@ -32,6 +34,16 @@ def cca(alignment: Alignment) -> Solutions:
 
 
 def _solutions(problems: Sequence[AlignmentProblem]) -> list[tuple[Solution, int]]:
+    solved = _solve(problems)
+    wide = [
+        i
+        for i, (p, r) in enumerate(zip(problems, solved, strict=True))
+        if r.rank < min(p.cross.shape) and p.cross.shape[0] != p.cross.shape[1]
+    ]
+    if wide:
+        again = _solve([problems[i] for i in wide], weights=True)
+        for i, result in zip(wide, again, strict=True):
+            solved[i] = _without_completion(problems[i], result)
     return [
         (
             Solution(
@@ -45,11 +57,25 @@ def _solutions(problems: Sequence[AlignmentProblem]) -> list[tuple[Solution, int
             ),
             r.rank,
         )
-        for r in _solve(problems)
+        for r in solved
     ]
 
 
-def _solve(problems: Sequence[AlignmentProblem]) -> list[CCAResult]:
+def _without_completion(problem: AlignmentProblem, result: CCAResult) -> CCAResult:
+    """The map through the canonical directions that correlate: ``W_i W_r^T C_r``."""
+    assert result.x_weights is not None
+    assert result.y_weights is not None
+    x, y = result.x_weights[:, : result.rank], result.y_weights[:, : result.rank]
+    sides = []
+    for own in (problem.reference, problem.own):
+        gamma = problem.gamma
+        if gamma is None:
+            gamma = (problem.ridge or 0.0) * own.trace() / len(own)
+        sides.append(own + gamma * np.eye(len(own)))
+    return dataclasses.replace(result, map=y @ (x.T @ sides[0]), inverse=x @ (y.T @ sides[1]))
+
+
+def _solve(problems: Sequence[AlignmentProblem], weights: bool = False) -> list[CCAResult]:
     """One native call for each regulariser that occurs."""
     solved: dict[int, CCAResult] = {}
     for ridge, gamma in dict.fromkeys((p.ridge, p.gamma) for p in problems):
@@ -60,6 +86,7 @@ def _solve(problems: Sequence[AlignmentProblem]) -> list[CCAResult]:
                 ridge=ridge,
                 gamma=gamma,
                 correlations=True,
+                weights=weights,
             )
         except np.linalg.LinAlgError as error:
             names = "; ".join(f"problems[{n}] is {problems[i].name}" for n, i in enumerate(chosen))

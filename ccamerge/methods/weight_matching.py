@@ -55,12 +55,20 @@ def weight_matching(alignment: Alignment, *, seed: int = 0) -> Solutions:
     Raises
     ------
     ValueError
-        If ``seed`` is negative.
+        If ``seed`` is negative, or a parameter's shape differs between the models.
     """
     if seed < 0:
         message = f"seed must be a whole number >= 0, got {seed}"
         raise ValueError(message)
     reference = alignment.states[alignment.reference]
+    for model, state in enumerate(alignment.states):
+        for key in {slot.parameter for space in alignment.spaces for slot in space.slots}:
+            if state[key].shape != reference[key].shape:
+                message = (
+                    f"models[{model}] has {key!r} in another shape than the reference: weight "
+                    "matching needs equal widths also in the spaces beside those it aligns"
+                )
+                raise ValueError(message)
     matchings = [
         match(alignment.spaces, reference, state, seed)
         for model, state in enumerate(alignment.states)
