@@ -86,14 +86,13 @@ def merge(
 ) -> MergeResult:
     """Merge trained networks of one architecture into one network of the reference's size.
 
-    Networks may differ in width (not in depth, inputs or outputs): each one's features are mapped
-    into the reference's number of them. It makes sense for relatives of one task, to bring what a
-    larger network knows into a smaller one that can be afforded, or a small one's into a large one.
-    Something is lost on the way down: of a wider network's features the merged one keeps what
-    correlates with the reference's, and the rest falls away. On the way up a narrower network has
-    nothing to say in most directions, where the average is then of the reference and nothing;
-    repair gives them their variance back. Both want ``repair="regression"``, and a plain merge of
-    equal widths loses less. Methods that match features one to one cannot do it.
+    Networks may differ in width, not in depth, inputs or outputs: the maps are then rectangular, by
+    the methods that can do that ("cca", "procrustes", "ot", "zipit"). It makes sense to bring what a
+    wider network knows into a reference that is wide enough for the task: of the wider one's
+    features it keeps what correlates with its own, and the rest is lost. A narrower network only
+    contributes the directions that it has, and dilutes the others: a wide reference gains nothing
+    from one much smaller, nor does one too small for its task from a large one. Then choose ``t``
+    below one half, and ``repair="regression"`` in any case.
 
     Parameters
     ----------

@@ -205,12 +205,14 @@ def test_three_widths_and_the_order_of_the_models() -> None:
     """The models' order does not matter, only which one is the reference."""
     models = [M.randomise(M.MLP((12, w, 16, 5)), w).double() for w in (10, 16, 24)]
     data = [torch.randn(200, 12).double()]
-    results = [
-        ccamerge.merge(
-            [models[i] for i in order], data, reference=order.index(1), progress=False
-        ).model.state_dict()
-        for order in ([0, 1, 2], [1, 2, 0], [2, 0, 1])
-    ]
+    found = [ccamerge.spaces(model, data[0]) for model in models]
+    results = []
+    for order in ([0, 1, 2], [1, 2, 0], [2, 0, 1]):
+        chosen, known = [models[i] for i in order], [found[i] for i in order]
+        reference = order.index(1)
+        moments = ccamerge.collect(chosen, data, reference=reference, found=known, progress=False)
+        merged = ccamerge.merge(chosen, moments=moments, reference=reference).model
+        results.append(merged.state_dict())
     for other in results[1:]:
         for key, value in results[0].items():
             torch.testing.assert_close(other[key], value, rtol=1e-8, atol=1e-9)
@@ -278,7 +280,7 @@ def test_plans_of_different_widths() -> None:
     data = [torch.randn(30, 12)]
     every = [ccamerge.spaces(m, data[0]) for m in models]
     for reference in range(3):
-        collected = ccamerge.collect(models, data, reference=reference, progress=False)
+        collected = ccamerge.collect(models, data, reference=reference, found=every, progress=False)
         planned = ccamerge.plan(every, reference=reference)
         moments = [m for folds in collected.matched.values() for m in folds]
         moments += [m for taps in collected.outputs.values() for m in taps.values()]

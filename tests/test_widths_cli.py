@@ -177,7 +177,7 @@ def test_an_argument_that_only_one_model_has_survives_the_round_trip(project: Pa
         (
             "{width: 10}",
             "[10]",
-            r"merge\.yml:4: models\[0\]\.arguments: expected names with values",
+            r"yml:4: models\[0\]\.arguments: expected names with values",
         ),
         ("{width: 10}", "{1: 2}", r"merge\.yml:4: models\[0\]\.arguments"),
         ("    arguments: {width: 10}\n", "    argument: {width: 10}\n", "did you mean 'arguments'"),

@@ -1,7 +1,7 @@
 """ZipIt! (Stoica et al., ICLR 2024): features merged wherever they correlate, also within a model.
 
-Greedily, the two most correlated features of all models become one, until as many are left as one
-model has. A merged feature is the mean of its members, and what reads a member reads the merged
+Greedily, the two most correlated features of all models become one, until as many are left as the
+reference has. A merged feature is the mean of its members, and what reads a member reads the merged
 feature. So model ``i``'s weights enter the merged ones as ``M_i W_i U_i``, with column ``j`` of
 ``M_i^T`` the share ``1 / members(j)`` of each of its features in group ``j``, and ``U_i`` the
 membership; they are summed. Merging here is the mean over N models of ``T_i^T W_i T_i^{-T}``, so
