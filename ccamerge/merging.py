@@ -87,12 +87,12 @@ def merge(
     """Merge trained networks of one architecture into one network of the reference's size.
 
     Networks may differ in width, not in depth, inputs or outputs: the maps are then rectangular, by
-    the methods that can do that ("cca", "procrustes", "ot", "zipit"). It makes sense to bring what a
-    wider network knows into a reference that is wide enough for the task: of the wider one's
-    features it keeps what correlates with its own, and the rest is lost. A narrower network only
-    contributes the directions that it has, and dilutes the others: a wide reference gains nothing
-    from one much smaller, nor does one too small for its task from a large one. Then choose ``t``
-    below one half, and ``repair="regression"`` in any case.
+    the methods that can do that ("cca", "procrustes", "ot" and "zipit"). It makes sense to bring
+    what a wider network knows into a reference that is wide enough for the task: of the wider
+    one's features it keeps what correlates with its own, and the rest is lost. A narrower network
+    only contributes the directions that it has, and dilutes the others: a wide reference gains
+    nothing from one much smaller, nor does one too small for its task from a large one. Then choose
+    ``t`` below one half, and ``repair="regression"`` in any case.
 
     Parameters
     ----------
