@@ -133,6 +133,17 @@ def test_collected_moments_serve_both_widths(
     assert shapes == [6, 10]
 
 
+def test_methods_are_compared_in_the_base_models_width(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = ["cca", "procrustes"]
+    assert main(["evaluate", "merge.yml", "--methods", *methods, "--barrier", "3", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert {"cca", "procrustes"} <= set(re.findall(r"[a-z_]+", json.dumps(out)))
+    error = _error(capsys, "evaluate", "merge.yml", "--methods", "cca", "permutation")
+    assert "method 'permutation' needs equal widths" in error
+
+
 def test_a_plan_counts_each_width(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["merge", "merge.yml", "out", "--dry-run"]) == 0
     out = capsys.readouterr().out
