@@ -29,13 +29,16 @@ class Aligned:
     ----------
     solutions : for each space, each model's map to the reference
     methods : for each space, the method
-    ridges : for each space, the ridge; None where gamma was given
-    mode, reference : as they were asked for
+    ridges : for each space, the ridge; None where gamma was given or the method takes none
+    method, options, gamma, mode, reference : as they were asked for
     """
 
     solutions: Solutions
     methods: dict[str, str]
     ridges: dict[str, float | None]
+    method: MethodChoice
+    options: Mapping[str, Any]
+    gamma: float | None
     mode: Mode
     reference: int
 
@@ -125,14 +128,17 @@ def pairs_needed(choice: MethodChoice, mode: Mode) -> Pairs:
     return "reference"
 
 
-def check_solutions(method: str, solved: Any, spaces: Sequence[Space], models: int) -> None:
+def check_solutions(
+    method: str, solved: Any, spaces: Sequence[Space], widths: Mapping[str, Sequence[int]]
+) -> None:
     """Check what a method, maybe one of the user's, returned.
 
     Raises
     ------
     TypeError, ValueError
         Naming the method, the space and the model, for what nothing can be merged with: no
-        `Solutions`, a missing space or model, maps that are not finite float64 of the space's size.
+        `Solutions`, a missing space or model, maps that are not finite float64 between the models'
+        ``widths`` by the names of spaces and the reference's.
     """
     if not isinstance(solved, Mapping):
         message = f"method {method!r} must return a dict by space, got {type(solved).__name__}"
@@ -146,12 +152,13 @@ def check_solutions(method: str, solved: Any, spaces: Sequence[Space], models: i
         if not isinstance(row, Sequence) or not all(isinstance(s, Solution) for s in row):
             message = f"{where}: expected a list of Solution, one for each model, got {row!r:.80}"
             raise TypeError(message)
-        if len(row) != models:
-            message = f"{where}: expected {models} solutions, one for each model, got {len(row)}"
+        own = widths[space.name]
+        if len(row) != len(own):
+            message = f"{where}: expected {len(own)} solutions, one for each model, got {len(row)}"
             raise ValueError(message)
-        shape = (space.size, space.size)
         for index, solution in enumerate(row):
-            for side in ("forward", "inverse"):
+            sizes = (own[index], space.size)
+            for side, shape in (("forward", sizes), ("inverse", sizes[::-1])):
                 matrix = getattr(solution.feature_map, side)
                 found = f"{str(matrix.dtype).removeprefix('torch.')} {tuple(matrix.shape)}"
                 if found != f"float64 {shape}":
@@ -190,10 +197,14 @@ def align(
     """
     methods = methods_of(method, found.spaces, mode)
     check_options(options, methods)
-    check_widths(methods, mode, {s.name: collected.matched[s.name][0].dims for s in found.spaces})
+    widths = {s.name: collected.matched[s.name][0].dims for s in found.spaces}
+    check_widths(methods, mode, widths)
     options = dict(options or {})
     used = {m.name: m for m in methods.values()}
-    ridges = {} if gamma is not None else ridges_of(ridge, found, collected, reference)
+    ridges: dict[str, float] = {}
+    if gamma is None:
+        regularised = {name for name, entry in methods.items() if entry.regularised}
+        ridges = ridges_of(ridge, found, collected, reference, regularised)
     solutions: Solutions = {}
     for name, entry in used.items():
         own = [space for space in found.spaces if methods[space.name] is entry]
@@ -208,12 +219,15 @@ def align(
         )
         chosen = {key: value for key, value in options.items() if key in entry.options}
         solved = entry.solve(alignment, **chosen)
-        check_solutions(name, solved, own, len(states))
+        check_solutions(name, solved, own, widths)
         solutions.update({space.name: solved[space.name] for space in own})
     return Aligned(
         {space.name: solutions[space.name] for space in found.spaces},
         {name: m.name for name, m in methods.items()},
         {space.name: ridges.get(space.name) for space in found.spaces},
+        method,
+        options,
+        gamma,
         mode,
         reference,
     )

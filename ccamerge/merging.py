@@ -203,10 +203,10 @@ def merge(
     result.zero_grad(set_to_none=True)  # a trained reference may still carry its last gradients
     load_merged(result, merged, target, repaired.statistics)
     report = Report(
-        method=method if isinstance(method, str) else dict(method),
-        options=dict(options or {}),
+        method=aligned.method if isinstance(aligned.method, str) else dict(aligned.method),
+        options=dict(aligned.options),
         mode=aligned.mode,
-        gamma=gamma,
+        gamma=aligned.gamma,
         reference=reference,
         weights=list(shares.default),
         repair=repair if norm == "fold" else "none",

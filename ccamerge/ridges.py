@@ -1,28 +1,30 @@
 """The ridge of each space: given, or chosen where maps found on one part of the data fit another.
 
-The error of a map T on held-out data is ``E |x_ref - x T|^2 / E |x_ref|^2``, features centred. It
-follows from the moments of each fold, so that no data is read, and every ridge of a space is solved
-from one eigendecomposition.
+The error of a map T on held-out data is ``E |x_ref - x T|^2 / E |x_ref|^2``, features centred, and
+the same the other way with its inverse, which is what layers that read the space are multiplied by.
+It follows from the moments of each fold, so that no data is read, and every ridge of a space is
+solved from one eigendecomposition.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
 import numpy as np
 
 from ccamerge.collecting import Collected
-from ccamerge.graph.spaces import Group, Space, Spaces
+from ccamerge.graph.spaces import Space, Spaces
 from ccamerge.patterns import by_pattern
 from ccamerge.solve import cca_batch
 
+Array = np.ndarray[Any, Any]
 RidgeChoice = float | Literal["auto"] | Mapping[str, float]
 
 DEFAULT_RIDGE = 0.3
 
-GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 3.0, 10.0)
 """Ridges that "auto" chooses from."""
 
 
@@ -46,16 +48,23 @@ def check_regularisers(ridge: RidgeChoice | None, gamma: float | None) -> None:
 
 
 def ridges_of(
-    ridge: RidgeChoice | None, found: Spaces, collected: Collected, reference: int
+    ridge: RidgeChoice | None,
+    found: Spaces,
+    collected: Collected,
+    reference: int,
+    regularised: Collection[str],
 ) -> dict[str, float]:
-    """The ridge of each space by name."""
+    """The ridge of each space that is to be ``regularised``, by name."""
     names = [space.name for space in found.spaces]
     if isinstance(ridge, Mapping):
-        return by_pattern(ridge, names, DEFAULT_RIDGE, "ridge")
+        chosen = by_pattern(ridge, names, DEFAULT_RIDGE, "ridge")
+        return {name: value for name, value in chosen.items() if name in regularised}
+    wanted = [space for space in found.spaces if space.name in regularised]
     if ridge == "auto":
-        return {s.name: best_ridge(s, collected, reference) for s in found.spaces}
-    value = DEFAULT_RIDGE if ridge is None else float(ridge)
-    return dict.fromkeys(names, value)
+        return {space.name: best_ridge(space, collected, reference) for space in wanted}
+    return dict.fromkeys(
+        (space.name for space in wanted), DEFAULT_RIDGE if ridge is None else float(ridge)
+    )
 
 
 def best_ridge(space: Space, collected: Collected, reference: int) -> float:
@@ -66,16 +75,12 @@ def best_ridge(space: Space, collected: Collected, reference: int) -> float:
     ValueError
         If fewer than two folds hold data.
     """
-    if space.group is Group.PERMUTATION:  # aligned without a ridge
-        return DEFAULT_RIDGE
     errors = held_out_errors(space, collected, reference)
     return GRID[int(errors.mean(0).argmin())] if len(errors) else DEFAULT_RIDGE
 
 
-def held_out_errors(
-    space: Space, collected: Collected, reference: int
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Relative errors (folds times other models, ridges); see the module's head.
+def held_out_errors(space: Space, collected: Collected, reference: int) -> Array:
+    """Relative errors (folds times other models, ridges), both ways added; see the module's head.
 
     A fold and model are left out if features that all are constant leave nothing to learn or judge.
     """
@@ -91,19 +96,27 @@ def held_out_errors(
     errors = []
     for k in used:
         train, test = collected.pooled(space, without=k), folds[k]
-        own, variance = train.cov(reference), test.cov(reference).trace()
-        if not (own.trace() > 0 and variance > 0):
+        own, wanted = train.cov(reference), test.cov(reference)
+        if not (own.trace() > 0 and wanted.trace() > 0):
             continue
-        varying = [i for i in others if train.cov(i).trace() > 0]
+        varying = [i for i in others if train.cov(i).trace() > 0 and test.cov(i).trace() > 0]
         solved = cca_batch(
             [(own, train.cov(i), train.cov(reference, i)) for i in varying], ridge=list(GRID)
         )
         for i, sweep in zip(varying, solved, strict=True):
             cross, square = test.cov(reference, i), test.cov(i)
-            row = []
-            for result in sweep:
-                explained = 2 * (cross * result.map.T).sum()
-                mapped = (result.map * (square @ result.map)).sum()
-                row.append(1 + (mapped - explained) / variance)
-            errors.append(row)
+            errors.append(
+                [
+                    _error(wanted, square, cross, result.map)
+                    + _error(square, wanted, cross.T, result.inverse)
+                    for result in sweep
+                ]
+            )
     return np.array(errors).reshape(-1, len(GRID))
+
+
+def _error(wanted: Array, own: Array, cross: Array, forward: Array) -> float:
+    """``E |x - y T|^2 / E |x|^2`` from covariances; ``cross`` (p, q) with rows of x."""
+    explained = 2 * (cross * forward.T).sum()
+    mapped = (forward * (own @ forward)).sum()
+    return float(1 + (mapped - explained) / wanted.trace())

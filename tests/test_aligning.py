@@ -22,7 +22,7 @@ def reverse(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setitem(METHODS, "reverse", METHODS["average"])  # removed again after the test
     seen: list[Any] = []
 
-    @register("reverse")
+    @register("reverse", regularised=True)
     def reverse(alignment: Alignment, *, times: int = 1) -> Solutions:
         seen.append((dict(alignment.ridges), alignment.reference, times))
         solutions = alignment.identities()

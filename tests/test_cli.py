@@ -370,7 +370,7 @@ def test_folds_for_ridge_auto(capsys, project):
     report = json.loads((project / "merged/report.json").read_text())
     chosen = {space["name"]: space["ridge"] for space in report["report"]["spaces"]}
     moments = ccamerge.Collected.load("s.safetensors")
-    assert chosen == ridges_of("auto", moments.spaces_of(network()), moments, 1)
+    assert chosen == ridges_of("auto", moments.spaces_of(network()), moments, 1, set(chosen))
 
 
 # Settings that not every merge has ---------------------------------------------------------

@@ -41,7 +41,6 @@ def _naive_errors(folds: list[list[Array]], reference: int) -> Array:
     rows = []
     for k, test in enumerate(folds):
         others = [fold for j, fold in enumerate(folds) if j != k]
-        others = [fold for j, fold in enumerate(folds) if j != k]
         train = [np.vstack([fold[i] for fold in others]) for i in range(len(test))]
         centred = [x - x.mean(0) for x in test]
         for i in range(len(test)):
@@ -53,9 +52,11 @@ def _naive_errors(folds: list[list[Array]], reference: int) -> Array:
                 a, b, cross = joint[:6, :6], joint[6:, 6:], joint[:6, 6:]
                 a, b = (c + ridge * c.trace() / 6 * np.eye(6) for c in (a, b))
                 u, _, vt = np.linalg.svd(_power(a, -0.5) @ cross @ _power(b, -0.5))
-                mapped = centred[i] @ (_power(b, -0.5) @ vt.T @ u.T @ _power(a, 0.5))
-                wanted = centred[reference]
-                row.append(((wanted - mapped) ** 2).sum() / (wanted**2).sum())
+                forward = _power(b, -0.5) @ vt.T @ u.T @ _power(a, 0.5)
+                x, y = centred[reference], centred[i]
+                there = ((x - y @ forward) ** 2).sum() / (x**2).sum()
+                back = ((y - x @ np.linalg.inv(forward)) ** 2).sum() / (y**2).sum()
+                row.append(there + back)
             rows.append(row)
     return np.array(rows)
 
@@ -84,9 +85,17 @@ def test_more_noise_and_fewer_samples_want_a_larger_ridge() -> None:
     assert best_ridge(SPACE, _collected(*noisy), 0) > 0.1
 
 
-def test_a_space_that_only_carries_permutations_needs_no_ridge() -> None:
-    space = Space("test", 6, Group.PERMUTATION, "", (), (), ())
-    assert best_ridge(space, _collected(*_folds()), 0) == DEFAULT_RIDGE
+def test_methods_without_a_ridge_get_none() -> None:
+    """Nor do they need folds to choose it from."""
+    models, data, _ = _networks()
+    result = ccamerge.merge(
+        models,
+        data[:1],
+        method={"layers.0": "permutation", "*": "average"},
+        ridge="auto",
+        progress=False,
+    )
+    assert set(result.aligned.ridges.values()) == {None}
 
 
 def test_fewer_than_two_folds_with_data() -> None:
@@ -149,9 +158,11 @@ def test_auto_in_a_merge() -> None:
 def test_by_patterns_and_by_number() -> None:
     models, data, found = _networks()
     collected = ccamerge.collect(models, data, progress=False)
-    pick = lambda ridge: ridges_of(ridge, found, collected, 0)  # noqa: E731
+    names = [space.name for space in found.spaces]
+    pick = lambda ridge: ridges_of(ridge, found, collected, 0, names)  # noqa: E731
     assert pick(None) == {"layers.0": DEFAULT_RIDGE, "layers.1": DEFAULT_RIDGE}
     assert pick(0.5) == {"layers.0": 0.5, "layers.1": 0.5}
     assert pick({"*.1": 2}) == {"layers.0": DEFAULT_RIDGE, "layers.1": 2}
     with pytest.raises(ValueError, match="ridge: 'x' matches no space"):
         pick({"x": 1})
+    assert ridges_of({"*": 2}, found, collected, 0, names[1:]) == {names[1]: 2}

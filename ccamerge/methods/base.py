@@ -66,6 +66,7 @@ class Alignment:
     reference : the model whose features all maps lead to
     mode : "reference" aligns each model with the reference, "universe" all with all
     ridges : for each space, ``gamma = ridge * trace / d`` of each side; empty if ``gamma`` is given
+        or the method is not regularised
     gamma : absolute regulariser
     """
 
@@ -120,8 +121,9 @@ class Method:
     with their defaults. ``modes`` are those it knows, ``pairs`` the blocks it needs in the
     reference mode; in the universe mode all are there. ``permutes`` says that its maps are
     permutations, which spaces can carry that carry nothing else; ``rectangular``, that in the
-    reference mode they lead from any number of features to the reference's. ``ready`` raises
-    ImportError if the method cannot run for lack of a package.
+    reference mode they lead from any number of features to the reference's; ``regularised``, that
+    it wants a ridge for each space. ``ready`` raises ImportError if the method cannot run for lack
+    of a package.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Method:
     pairs: Literal["reference", "all"]
     permutes: bool
     rectangular: bool
+    regularised: bool
     options: Mapping[str, Any]
     ready: Callable[[], object]
 
@@ -144,6 +147,7 @@ def register(
     pairs: Literal["reference", "all"] = "reference",
     permutes: bool = False,
     rectangular: bool = False,
+    regularised: bool = False,
     ready: Callable[[], object] = lambda: None,
 ) -> Callable[[Callable[..., Solutions]], Callable[..., Solutions]]:
     """Make a method known under a name, in Python, YAML and on the command line.
@@ -157,7 +161,9 @@ def register(
             for p in inspect.signature(solve).parameters.values()
             if p.kind is p.KEYWORD_ONLY
         }
-        METHODS[name] = Method(name, solve, modes, pairs, permutes, rectangular, options, ready)
+        METHODS[name] = Method(
+            name, solve, modes, pairs, permutes, rectangular, regularised, options, ready
+        )
         return solve
 
     return add

@@ -15,7 +15,7 @@ from ccamerge.methods.universe import orthogonal_universe
 from ccamerge.solve import CCAResult, cca_batch
 
 
-@register("cca", modes=("reference", "universe"), rectangular=True)
+@register("cca", modes=("reference", "universe"), rectangular=True, regularised=True)
 def cca(alignment: Alignment) -> Solutions:
     """Maps ``C_i^{-1/2} V U^T C_r^{1/2}``, all problems of one ridge in one native call.
 
