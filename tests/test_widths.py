@@ -268,6 +268,7 @@ def test_held_out_errors_are_those_of_the_features(reference: int) -> None:
             )
             a, b = (f[fold] - f[fold].mean(0) for f in (ours, theirs))
             expected = ((a - b @ solved.map) ** 2).sum() / (a**2).sum()
+            expected += ((b - a @ solved.inverse) ** 2).sum() / (b**2).sum()
             np.testing.assert_allclose(errors[fold, column], expected, rtol=1e-6)
     result = ccamerge.merge(
         models, moments=collected, reference=reference, ridge="auto", progress=False
