@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ccamerge import plots
 from ccamerge.aligning import (
     DEFAULT_METHOD,
     Aligned,
@@ -23,7 +26,8 @@ from ccamerge.aligning import (
 from ccamerge.apply import FeatureMap, average, transform
 from ccamerge.collecting import Collected, collect
 from ccamerge.fingerprints import program_fingerprint, state_fingerprint
-from ccamerge.graph.spaces import Space, Spaces
+from ccamerge.graph.rules import Effect
+from ccamerge.graph.spaces import ANY_MAP, Space, Spaces
 from ccamerge.graph.states import folded_state, same_architecture
 from ccamerge.methods import Mode
 from ccamerge.paper import reset_statistics, unfolded_spaces
@@ -34,6 +38,8 @@ from ccamerge.shares import Weights, check_weights, shares_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from matplotlib.figure import Figure
 
 Repair = Literal["variance", "regression", "none"]
 Norm = Literal["fold", "paper"]
@@ -63,6 +69,23 @@ class MergeResult:
     def maps(self) -> dict[str, list[FeatureMap]]:
         """For each space, each model's map to the reference."""
         return self.aligned.maps
+
+    def plot(self, folder: str | Path | None = None) -> dict[str, Figure]:
+        """Draw the report's pictures; with a folder, write each there as ``<name>.png``, too.
+
+        Returns
+        -------
+        Matplotlib's figures by name; see `ccamerge.plots.draw`.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib; the message says how to get it.
+        """
+        figures = plots.draw(self.report)
+        if folder is not None:
+            plots.save(figures, folder)
+        return figures
 
 
 def merge(
@@ -218,21 +241,25 @@ def merge(
         fitted=repaired.fitted,
         fixed={space.name: list(space.notes) for space in found.fixed},
         pinned={f"{key} axis {dim}": why for (key, dim), why in found.pinned.items()},
+        peak_bytes=watch.peak_bytes,
     )
     return MergeResult(result, aligned, found, moments, report)
 
 
 class _Stopwatch:
-    """Seconds spent in each stage."""
+    """Seconds spent in each stage, and the process's largest resident memory up to its end."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.peak_bytes: dict[str, int] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.seconds[stage] = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on Linux
+        self.peak_bytes[stage] = peak * 1024
 
 
 def _check(repair: str, norm: str, mode: str, reference: int, count: int) -> None:
@@ -327,4 +354,20 @@ def _space_report(space: Space, aligned: Aligned) -> SpaceReport:
         ],
         details=[s.details for s in others],
         widths=[len(s.feature_map.forward) for s in aligned.solutions[space.name]],
+        approximate=_approximate(space, [s.feature_map for s in others]),
     )
+
+
+def _approximate(space: Space, maps: Sequence[FeatureMap]) -> str:
+    """Why mapping a model changes its function; empty if it does not."""
+    used = [feature_map.forward for feature_map in maps]
+    if others := sorted({len(m) for m in used} - {space.size}):
+        return f"maps lead from {', '.join(map(str, others))} to {space.size} features"
+    if space.exact == ANY_MAP:
+        return ""
+    single = all((m != 0).sum(dim).eq(1).all() for m in used for dim in (0, 1))
+    if single and space.exact == Effect.POSITIVE.value and all((m >= 0).all() for m in used):
+        return ""
+    if single and all((m[m != 0] == 1).all() for m in used):
+        return ""
+    return f"maps mix features, but only {space.exact} would be exact"

@@ -18,6 +18,7 @@ class SpaceReport:
     ``size`` is the number of features in the merged network, ``widths`` that in each model.
     ``correlations`` holds, for each model but the reference, the canonical correlations (CCA) or
     those of matched features (other methods), best first; ``details`` what the method adds.
+    ``approximate`` says why mapping a model changes its function; empty if it does not.
     """
 
     name: str
@@ -29,6 +30,7 @@ class SpaceReport:
     correlations: list[list[float]]
     details: list[dict[str, Any]]
     widths: list[int]
+    approximate: str = ""
 
     @property
     def mean_correlation(self) -> float:
@@ -45,7 +47,10 @@ class SpaceReport:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Settings, stages, spaces and repair of one merge. ``str`` is a table for a terminal."""
+    """Settings, stages, spaces and repair of one merge. ``str`` is a table for a terminal.
+
+    ``peak_bytes`` is the largest resident memory that the process had had at each stage's end.
+    """
 
     method: str | dict[str, str]
     options: dict[str, Any]
@@ -62,6 +67,7 @@ class Report:
     fitted: list[Fitted]
     fixed: dict[str, list[str]]
     pinned: dict[str, str]
+    peak_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, dicts, numbers and strings."""
@@ -77,7 +83,8 @@ class Report:
         values = sorted({s.ridge for s in self.spaces if s.ridge is not None})
         return "ridge " + " to ".join(f"{v:g}" for v in dict.fromkeys(values[:1] + values[-1:]))
 
-    def _settings(self) -> str:
+    def settings(self) -> str:
+        """What was asked for, in a line."""
         return (
             f"{len(self.weights)} models, method {self._method()}, {self._ridge()}, "
             f"mode {self.mode}, reference {self.reference}, norm {self.norm}, "
@@ -118,13 +125,17 @@ class Report:
             f"(median over {len(self.fitted)} operations)"
         )
 
+    def outcomes(self) -> list[str]:
+        """A line for each kind of repair that took place."""
+        return [line for line in (self._repair_line(), self._fit_line()) if line]
+
     def _time_line(self) -> str:
         return "time: " + ", ".join(f"{k} {v:.2f} s" for k, v in self.seconds.items())
 
     def __str__(self) -> str:
         rows = self._rows()
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [self._settings()]
+        lines = [self.settings()]
         lines += [
             "  ".join(
                 cell.rjust(w) if i in (1, 3, 4) else cell.ljust(w)
@@ -132,19 +143,16 @@ class Report:
             ).rstrip()
             for row in rows
         ]
-        lines += [
-            line for line in (self._repair_line(), self._fit_line(), self._time_line()) if line
-        ]
+        lines += [*self.outcomes(), self._time_line()]
         return "\n".join(lines)
 
     def to_markdown(self) -> str:
         """The report for a model card."""
         header, *rows = self._rows()
-        lines = [self._settings() + ".", "", "| " + " | ".join(header) + " |"]
+        lines = [self.settings() + ".", "", "| " + " | ".join(header) + " |"]
         lines.append("|" + "---|" * len(header))
         lines += ["| " + " | ".join(row) + " |" for row in rows]
-        repairs = [line for line in (self._repair_line(), self._fit_line()) if line]
-        lines += ["", " ".join(repairs) or "No repair.", "", self._time_line()]
+        lines += ["", " ".join(self.outcomes()) or "No repair.", "", self._time_line()]
         if self.fixed:
             lines += ["", "Not aligned:"]
             lines += [f"- `{name}`: {'; '.join(why)}" for name, why in self.fixed.items()]

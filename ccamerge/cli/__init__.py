@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from ccamerge import __version__
-from ccamerge.cli import _collect, _demo, _evaluate, _info, _inspect, _merge
+from ccamerge.cli import _collect, _demo, _evaluate, _info, _inspect, _merge, _page
 from ccamerge.cli._shared import UsageError
 from ccamerge.config import ConfigError
 
@@ -26,6 +26,7 @@ a first merge:
   ccamerge merge merge.yml merged --dry-run  what it will take; nothing is computed
   ccamerge merge merge.yml merged            the merged network in merged/model.safetensors
   ccamerge evaluate merge.yml --checkpoint merged
+  ccamerge report merged                     a page with pictures in merged/report.html
 
 many merges from one pass over the data:
   ccamerge collect merge.yml stats.safetensors
@@ -70,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", dest="command", required=True
     )
-    for module in (_inspect, _collect, _merge, _evaluate, _demo, _info):
+    for module in (_inspect, _collect, _merge, _evaluate, _page, _demo, _info):
         sub = commands.add_parser(
             module.NAME,
             help=module.HELP,

@@ -21,6 +21,7 @@ from ccamerge.cli._shared import (
     to_json,
 )
 from ccamerge.config import METHODS, Config, load_config
+from ccamerge.plots import PICTURES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,6 +82,8 @@ Functions are imported from installed packages and from the current folder.""".r
 )
 
 FILES = ("model.safetensors", "README.md", "report.json", "config.yml")
+LATER = ("evaluation.json", "report.html", "pictures")
+"""What other commands may have added to a merge's folder."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,9 +129,17 @@ def _check_target(out: Path, *, force: bool) -> None:
     if not force:
         message = f"{out} exists; name another folder, or --force to replace an earlier merge"
         raise UsageError(message)
-    if out.is_symlink() or not out.is_dir() or {p.name for p in out.iterdir()} - set(FILES):
+    if out.is_symlink() or not out.is_dir() or _foreign(out):
         message = f"--force replaces only the folder of an earlier merge, which {out} is not"
         raise UsageError(message)
+
+
+def _foreign(out: Path) -> set[str]:
+    """Names in a folder that no command of ours would have written there."""
+    found = {p.name for p in out.iterdir()} - {*FILES, *LATER}
+    if (out / "pictures").is_dir():
+        found |= {p.name for p in (out / "pictures").iterdir()} - {f"{n}.png" for n in PICTURES}
+    return found
 
 
 def _write(args: argparse.Namespace, config: Config, state: dict[str, Tensor], report: Any) -> None:

@@ -66,6 +66,10 @@ class Tap:
         return f"{self.node}[{self.part}]" if self.part else self.node
 
 
+ANY_MAP = "any invertible map"
+"""What `Space.exact` says where no non-linearity touches the space."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Space:
     """A set of axes that must be transformed together.
@@ -280,7 +284,7 @@ class Derivation:
             notes = [*restrictions.get(basis, {}), *_tied(own)]
             group = Group.PERMUTATION if notes else Group.GENERAL
             met = {effect for effect, _ in effects.get(basis, {})}
-            exact = "any invertible map"
+            exact = ANY_MAP
             if group is Group.PERMUTATION or Effect.ELEMENTWISE in met:
                 exact = Effect.ELEMENTWISE.value
             elif met:
