@@ -45,18 +45,14 @@ _PICTURES = {
     ),
     "barriers": (
         "On the way between two networks",
-        (
-            "Metric and loss of networks between the reference (t = 0) and the other (t = 1). A "
-            "barrier is how much worse the worst of them is than the straight line between the ends."
-        ),
+        """Metric and loss of networks between the reference (t = 0) and the other (t = 1). A
+        barrier is how much worse the worst of them is than the straight line between the ends.""",
     ),
     "correlations": (
         "How alike the spaces are",
-        (
-            "Correlation of matched directions, mean over the models but the reference; spaces from "
-            "left to right in the network's order, their sizes in brackets. Canonical correlations "
-            "are regularised: below those without a ridge."
-        ),
+        """Correlation of matched directions, mean over the models but the reference; spaces from
+        left to right in the network's order, their sizes in brackets. Canonical correlations are
+        regularised: below those without a ridge.""",
     ),
     "conditioning": (
         "Conditioning and ridge",
@@ -64,18 +60,14 @@ _PICTURES = {
     ),
     "repair": (
         "Variance kept, before and after repair",
-        (
-            "Standard deviation of the merged network's features over that of the aligned models, by "
-            "tap; for regression, the root-mean-square error over that before, by operation."
-        ),
+        """Standard deviation of the merged network's features over that of the aligned models, by
+        tap; for regression, the root-mean-square error over that before, by operation.""",
     ),
     "resources": (
         "Time and memory by stage",
-        (
-            "Seconds of each stage, and the largest resident memory that the process had had when the "
-            "stage ended, measured by the operating system: a stage that adds nothing to it needed no "
-            "more than what came before. Libraries, models and everything else in the process count."
-        ),
+        """Seconds of each stage, and the largest resident memory that the whole process had had
+        when the stage ended, by the operating system's count: a stage that adds nothing to it
+        needed no more than what came before.""",
     ),
 }
 """For each picture its title, and what it shows."""
@@ -131,6 +123,7 @@ def _figure(figure: Figure, title: str, caption: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    caption = " ".join(caption.split())
     alt = f"Picture: {title}. {caption} The numbers are in the tables of this page."
     return (
         f'<figure><img alt="{_text(alt)}" src="data:image/png;base64,{data}">'

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
+
+from ccamerge.plots.style import LINES, new_figure, short
 
 if TYPE_CHECKING:
     from ccamerge.demo.comparison import Comparison
@@ -18,7 +19,7 @@ _SHADES = {"average": "#d9d9d9", "permutation": "#8fb8de", "CCA": "#1f4e8c"}
 
 def draw(comparisons: Sequence[Comparison], path: Path) -> None:
     """Save a PNG: bars of accuracy, and canonical correlations of the largest merge."""
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    figure = new_figure(12, 4.6)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     _bars(left, comparisons)
     _correlations(right, max(comparisons, key=lambda c: c.models))
@@ -76,8 +77,8 @@ def _correlations(axes: Any, comparison: Comparison) -> None:
             np.linspace(0, 1, len(mean)),
             mean,
             color=shade,
-            linestyle=("-", "--", "-.", ":")[index % 4],
-            label=f"{space.name} ({space.size})",
+            linestyle=LINES[index % len(LINES)],
+            label=f"{short(space.name)} ({space.size})",
         )
     axes.set_xlabel("share of canonical directions, best first")
     axes.set_ylabel("canonical correlation (regularised)")

@@ -23,7 +23,10 @@ def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
     count = len(evaluated.barriers)
     figure = new_figure(11, 4.0 + 0.22 * math.ceil(count / _COLUMNS))
     every = figure.subplots(1, 2)
-    titles = (f"{evaluated.metric}, {evaluated.better} is better", evaluated.loss)
+    titles = (
+        f"{evaluated.metric}, {evaluated.better} is better",
+        f"{evaluated.loss}, lower is better",
+    )
     for axes, title, kind in zip(every, titles, ("metric", "loss"), strict=True):
         for index, barrier in enumerate(evaluated.barriers):
             axes.plot(

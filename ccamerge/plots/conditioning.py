@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ccamerge.plots.style import DARK, grid, name_places, new_figure, width_of
+from ccamerge.plots.style import DARK, grid, height_of, name_places, new_figure, width_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,8 @@ def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
     if not kinds:
         return None
     count = len(report.spaces)
-    figure = new_figure(width_of(count), 2.2 + 1.9 * len(kinds))
+    names = [f"{s.name} ({s.size})" for s in report.spaces]
+    figure = new_figure(width_of(count), 0.5 + 1.8 * len(kinds) + height_of(names))
     for axes, (label, values, marker, style) in zip(
         figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0], kinds, strict=True
     ):
@@ -41,7 +42,7 @@ def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
         grid(axes)
     gamma = "" if report.gamma is None else f", gamma {report.gamma:g} in all spaces"
     figure.suptitle(f"Conditioning of the regularised covariances{gamma}", fontsize=10)
-    name_places(axes, [f"{s.name} ({s.size})" for s in report.spaces])
+    name_places(axes, names)
     return figure
 
 

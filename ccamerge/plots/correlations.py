@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccamerge.plots.style import DARK, grid, name_places, new_figure, width_of
+from ccamerge.plots.style import DARK, grid, height_of, name_places, new_figure, width_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,8 @@ def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
     if columns is None or not np.isfinite(columns).any():
         return None
     count = len(report.spaces)
-    figure = new_figure(width_of(count), 6.6)
+    names = [f"{s.name} ({s.size})" for s in report.spaces]
+    figure = new_figure(width_of(count), 5.2 + height_of(names))
     heat, line = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
     lowest = min(0.0, float(np.nanmin(columns)))
     heat.set_facecolor("w")
@@ -46,7 +47,8 @@ def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
     line.set_ylim(lowest, 1.05)
     line.set_ylabel("mean")
     grid(line)
-    name_places(line, [f"{s.name} ({s.size})" for s in report.spaces])
+    name_places(line, names)
+    line.set_xlim(-0.5, count - 0.5)
     return figure
 
 

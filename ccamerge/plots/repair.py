@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ccamerge.plots.style import DARK, MIDDLE, SHADES, grid, name_places, new_figure, width_of
+from ccamerge.plots.style import (
+    DARK,
+    MIDDLE,
+    SHADES,
+    grid,
+    height_of,
+    name_places,
+    new_figure,
+    width_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +33,8 @@ def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
     if not panels:
         return None
     count = max(len(report.repaired), len(report.fitted))
-    figure = new_figure(width_of(count), 4.4 * len(panels))
+    names = [row.tap for row in (*report.repaired, *report.fitted)]
+    figure = new_figure(width_of(count), (2.9 + height_of(names)) * len(panels))
     for axes, panel in zip(
         figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True
     ):
@@ -42,8 +52,15 @@ def _deviations(axes: Any, report: Report) -> None:
         values = [100 * getattr(row, label) for row in report.repaired]
         axes.plot(values, color=shade, marker=marker, markersize=4, linestyle=style, label=label)
     axes.set_ylabel("of the models' (%)")
-    axes.set_title("Standard deviation kept, before and after repair", fontsize=10)
-    axes.legend(ncols=2, fontsize=8, loc="best")
+    axes.set_title("Standard deviation kept, before and after repair", fontsize=10, loc="left")
+    axes.legend(
+        ncols=2,
+        fontsize=8,
+        frameon=False,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        borderaxespad=0,
+    )
     name_places(axes, [row.tap for row in report.repaired])
 
 
@@ -52,5 +69,5 @@ def _errors(axes: Any, report: Report) -> None:
     axes.bar(range(len(values)), values, color=MIDDLE, edgecolor="k")
     axes.axhline(100, color="k", linestyle=":")
     axes.set_ylabel("of the error before (%)")
-    axes.set_title("Error left by regression, by operation", fontsize=10)
+    axes.set_title("Error left by regression, by operation", fontsize=10, loc="left")
     name_places(axes, [row.tap for row in report.fitted])

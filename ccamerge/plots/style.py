@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -16,7 +17,7 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX*"
 SHADES = ("#000000", DARK, "#a8571c", "#6f9bd1")
 
-_LONGEST = 34
+_LONGEST = 44
 _TICKS = 48
 
 
@@ -41,6 +42,11 @@ def short(name: str, longest: int = _LONGEST) -> str:
         half = (longest - 1) // 2
         name = f"{name[:half]}…{name[-half:]}"
     return name.replace("$", r"\$")
+
+
+def height_of(names: Iterable[str]) -> float:
+    """Inches that `name_places` takes for these."""
+    return 0.3 + 0.065 * min(_LONGEST, max(map(len, names), default=0))
 
 
 def name_places(axes: Any, names: Sequence[str]) -> None:
@@ -69,7 +75,9 @@ def bars(axes: Any, values: Mapping[str, float], form: str, fills: Sequence[str]
         edgecolor="k",
         hatch=[HATCHES[fill] for fill in fills],
     )
-    axes.bar_label(drawn, labels=[form.format(v) for v in values.values()], padding=3, fontsize=8)
+    labels = [form.format(v) if math.isfinite(v) else "" for v in values.values()]
+    box = {"facecolor": "w", "edgecolor": "none", "pad": 0.6}  # over lines that cross the axes
+    axes.bar_label(drawn, labels=labels, padding=4, fontsize=8, zorder=4, bbox=box)
     axes.set_yticks(list(places), [short(name) for name in values], fontsize=8)
     axes.set_ylim(len(values) - 0.4, -0.6)
     axes.margins(x=0.18)
