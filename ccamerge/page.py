@@ -29,13 +29,14 @@ figcaption, .faint { color: var(--faint); font-size: 0.9em; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85em; }
 th, td { border-bottom: 1px solid var(--line); padding: 0.25em 0.7em 0.25em 0; text-align: left;
-  vertical-align: top; overflow-wrap: anywhere; min-width: 3em; }
-th { border-bottom-width: 2px; overflow-wrap: normal; }
+  vertical-align: top; overflow-wrap: break-word; max-width: 45em; }
+th { border-bottom-width: 2px; white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 tr { break-inside: avoid; }
 code, pre { font-family: ui-monospace, monospace; font-size: 0.9em; overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; border: 1px solid var(--line); padding: 0.8em; }
-@media print { body { max-width: none; margin: 0; font-size: 10pt; } .wide { overflow: visible; } }
+@media print { body { max-width: none; margin: 0; font-size: 10pt; } .wide { overflow: visible; }
+  td { overflow-wrap: anywhere; } }
 """
 
 _PICTURES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ccamerge.plots.style import (
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
 
 def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
     """One panel for each of the two that took place."""
-    panels = [
-        panel
-        for panel, rows in ((_deviations, report.repaired), (_errors, report.fitted))
-        if any(math.isfinite(v) for row in rows for v in vars(row).values() if v != row.tap)
-    ]
+    panels: list[Callable[[Any, Report], None]] = []
+    if any(math.isfinite(v) for row in report.repaired for v in (row.before, row.after)):
+        panels.append(_deviations)
+    if any(math.isfinite(row.error) for row in report.fitted):
+        panels.append(_errors)
     if not panels:
         return None
     count = max(len(report.repaired), len(report.fitted))
-    names = [row.tap for row in (*report.repaired, *report.fitted)]
+    names = [row.tap for row in report.repaired] + [row.tap for row in report.fitted]
     figure = new_figure(width_of(count), (2.9 + height_of(names)) * len(panels))
     for axes, panel in zip(
         figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True
