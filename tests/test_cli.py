@@ -22,7 +22,7 @@ from tests.projects import CONFIG, DATA, MODULE, change, fails, network, run, tr
 # The parser --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["inspect", "collect", "merge", "evaluate", "demo", "info"])
+@pytest.mark.parametrize("command", ["inspect", "collect", "merge", "evaluate", "report", "demo", "info"])
 def test_help_has_examples(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
@@ -37,7 +37,7 @@ def test_examples_in_the_help_can_be_parsed(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     texts = [capsys.readouterr().out]
-    for command in ("inspect", "collect", "merge", "evaluate", "demo", "info"):
+    for command in ("inspect", "collect", "merge", "evaluate", "report", "demo", "info"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         texts.append(capsys.readouterr().out)
