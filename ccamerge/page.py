@@ -15,7 +15,8 @@ from ccamerge.plots import DPI
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ccamerge.records import Evaluated, Record
+    from ccamerge.comparing import Comparison
+    from ccamerge.records import Record
     from ccamerge.report import Report
 
 _STYLE = """
@@ -45,9 +46,9 @@ _PICTURES = {
         "Light to dark: models, ensemble, merged. The dotted line is the models' mean.",
     ),
     "barriers": (
-        "On the way between two networks",
-        """Metric and loss of networks between the reference (t = 0) and the other (t = 1). A
-        barrier is how much worse the worst of them is than the straight line between the ends.""",
+        "On the way between the networks",
+        """Metric and loss of merges between the reference (t = 0) and the others (t = 1). A barrier is
+        how far the loss rises above the straight line between the models' own losses.""",
     ),
     "correlations": (
         "How alike the spaces are",
@@ -171,7 +172,7 @@ def _repairs(report: Report) -> str:
     return _table(header, rows, numbers=(1, 2, 3))
 
 
-def _scores(evaluated: Evaluated) -> str:
+def _scores(evaluated: Comparison) -> str:
     ensemble = [evaluated.ensemble] if evaluated.ensemble else []
     rows = [
         (kind, s.name, _number(s.metric, ".4f"), _number(s.loss, ".4f"), _number(s.seconds, ".2f"))

@@ -9,46 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ccamerge.comparing import Comparison, Score
+from ccamerge.interpolation import Barrier
+from ccamerge.regression import Fitted
+from ccamerge.repair import Repaired
 from ccamerge.report import Report, SpaceReport
 
 
 class RecordError(ValueError):
     """A file of a record is not what it should be; the message names it and the place."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """Metric and loss of a network; NaN where there is none. ``seconds`` is its merge's time."""
-
-    name: str
-    metric: float
-    loss: float
-    seconds: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Barrier:
-    """Metric and loss (steps,) at each ``t`` between two networks; ``barrier`` is the height."""
-
-    name: str
-    t: list[float]
-    metric: list[float]
-    loss: list[float]
-    barrier: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """What ``evaluation.json`` holds. ``better`` are "higher" or "lower" values of the metric."""
-
-    metric: str
-    better: str
-    loss: str
-    samples: int
-    models: list[Score]
-    ensemble: Score | None
-    merged: list[Score]
-    barriers: list[Barrier]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +28,7 @@ class Record:
     config: dict[str, Any]
     sources: list[dict[str, Any]]
     report: Report
-    evaluated: Evaluated | None
+    evaluated: Comparison | None
 
 
 class _Each:
@@ -114,7 +83,7 @@ _EVALUATED = {
     "ensemble": (dict, _NONE),
     "merged": [{"name": str, "seconds": _NUMBER, **_SCORE}],
     "barriers": [
-        {"name": str, "t": [_NUMBER], "metric": [_NUMBER], "loss": [_NUMBER], "barrier": _NUMBER}
+        {"name": str, "t": [_NUMBER], "metric": [_NUMBER], "loss": [_NUMBER], "ends": [_NUMBER]}
     ],
 }
 
@@ -144,9 +113,6 @@ def read_record(folder: Path) -> Record:
 
 
 def _report(path: Path, found: dict[str, Any]) -> Any:
-    from ccamerge.regression import Fitted
-    from ccamerge.repair import Repaired
-
     _check(found.get("peak_bytes", {}), _Each(int), "report.peak_bytes", path)
     spaces = []
     for place, space in enumerate(found["spaces"]):
@@ -175,20 +141,24 @@ def _made(kind: Any, values: Mapping[str, Any]) -> Any:
     return kind(**{name: value for name, value in values.items() if name in names})
 
 
-def _evaluated(path: Path) -> Evaluated:
+def _evaluated(path: Path) -> Comparison:
     found = _read(path, _EVALUATED, "`ccamerge evaluate`")
     ensemble = found["ensemble"]
     if ensemble is not None:
         _check(ensemble, _SCORE, "ensemble", path)
         ensemble = _score("ensemble", ensemble)
-    barriers = []
+    barriers = {}
     for place, row in enumerate(found["barriers"]):
-        t, metric, loss = ([_number(v) for v in row[key]] for key in ("t", "metric", "loss"))
-        if not len(t) == len(metric) == len(loss):
+        t, metric, loss, ends = (
+            tuple(_number(v) for v in row[key]) for key in ("t", "metric", "loss", "ends")
+        )
+        if not len(t) == len(metric) == len(loss) > 0 or len(ends) != 2:
             message = f"{path}: barriers[{place}]: t, metric and loss differ in length"
+            if len(ends) != 2 or not t:
+                message = f"{path}: barriers[{place}]: expected points t and two ends"
             raise RecordError(message)
-        barriers.append(Barrier(row["name"], t, metric, loss, _number(row["barrier"])))
-    return Evaluated(
+        barriers[row["name"]] = Barrier(t, metric, loss, (ends[0], ends[1]))
+    return Comparison(
         found["metric"],
         found["better"],
         found["loss"],

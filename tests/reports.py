@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from ccamerge.records import Barrier, Evaluated, Score
+from ccamerge.comparing import Comparison, Score
+from ccamerge.interpolation import Barrier
 from ccamerge.regression import Fitted
 from ccamerge.repair import Repaired
 from ccamerge.report import Report, SpaceReport
@@ -55,13 +56,13 @@ def report(count: int = 3, name: str = "layer{}.conv", missing: bool = False) ->
     )
 
 
-def evaluated(count: int = 3, missing: bool = False) -> Evaluated:
+def evaluated(count: int = 3, missing: bool = False) -> Comparison:
     """With ``missing``, no losses and no ensemble."""
     t = [i / 4 for i in range(5)]
     scores = [
         Score(f"m{i}", 0.9 - 0.01 * i, math.nan if missing else 0.3, 1.5) for i in range(count)
     ]
-    return Evaluated(
+    return Comparison(
         metric="accuracy",
         better="higher",
         loss="cross_entropy",
@@ -69,14 +70,13 @@ def evaluated(count: int = 3, missing: bool = False) -> Evaluated:
         models=scores,
         ensemble=None if missing else Score("ensemble", 0.95, 0.2),
         merged=scores[:1],
-        barriers=[
-            Barrier(
-                f"way {i}",
-                t,
-                [0.9 - 0.05 * (i + 1) * math.sin(math.pi * x) for x in t],
-                [math.nan if missing else 0.3 + x * (1 - x) for x in t],
-                0.05 * (i + 1),
+        barriers={
+            f"way {i}": Barrier(
+                tuple(t),
+                tuple(0.9 - 0.05 * (i + 1) * math.sin(math.pi * x) for x in t),
+                tuple(math.nan if missing else 0.3 + x * (1 - x) for x in t),
+                (0.3, 0.4),
             )
             for i in range(count)
-        ],
+        },
     )

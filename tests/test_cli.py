@@ -22,7 +22,9 @@ from tests.projects import CONFIG, DATA, MODULE, change, fails, network, run, tr
 # The parser --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["inspect", "collect", "merge", "evaluate", "report", "demo", "info"])
+@pytest.mark.parametrize(
+    "command", ["inspect", "collect", "merge", "evaluate", "report", "demo", "info"]
+)
 def test_help_has_examples(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

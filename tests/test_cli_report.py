@@ -20,10 +20,7 @@ Image = pytest.importorskip("PIL.Image")
 
 
 def evaluation(**changes) -> dict:
-    made = dataclasses.asdict(reports.evaluated())
-    ensemble = {k: made["ensemble"][k] for k in ("metric", "loss")}
-    models = [{k: row[k] for k in ("name", "metric", "loss")} for row in made["models"]]
-    return {**made, "ensemble": ensemble, "models": models, **changes}
+    return {**reports.evaluated().to_dict(), **changes}
 
 
 def content(**changes) -> dict:
@@ -157,7 +154,9 @@ BROKEN_EVALUATIONS = {
         'models[0].metric: expected int or float or null, got "x"'
     ),
     json.dumps(
-        evaluation(barriers=[{"name": "b", "t": [0, 1], "metric": [1], "loss": [1], "barrier": 0}])
+        evaluation(
+            barriers=[{"name": "b", "t": [0, 1], "metric": [1], "loss": [1], "ends": [0, 0]}]
+        )
     ): "barriers[0]: t, metric and loss differ in length",
 }
 

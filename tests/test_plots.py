@@ -107,7 +107,9 @@ def test_bars_and_lines_show_the_numbers() -> None:
     assert [bar.get_width() for bar in metric.patches] == [row.metric for row in rows if row]
     assert [bar.get_width() for bar in loss.patches] == [row.loss for row in rows if row]
     lines = figures["barriers"].axes[0].lines
-    assert [list(line.get_ydata()) for line in lines] == [b.metric for b in scores.barriers]
+    assert [list(line.get_ydata()) for line in lines] == [
+        list(b.metric) for b in scores.barriers.values()
+    ]
     styles = {(line.get_linestyle(), line.get_marker()) for line in lines}
     assert len(styles) == len(lines)  # told apart without colour
     seconds, memory = figures["resources"].axes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ccamerge.records import Evaluated
+    from ccamerge.comparing import Comparison
     from ccamerge.report import Report
 
 PICTURES = ("comparison", "barriers", "correlations", "conditioning", "repair", "resources")
@@ -18,7 +18,7 @@ PICTURES = ("comparison", "barriers", "correlations", "conditioning", "repair", 
 DPI = 130
 
 
-def draw(report: Report, evaluated: Evaluated | None = None) -> dict[str, Figure]:
+def draw(report: Report, evaluated: Comparison | None = None) -> dict[str, Figure]:
     """Draw what a report and, if there is one, an evaluation have to show.
 
     Returns

@@ -10,13 +10,13 @@ from ccamerge.plots.style import LINES, MARKERS, SHADES, grid, new_figure, short
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ccamerge.records import Evaluated
+    from ccamerge.comparing import Comparison
     from ccamerge.report import Report
 
 _COLUMNS = 2
 
 
-def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
+def draw(report: Report, evaluated: Comparison | None) -> Figure | None:
     """A line for each method; the legend below says how high its barrier is."""
     if evaluated is None or not evaluated.barriers:
         return None
@@ -28,7 +28,7 @@ def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
         f"{evaluated.loss}, lower is better",
     )
     for axes, title, kind in zip(every, titles, ("metric", "loss"), strict=True):
-        for index, barrier in enumerate(evaluated.barriers):
+        for index, (name, barrier) in enumerate(evaluated.barriers.items()):
             axes.plot(
                 barrier.t,
                 getattr(barrier, kind),
@@ -37,9 +37,9 @@ def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
                 # another period than the lines': 32 lines before one is like another
                 marker=MARKERS[(index + index // len(LINES)) % len(MARKERS)],
                 markersize=5,
-                label=f"{short(barrier.name, 48)}: barrier {barrier.barrier:.3g}",
+                label=f"{short(name, 48)}: barrier {barrier.barrier:.3g}",
             )
-        axes.set_xlabel("t: from the reference (0) to the other (1)")
+        axes.set_xlabel("t: from the reference (0) to the others (1)")
         axes.set_title(title, fontsize=10)
         grid(axes, "both")
     handles, names = every[0].get_legend_handles_labels()

@@ -10,11 +10,11 @@ from ccamerge.plots.style import DARK, LIGHT, MIDDLE, bars, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ccamerge.records import Evaluated
+    from ccamerge.comparing import Comparison
     from ccamerge.report import Report
 
 
-def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
+def draw(report: Report, evaluated: Comparison | None) -> Figure | None:
     """Bars of the metric and of the loss, light to dark: models, ensemble, merged."""
     if evaluated is None:
         return None

@@ -10,11 +10,11 @@ from ccamerge.plots.style import DARK, grid, height_of, name_places, new_figure,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ccamerge.records import Evaluated
+    from ccamerge.comparing import Comparison
     from ccamerge.report import Report
 
 
-def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
+def draw(report: Report, evaluated: Comparison | None) -> Figure | None:
     """Condition numbers of the regularised covariances over the ridges, both logarithmic."""
     conditions = [space.condition for space in report.spaces]
     ridges = [math.nan if s.ridge is None else s.ridge for s in report.spaces]

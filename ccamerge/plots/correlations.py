@@ -11,13 +11,13 @@ from ccamerge.plots.style import DARK, grid, height_of, name_places, new_figure,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ccamerge.records import Evaluated
+    from ccamerge.comparing import Comparison
     from ccamerge.report import Report, SpaceReport
 
 _ROWS = 120
 
 
-def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
+def draw(report: Report, evaluated: Comparison | None) -> Figure | None:
     """One column a space, best direction on top; the mean over the models but the reference."""
     columns = np.stack([_column(space) for space in report.spaces], 1) if report.spaces else None
     if columns is None or not np.isfinite(columns).any():

@@ -20,11 +20,11 @@ from ccamerge.plots.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ccamerge.records import Evaluated
+    from ccamerge.comparing import Comparison
     from ccamerge.report import Report
 
 
-def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
+def draw(report: Report, evaluated: Comparison | None) -> Figure | None:
     """One panel for each of the two that took place."""
     panels: list[Callable[[Any, Report], None]] = []
     if any(math.isfinite(v) for row in report.repaired for v in (row.before, row.after)):

@@ -9,11 +9,11 @@ from ccamerge.plots.style import DARK, MIDDLE, bars, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ccamerge.records import Evaluated
+    from ccamerge.comparing import Comparison
     from ccamerge.report import Report
 
 
-def draw(report: Report, evaluated: Evaluated | None) -> Figure | None:
+def draw(report: Report, evaluated: Comparison | None) -> Figure | None:
     """Bars of seconds, and of the largest resident memory up to each stage's end."""
     peaks = {stage: size / 2**20 for stage, size in report.peak_bytes.items()}
     panels = [
