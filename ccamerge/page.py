@@ -47,8 +47,8 @@ _PICTURES = {
     ),
     "barriers": (
         "On the way between the networks",
-        """Metric and loss of merges between the reference (t = 0) and the others (t = 1). A barrier is
-        how far the loss rises above the straight line between the models' own losses.""",
+        """Metric and loss of merges between the reference (t = 0) and the others (t = 1). A barrier
+        is how far the loss rises above the straight line between the models' own losses.""",
     ),
     "correlations": (
         "How alike the spaces are",
