@@ -94,7 +94,7 @@ def solve_cca_batch(problems: collections.abc.Sequence[tuple[typing.Annotated[nu
     ...
 def solve_gevp_batch(problems: collections.abc.Sequence[tuple[typing.Annotated[numpy.typing.ArrayLike, numpy.float64], typing.Annotated[numpy.typing.ArrayLike, numpy.float64], typing.SupportsInt | typing.SupportsIndex]], names: collections.abc.Sequence[str], value: typing.SupportsFloat | typing.SupportsIndex, absolute: bool) -> list:
     ...
-def update_many(updates: collections.abc.Sequence[tuple[Moments, collections.abc.Sequence]], axis: typing.SupportsInt | typing.SupportsIndex, mask: numpy.typing.NDArray[numpy.bool] | None) -> None:
+def update_many(updates: collections.abc.Sequence[tuple[Moments, collections.abc.Sequence]], axes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], mask: numpy.typing.NDArray[numpy.bool] | None) -> None:
     """
     Adds features, one sequence of arrays for each Moments; all or nothing.
     """

@@ -8,7 +8,7 @@ LeVeque (1983), so a mean a million times the standard deviation does no harm.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import numpy as np
 
@@ -87,19 +87,23 @@ class Moments:
         """Samples seen so far."""
         return int(self._native.count())
 
-    def update(self, features: Sequence[Any], *, axis: int = -1, mask: Any = None) -> None:
+    def update(
+        self, features: Sequence[Any], *, axis: int | Sequence[int] = -1, mask: Any = None
+    ) -> None:
         """Add samples.
 
         Parameters
         ----------
         features : sequence of N arrays
-            One for each model, of equal shape but for the feature axis, which has ``d_i`` entries;
+            One for each model, of equal shape but for the feature axes, which have ``d_i`` entries;
             float16, bfloat16, float32 or float64; NumPy, torch or anything with ``__dlpack__`` in
             CPU memory, with any strides. They are read in place and not changed.
-        axis : int
-            The feature axis: -1 for ``(n, C)`` and ``(B, T, C)``, 1 for ``(B, C, H, W)``.
+        axis : int or tuple of int
+            The feature axis: -1 for ``(n, C)`` and ``(B, T, C)``, 1 for ``(B, C, H, W)``. Several,
+            as for the patches that a convolution reads, make features in row-major order of the
+            axes as they are listed.
         mask : bool array, optional
-            True for the samples to use, in the shape of the features without the feature axis, or
+            True for the samples to use, in the shape of the features without the feature axes, or
             flat. Values of other samples do not matter, NaN included.
 
         Raises
@@ -277,7 +281,10 @@ class Moments:
 
 
 def update_many(
-    updates: Sequence[tuple[Moments, Sequence[Any]]], *, axis: int = 1, mask: Any = None
+    updates: Sequence[tuple[Moments, Sequence[Any]]],
+    *,
+    axis: int | Sequence[int] = 1,
+    mask: Any = None,
 ) -> None:
     """Update many moments in one native call, all or nothing.
 
@@ -301,7 +308,8 @@ def update_many(
         if mask.dtype != np.bool_:
             msg = f"mask must be bool, got {mask.dtype}"
             raise TypeError(msg)
-    _core.update_many(items, axis=axis, mask=mask)
+    axes = [axis] if isinstance(axis, SupportsIndex) else list(axis)
+    _core.update_many(items, axes=axes, mask=mask)
 
 
 _PAIRS: tuple[Pairs, Pairs, Pairs] = ("none", "reference", "all")

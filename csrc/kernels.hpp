@@ -22,11 +22,12 @@ inline constexpr std::ptrdiff_t panel_width = 16;
 struct PackRun {
   const void* source;  // first sample, first feature
   std::ptrdiff_t sample_stride;
-  std::ptrdiff_t feature_stride;
   std::ptrdiff_t samples;
   std::ptrdiff_t features;
-  const void* shift;  // (padded features) of the compute type, zero in the padding
-  void* target;       // panel 0 at this run's first sample, compute type
+  const std::ptrdiff_t* offsets;   // (features) from the first feature, in elements
+  const std::ptrdiff_t* adjacent;  // (features) how many, this one included, lie side by side
+  const void* shift;               // (padded features) of the compute type, zero in the padding
+  void* target;                    // panel 0 at this run's first sample, compute type
   std::ptrdiff_t panel_stride;
   double* sums;     // (padded features), the run's sum of x - shift is added
   double* squares;  // (padded features), the run's sum of squares of x - shift is added

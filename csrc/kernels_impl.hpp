@@ -82,6 +82,15 @@ CCAMERGE_INLINE Vec<T> gather(const Source* p, std::ptrdiff_t stride, std::ptrdi
   return load<T>(row);
 }
 
+// The same of elements at offsets from p.
+template <class T, class Source>
+CCAMERGE_INLINE Vec<T> pick(const Source* p, const std::ptrdiff_t* offsets, std::ptrdiff_t count) {
+  Source row[lanes<T>] = {};
+  const std::ptrdiff_t present = count < lanes<T> ? count : lanes<T>;
+  for (std::ptrdiff_t i = 0; i < present; ++i) row[i] = p[offsets[i]];
+  return load<T>(row);
+}
+
 #if defined(__clang__) || __GNUC__ >= 12
 template <int Half, class V, std::size_t... I>
 CCAMERGE_INLINE V zip_half(V a, V b, std::index_sequence<I...>) {
@@ -144,7 +153,7 @@ CCAMERGE_INLINE void store_rows(const Vec<T>* rows, std::ptrdiff_t count, T* tar
   add_to_doubles<T>(squares, square[0] + square[1]);
 }
 
-// Samples lie next to each other (or neither axis does): rows of samples, transposed.
+// Samples lie next to each other (or nothing does): rows of samples, transposed.
 template <class T, class Source>
 void pack_by_sample(const PackRun& run) {
   constexpr std::ptrdiff_t n = lanes<T>;
@@ -154,14 +163,20 @@ void pack_by_sample(const PackRun& run) {
   for (std::ptrdiff_t f = 0; f < padded; f += n) {
     T* const panel = static_cast<T*>(run.target) + f / panel_width * run.panel_stride;
     const std::ptrdiff_t present = run.features - f < 0 ? 0 : run.features - f;
-    const Source* const first = source + f * run.feature_stride;
+    const std::ptrdiff_t* const offsets = run.offsets + f;
     for (std::ptrdiff_t k = 0; k < run.samples; k += n) {
       const std::ptrdiff_t count = run.samples - k < n ? run.samples - k : n;
       T* const target = panel + k * panel_width + f % panel_width;
       Vec<T> rows[n];
-      if (count == n && present >= n && run.sample_stride == 1) {
-        for (std::ptrdiff_t i = 0; i < n; ++i) {
-          rows[i] = load<T>(first + i * run.feature_stride + k) - shift[f + i];
+      if (count == n && run.sample_stride == 1) {
+        if (present >= n) {
+          for (std::ptrdiff_t i = 0; i < n; ++i) {
+            rows[i] = load<T>(source + offsets[i] + k) - shift[f + i];
+          }
+        } else {
+          for (std::ptrdiff_t i = 0; i < n; ++i) {
+            rows[i] = i < present ? load<T>(source + offsets[i] + k) - shift[f + i] : Vec<T>{};
+          }
         }
         transpose<T>(rows);
         store_rows<T>(rows, n, target, run.sums + f, run.squares + f);
@@ -169,9 +184,9 @@ void pack_by_sample(const PackRun& run) {
         for (std::ptrdiff_t i = 0; i < n; ++i) {
           rows[i] = Vec<T>{};
           if (i < present) {
-            rows[i] = gather<T>(first + i * run.feature_stride + k * run.sample_stride,
-                                run.sample_stride, count) -
-                      shift[f + i];
+            rows[i] =
+                gather<T>(source + offsets[i] + k * run.sample_stride, run.sample_stride, count) -
+                shift[f + i];
           }
         }
         transpose<T>(rows);
@@ -181,7 +196,7 @@ void pack_by_sample(const PackRun& run) {
   }
 }
 
-// Features lie next to each other: rows of features, as they are.
+// Features lie next to each other, all or in stretches: rows of features, as they are.
 template <class T, class Source>
 void pack_by_feature(const PackRun& run) {
   constexpr std::ptrdiff_t n = lanes<T>;
@@ -197,13 +212,14 @@ void pack_by_feature(const PackRun& run) {
                         k * panel_width + f % panel_width;
       const Vec<T> shifts = load<T>(shift + f);
       Vec<T> rows[16];
-      if (present >= n) {
+      if (present >= n && run.adjacent[f] >= n) {
+        const Source* const from = first + run.offsets[f];
         for (std::ptrdiff_t i = 0; i < count; ++i) {
-          rows[i] = load<T>(first + i * run.sample_stride + f) - shifts;
+          rows[i] = load<T>(from + i * run.sample_stride) - shifts;
         }
       } else {
         for (std::ptrdiff_t i = 0; i < count; ++i) {
-          rows[i] = gather<T>(first + i * run.sample_stride + f, 1, present) - shifts;
+          rows[i] = pick<T>(first + i * run.sample_stride, run.offsets + f, present) - shifts;
         }
       }
       store_rows<T>(rows, count, target, run.sums + f, run.squares + f);
@@ -213,7 +229,8 @@ void pack_by_feature(const PackRun& run) {
 
 template <class T, class Source>
 void pack(const PackRun& run) {
-  if (run.feature_stride == 1) {
+  const bool side_by_side = run.adjacent[0] > 1;
+  if (side_by_side && (run.adjacent[0] == run.features || run.sample_stride != 1)) {
     pack_by_feature<T, Source>(run);
   } else {
     pack_by_sample<T, Source>(run);

@@ -25,12 +25,23 @@ struct Workspace {
   Buffer packed, sums, tiles;
 };
 
+// For each feature, how many from it on lie side by side.
+inline std::vector<std::ptrdiff_t> stretches(const std::vector<std::ptrdiff_t>& offsets) {
+  std::vector<std::ptrdiff_t> adjacent(offsets.size(), 1);
+  for (std::size_t f = offsets.size(); f-- > 1;) {
+    if (offsets[f] == offsets[f - 1] + 1) adjacent[f - 1] = adjacent[f] + 1;
+  }
+  return adjacent;
+}
+
 // Operands and sums of a tile of this order fit the second-level cache.
 inline constexpr std::int64_t tile_features = 128;
 
 // One model's features in an update.
 struct ModelPart {
   FeatureView view;  // collapsed
+  std::int64_t features = 0;
+  std::vector<std::ptrdiff_t> offsets, adjacent;  // (features,), see PackRun
   std::int64_t padded = 0;
   std::size_t block_bytes = 0;      // of one packed sub-block
   std::byte* packed = nullptr;      // (chunk_blocks, panels, panel_stride) compute type

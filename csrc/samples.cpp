@@ -54,6 +54,7 @@ bool finite(T x) {
 Position find_nonfinite(const FeatureView& view, const SampleList& list) {
   return visit_dtype(view.dtype, [&](auto* type) {
     using Source = std::remove_cv_t<std::remove_pointer_t<decltype(type)>>;
+    const std::vector<std::ptrdiff_t> offsets = feature_offsets(view);
     Position found;
     for (std::int64_t block = 0; block < list.blocks(); ++block) {
       for (const Segment* s = list.begin(block); s != list.end(block); ++s) {
@@ -61,9 +62,9 @@ Position find_nonfinite(const FeatureView& view, const SampleList& list) {
         for_each_run(view, *s, [&](const std::byte* at, std::int64_t stride, std::int64_t count) {
           const auto* first = reinterpret_cast<const Source*>(at);
           for (std::int64_t k = 0; k < count && found.sample < 0; ++k, ++sample) {
-            for (std::int64_t f = 0; f < view.features; ++f) {
-              if (finite(first[k * stride + f * view.feature_stride])) continue;
-              found = {sample, f};
+            for (std::size_t f = 0; f < offsets.size(); ++f) {
+              if (finite(first[k * stride + offsets[f]])) continue;
+              found = {sample, static_cast<std::int64_t>(f)};
               break;
             }
           }

@@ -32,7 +32,10 @@ class Updater {
     for (const FeatureView& view : update.features) {
       ModelPart part;
       part.view = collapse(view);
-      part.padded = padded(view.features);
+      part.features = view.features();
+      part.offsets = feature_offsets(view);
+      part.adjacent = stretches(part.offsets);
+      part.padded = padded(part.features);
       part.block_bytes =
           static_cast<std::size_t>(part.padded / panel_width * panel_stride) * item();
       block_bytes += part.block_bytes;
@@ -42,7 +45,7 @@ class Updater {
       part.delta.resize(static_cast<std::size_t>(part.padded));
       part.square.resize(static_cast<std::size_t>(part.padded));
       input_bytes_ +=
-          static_cast<std::size_t>(list_.selected() * view.features) * item_size(view.dtype);
+          static_cast<std::size_t>(list_.selected() * part.features) * item_size(view.dtype);
       models_.push_back(std::move(part));
     }
     // Where totals are large beside the input, long chunks: each adds to every total once, and with
@@ -183,8 +186,9 @@ class Updater {
     double* const sums = part.sums + block * 2 * part.padded;
     std::fill_n(sums, 2 * part.padded, 0.0);
     PackRun run{};
-    run.feature_stride = part.view.feature_stride;
-    run.features = part.view.features;
+    run.features = part.features;
+    run.offsets = part.offsets.data();
+    run.adjacent = part.adjacent.data();
     run.shift = part.shift.data();
     run.panel_stride = panel_stride;
     run.sums = sums;
@@ -218,7 +222,7 @@ class Updater {
 
   void check_finite(std::size_t m) const {
     const ModelPart& part = models_[m];
-    for (std::int64_t f = 0; f < part.view.features; ++f) {
+    for (std::int64_t f = 0; f < part.features; ++f) {
       if (part.square[f] <= most_square() && std::isfinite(part.sum[f])) continue;
       const Position at = find_nonfinite(part.view, list_);
       if (at.sample >= 0) {
@@ -272,7 +276,7 @@ class Updater {
     const auto n = static_cast<double>(moments_.count_);
     for (std::size_t i = 0; i < models_.size(); ++i) {
       ModelPart& part = models_[i];
-      for (std::int64_t f = 0; f < part.view.features; ++f) {
+      for (std::int64_t f = 0; f < part.features; ++f) {
         part.delta[f] = rounded(moments_.shifts_[i][f]) + part.sum[f] / m - moments_.means_[i][f];
       }
     }
@@ -303,7 +307,7 @@ class Updater {
       });
     }
     for (std::size_t i = 0; i < models_.size(); ++i) {
-      for (std::int64_t f = 0; f < models_[i].view.features; ++f) {
+      for (std::int64_t f = 0; f < models_[i].features; ++f) {
         moments_.means_[i][f] += m / (n + m) * models_[i].delta[f];
       }
     }

@@ -106,6 +106,42 @@ def test_layouts_and_dtypes(kernel, layout, dtype):
     check(moments, [flat(x, axis) for x, axis in given], tolerance)
 
 
+def patches(x, size, stride, dilation):
+    """What a square convolution reads: (B, rows, columns, C, size, size), a view."""
+    b, c, h, w = x.stride()
+    rows, columns = ((n - dilation * (size - 1) - 1) // stride + 1 for n in x.shape[2:])
+    return x.as_strided(
+        (x.shape[0], rows, columns, x.shape[1], size, size),
+        (b, h * stride, w * stride, c, h * dilation, w * dilation),
+    )
+
+
+@pytest.mark.parametrize("axes", [(3, 4, 5), (4, 5, 3), (-1, 3, -2)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_features_over_several_axes(kernel, dtype, layout, stride, axes):
+    """Overlapping patches are read in place, in the order in which the axes are listed."""
+    rng = np.random.default_rng(2)
+    xs = [LAYOUTS[layout](x)[0] for x in images(rng, (3, 16), DTYPES[dtype], (4, 20, 23))]
+    views = [patches(x, 3, stride, 2 if layout == "contiguous" else 1) for x in xs]
+    moments = Moments([27, 144])
+    moments.update(views, axis=axes)
+    order = [0, 1, 2, *(a % 6 for a in axes)]
+    expected = [v.double().permute(order).flatten(3).flatten(0, 2).numpy() for v in views]
+    check(moments, expected, FLOAT64 if dtype == "float64" else FLOAT32)
+
+
+def test_several_axes_with_a_mask_and_other_axis_sizes():
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((50, 2, 3, 4)), rng.standard_normal((50, 5, 1, 1))
+    chosen = rng.random(50) < 0.5
+    x[~chosen] = np.nan
+    moments = Moments([24, 5])
+    moments.update([x, y], axis=(1, 2, 3), mask=chosen)
+    check(moments, [x[chosen].reshape(-1, 24), y[chosen].reshape(-1, 5)], FLOAT64)
+
+
 def test_mixed_dtypes(kernel):
     xs = images(np.random.default_rng(1), (5, 33, 16, 7))
     xs = [x.to(dtype) for x, dtype in zip(xs, DTYPES.values(), strict=True)]

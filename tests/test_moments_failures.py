@@ -57,6 +57,11 @@ class OnOtherDevice:
         ([A, B[:4]], {}, ValueError, r"model 1 have sample axes \(4,\), but model 0 has \(5,\)"),
         ([A, B[0]], {}, ValueError, "model 1 must have at least two axes"),
         ([A, B], {"axis": 2}, ValueError, "axis 2 is out of range for model 0"),
+        ([A, B], {"axis": ()}, ValueError, "axis must name at least one axis"),
+        ([A, B], {"axis": (0, 1)}, ValueError, "model 0 must have at least 3 axes .* got 2"),
+        ([A[None], B[None]], {"axis": (2, -1)}, ValueError, "axis -1 is named twice for model 0"),
+        ([A[None], B[None]], {"axis": (2, 3)}, ValueError, "axis 3 is out of range for model 0"),
+        ([A[None], A[None]], {"axis": (0, 2)}, ValueError, r"4 features on axes \(0, 2\), got 3"),
         ([A, B.tolist()], {}, TypeError, r"model 1 must be an array .* got list"),
         ([A, B.astype(int)], {}, TypeError, r"model 1 must be float16, .* got int64"),
         ([A, B.astype(complex)], {}, TypeError, r"model 1 .* got complex128"),
@@ -86,6 +91,13 @@ def test_not_finite(dtype, value):
     with pytest.raises(ValueError, match="model 0 are not finite: first at sample 52, feature 2"):
         moments.update([x], axis=1)
     assert moments.count == 0
+
+
+def test_not_finite_in_one_of_several_axes():
+    x = torch.ones(6, 2, 5, 3)
+    x[4, 1, 2, 0] = torch.nan
+    with pytest.raises(ValueError, match="first at sample 22, feature 1"):
+        Moments([6]).update([x], axis=(3, 1))
 
 
 def test_update_many_is_all_or_nothing():

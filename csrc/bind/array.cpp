@@ -75,39 +75,49 @@ DType dtype_of(const DLDataType& type, std::size_t model) {
 
 }  // namespace
 
-BorrowedArray borrow_features(const py::handle& array, std::int64_t axis, std::size_t model) {
+BorrowedArray borrow_features(const py::handle& array, const std::vector<std::int64_t>& axes,
+                              std::size_t model) {
   BorrowedArray result;
   result.owner = export_capsule(array, model);
   const DLTensor& tensor = tensor_in(result.owner, model);
   FeatureView& view = result.view;
   view.dtype = dtype_of(tensor.dtype, model);
   view.data = static_cast<const std::byte*>(tensor.data) + tensor.byte_offset;
-  if (tensor.ndim < 2) {
-    throw std::invalid_argument(
-        format_message("features of model ", model,
-                       " must have at least two axes (samples and features),"
-                       " got ",
-                       tensor.ndim));
-  }
-  const std::int64_t feature_axis = axis < 0 ? axis + tensor.ndim : axis;
-  if (feature_axis < 0 || feature_axis >= tensor.ndim) {
-    throw std::invalid_argument(format_message("axis ", axis, " is out of range for model ", model,
-                                               ", whose features have ", tensor.ndim, " axes"));
+  if (tensor.ndim <= static_cast<int>(axes.size())) {
+    throw std::invalid_argument(format_message(
+        "features of model ", model, " must have at least ",
+        axes.size() == 1 ? "two axes (samples and features)"
+                         : format_message(axes.size() + 1, " axes (samples and features)"),
+        ", got ", tensor.ndim));
   }
   std::int64_t contiguous = 1;
-  std::vector<std::int64_t> strides(static_cast<std::size_t>(tensor.ndim));
-  for (int a = tensor.ndim; a-- > 0;) {
+  const auto ndim = static_cast<std::size_t>(tensor.ndim);
+  std::vector<std::int64_t> strides(ndim);
+  for (std::size_t a = ndim; a-- > 0;) {
     strides[a] = tensor.strides ? tensor.strides[a] : contiguous;
     contiguous *= tensor.shape[a];
   }
-  for (int a = 0; a < tensor.ndim; ++a) {
-    if (a == feature_axis) {
-      view.features = tensor.shape[a];
-      view.feature_stride = strides[a];
-    } else {
-      view.sample_shape.push_back(tensor.shape[a]);
-      view.sample_strides.push_back(strides[a]);
+  std::vector<bool> taken(ndim);
+  for (const std::int64_t axis : axes) {
+    const std::int64_t at = axis < 0 ? axis + tensor.ndim : axis;
+    if (at < 0 || at >= tensor.ndim) {
+      throw std::invalid_argument(format_message("axis ", axis, " is out of range for model ",
+                                                 model, ", whose features have ", tensor.ndim,
+                                                 " axes"));
     }
+    const auto a = static_cast<std::size_t>(at);
+    if (taken[a]) {
+      throw std::invalid_argument(
+          format_message("axis ", axis, " is named twice for model ", model));
+    }
+    taken[a] = true;
+    view.feature_shape.push_back(tensor.shape[a]);
+    view.feature_strides.push_back(strides[a]);
+  }
+  for (std::size_t a = 0; a < ndim; ++a) {
+    if (taken[a]) continue;
+    view.sample_shape.push_back(tensor.shape[a]);
+    view.sample_strides.push_back(strides[a]);
   }
   return result;
 }

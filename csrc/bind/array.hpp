@@ -4,6 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <vector>
+
 #include "view.hpp"
 
 namespace ccamerge::bind {
@@ -14,9 +16,10 @@ struct BorrowedArray {
   pybind11::object owner;
 };
 
-// Splits array, features of the given model, into feature axis and sample axes.
-// TypeError: no __dlpack__, or a dtype other than float16/32/64 and bfloat16.
-// ValueError: not on the CPU, fewer than two axes, axis out of range.
-BorrowedArray borrow_features(const pybind11::handle& array, std::int64_t axis, std::size_t model);
+// Splits array, features of the given model, into feature axes, in the given order, and sample
+// axes. TypeError: no __dlpack__, or a dtype other than float16/32/64 and bfloat16. ValueError: not
+// on the CPU, no sample axis, an axis out of range or named twice.
+BorrowedArray borrow_features(const pybind11::handle& array, const std::vector<std::int64_t>& axes,
+                              std::size_t model);
 
 }  // namespace ccamerge::bind

@@ -38,8 +38,9 @@ std::string text(const std::vector<std::int64_t>& shape) {
 using Mask = py::array_t<bool, py::array::c_style>;
 
 // Borrows one update's arrays into owners and checks that they fit the accumulator and each other.
-Update borrow_update(Moments& moments, const py::sequence& features, std::int64_t axis,
-                     const std::optional<Mask>& mask, std::vector<py::object>& owners) {
+Update borrow_update(Moments& moments, const py::sequence& features,
+                     const std::vector<std::int64_t>& axes, const std::optional<Mask>& mask,
+                     std::vector<py::object>& owners) {
   Update update{&moments, {}, nullptr};
   if (features.size() != moments.dims().size()) {
     throw std::invalid_argument(format_message("features must hold one array for each of ",
@@ -47,12 +48,13 @@ Update borrow_update(Moments& moments, const py::sequence& features, std::int64_
                                                features.size()));
   }
   for (std::size_t i = 0; i < features.size(); ++i) {
-    BorrowedArray array = borrow_features(features[i], axis, i);
+    BorrowedArray array = borrow_features(features[i], axes, i);
     owners.push_back(std::move(array.owner));
-    if (array.view.features != moments.dims()[i]) {
-      throw std::invalid_argument(format_message("features of model ", i, " must have ",
-                                                 moments.dims()[i], " features on axis ", axis,
-                                                 ", got ", array.view.features));
+    if (array.view.features() != moments.dims()[i]) {
+      throw std::invalid_argument(format_message(
+          "features of model ", i, " must have ", moments.dims()[i], " features on ",
+          axes.size() == 1 ? "axis " + std::to_string(axes[0]) : "axes " + text(axes), ", got ",
+          array.view.features()));
     }
     update.features.push_back(std::move(array.view));
     const auto& shape = update.features[i].sample_shape;
@@ -77,13 +79,14 @@ Update borrow_update(Moments& moments, const py::sequence& features, std::int64_
 
 using Item = std::pair<Moments*, py::sequence>;
 
-void update_many(const std::vector<Item>& items, std::int64_t axis,
+void update_many(const std::vector<Item>& items, const std::vector<std::int64_t>& axes,
                  const std::optional<Mask>& mask) {
+  if (axes.empty()) throw std::invalid_argument("axis must name at least one axis, got none");
   std::vector<py::object> owners;
   std::vector<Update> updates;
   for (std::size_t i = 0; i < items.size(); ++i) {
     try {
-      updates.push_back(borrow_update(*items[i].first, items[i].second, axis, mask, owners));
+      updates.push_back(borrow_update(*items[i].first, items[i].second, axes, mask, owners));
     } catch (const std::invalid_argument& error) {
       if (items.size() == 1) throw;
       throw std::invalid_argument(format_message("update ", i, ": ", error.what()));
@@ -211,7 +214,7 @@ void register_moments(py::module_& m) {
           py::arg("models"), py::arg("pairs"), py::arg("reference"), "Moments of some models.")
       .def("restore", &restore, py::arg("count"), py::arg("means"), py::arg("shifts"),
            py::arg("blocks"), "Sets everything; blocks in block_pairs() order.");
-  m.def("update_many", &update_many, py::arg("updates"), py::arg("axis"),
+  m.def("update_many", &update_many, py::arg("updates"), py::arg("axes"),
         py::arg("mask").noconvert().none(true),
         "Adds features, one sequence of arrays for each Moments; all or nothing.");
   m.def("kernel_names", &available_kernels, "Instruction sets that the inner loops can use here.");

@@ -58,8 +58,8 @@ Features make(DType dtype, std::int64_t batch, std::int64_t inner, std::int64_t 
   Features f;
   f.memory.resize(static_cast<std::size_t>(batch * inner * d) * item_size(dtype));
   f.view.dtype = dtype;
-  f.view.features = d;
-  f.view.feature_stride = last ? 1 : inner;
+  f.view.feature_shape = {d};
+  f.view.feature_strides = {last ? 1 : inner};
   f.view.sample_shape = {batch, inner};
   f.view.sample_strides = {inner * d, last ? d : 1};
   for (std::int64_t b = 0; b < batch; ++b) {
@@ -76,12 +76,41 @@ Features make(DType dtype, std::int64_t batch, std::int64_t inner, std::int64_t 
   return f;
 }
 
+// What a window of width taps reads along a row, stride apart: features overlap between samples.
+// Channels between the axes or last, as above; features counted with the channels first or last.
+Features windows(DType dtype, std::int64_t batch, std::int64_t length, std::int64_t channels,
+                 std::int64_t width, std::int64_t stride, bool last, bool channels_first,
+                 Random& random) {
+  Features f = make(dtype, batch, length, channels, last, random);
+  const std::int64_t positions = (length - width) / stride + 1, step = last ? channels : 1;
+  std::vector<double> values;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    for (std::int64_t p = 0; p < positions; ++p) {
+      for (std::int64_t i = 0; i < channels * width; ++i) {
+        const std::int64_t c = channels_first ? i / width : i % channels;
+        const std::int64_t t = channels_first ? i % width : i / channels;
+        values.push_back(f.values[((b * length + p * stride + t) * channels) + c]);
+      }
+    }
+  }
+  f.values = std::move(values);
+  f.view.sample_shape = {batch, positions};
+  f.view.sample_strides = {length * channels, stride * step};
+  f.view.feature_shape = {channels, width};
+  f.view.feature_strides = {last ? 1 : length, step};
+  if (!channels_first) {
+    std::swap(f.view.feature_shape[0], f.view.feature_shape[1]);
+    std::swap(f.view.feature_strides[0], f.view.feature_strides[1]);
+  }
+  return f;
+}
+
 double covariance(const Features& a, std::int64_t i, const Features& b, std::int64_t j) {
   const std::int64_t n = a.view.samples();
   double sum_a = 0, sum_b = 0, product = 0;
   for (std::int64_t k = 0; k < n; ++k) {
-    const double x = a.values[k * a.view.features + i] - 3.0;
-    const double y = b.values[k * b.view.features + j] - 3.0;
+    const double x = a.values[k * a.view.features() + i] - 3.0;
+    const double y = b.values[k * b.view.features() + j] - 3.0;
     sum_a += x;
     sum_b += y;
     product += x * y;
@@ -126,6 +155,29 @@ void layouts_and_dtypes() {
     }
   }
   EXPECT(!select_kernels("none such"));
+  select_kernels(names[0]);
+}
+
+void several_feature_axes() {
+  std::size_t count = 0;
+  const char* const* names = kernel_names(&count);
+  for (std::size_t kernel = 0; kernel < count; ++kernel) {
+    EXPECT(select_kernels(names[kernel]));
+    for (const DType dtype : {DType::float16, DType::bfloat16, DType::float32, DType::float64}) {
+      for (const int form : {0, 1, 2, 3, 4, 5, 6, 7}) {
+        Random random;
+        const bool last = form & 1, first = form & 2;
+        const std::int64_t stride = form & 4 ? 2 : 1;
+        std::vector<Features> xs;  // moved, not copied: the views point into the memory
+        for (const std::int64_t channels : {7, 16}) {
+          xs.push_back(windows(dtype, 5, 41, channels, 3, stride, last, first, random));
+        }
+        Moments moments({21, 48}, Pairs::all, 0);
+        update({{&moments, {xs[0].view, xs[1].view}}});
+        check_all(moments, xs);
+      }
+    }
+  }
   select_kernels(names[0]);
 }
 
@@ -196,6 +248,7 @@ void threads_at_once() {
 int main() {
   set_num_threads(3);
   layouts_and_dtypes();
+  several_feature_axes();
   masks_and_merges();
   bad_input_changes_nothing();
   threads_at_once();
