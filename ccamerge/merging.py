@@ -138,8 +138,9 @@ def merge(
         ``{"layer3*": [1, 0]}`` keeps the first model's.
     t : merge between the reference (0) and the mean of the others (1), instead of equal weights
     repair : "variance" restores each channel's mean and variance (REPAIR); "regression" fits each
-        linear operation to the mean of the aligned models' outputs, on the kept inputs, which takes
-        longer and gives better networks; "none" does neither
+        linear operation to the mean of the aligned models' outputs, which takes longer and gives
+        better networks; "none" does neither. Both walk the network once over as many of the kept
+        inputs as fit into 2 GiB of activations of all networks; the report says how many.
     norm : "fold" folds BatchNorm into the operation before it and puts it back after; "paper" maps
         gamma and beta and resets the statistics, as the published code does
     moments : the ``moments`` of an earlier result or of `collect`: no data is read
@@ -239,6 +240,9 @@ def merge(
         spaces=[_space_report(space, aligned) for space in found.spaces],
         repaired=repaired.repaired,
         fitted=repaired.fitted,
+        skipped=repaired.skipped,
+        walked=repaired.walked,
+        kept=repaired.kept,
         fixed={space.name: list(space.notes) for space in found.fixed},
         pinned={f"{key} axis {dim}": why for (key, dim), why in found.pinned.items()},
         peak_bytes=watch.peak_bytes,

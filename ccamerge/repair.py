@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,12 +59,16 @@ class RepairResult:
     """What a repair did.
 
     ``repaired`` are the taps whose variance was restored, ``fitted`` the operations that were
-    fitted; ``statistics`` has each such node's mean and variance (channels,) afterwards, for the
-    running statistics of a BatchNorm put back.
+    fitted, and ``skipped`` says why other linear ones were not; ``walked`` is the number of inputs
+    that this took, of ``kept``, as memory allowed. ``statistics`` has each such node's mean and
+    variance (channels,) afterwards, for the running statistics of a BatchNorm put back.
     """
 
     repaired: list[Repaired] = dataclasses.field(default_factory=list)
     fitted: list[Fitted] = dataclasses.field(default_factory=list)
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    walked: int = 0
+    kept: int = 0
     statistics: dict[str, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
 
 
@@ -98,10 +102,13 @@ def repair_merged(
         for scaled, shifted in [_absorbers(n, program, usage)]
         if scaled
     }
-    fits = fits_of(spaces, maps, shares, absorbers) if teachers else {}
-    batches = walked_inputs([program, *(p for p, _ in teachers)], collected.inputs)
+    fits: dict[str, Fit] = {}
+    skipped: dict[str, str] = {}
+    if teachers:
+        fits, skipped = fits_of(spaces, maps, shares, absorbers)
+    batches = walked_inputs([program, *(p for p, _ in teachers)], collected.inputs, fits)
     count = len(batches)
-    result = RepairResult()
+    result = RepairResult(skipped=skipped, walked=_inputs(batches), kept=_inputs(collected.inputs))
     # What fits still to come read, in all networks.
     waiting = Counter(name for job in fits.values() for name in (job.source, job.added) if name)
     held: dict[str, list[Tensor]] = {
@@ -270,31 +277,48 @@ def _absorbers(
     return tuple(k for k in (weight, bias) if k), bias
 
 
-def walked_inputs(programs: Sequence[Program], batches: Sequence[list[Any]]) -> list[list[Any]]:
+def walked_inputs(
+    programs: Sequence[Program], batches: Sequence[list[Any]], fitted: Collection[str] = ()
+) -> list[list[Any]]:
     """As many of the kept batches as the bound on live activations allows, at least one.
 
-    ``programs`` are those that are walked side by side.
+    ``programs`` are those that are walked side by side; at an operation of the first that is
+    ``fitted``, sums, targets and new outputs come on top.
     """
-    peak = sum(map(_peak, programs))
+    peak = _peak(programs, fitted)
     chosen: list[list[Any]] = []
     total = 0
     for leaves in batches:
-        total += next((x.shape[0] for x in leaves if isinstance(x, Tensor) and x.dim()), 1)
+        total += _inputs([leaves])
         if chosen and total * peak > WALK_BYTES:
             break
         chosen.append([fast_layout(x) for x in leaves])
     return chosen
 
 
-def _peak(program: Program) -> int:
-    """Bytes of the activations that a sample keeps alive at once."""
-    samples = max(1, next((program.shapes[n][0] for n in program.inputs if n in program.shapes), 1))
+def _peak(programs: Sequence[Program], fitted: Collection[str]) -> int:
+    """Bytes that a sample keeps alive at once."""
+    sizes = [_activation_bytes(program) for program in programs]
     alive = peak = 0
-    sizes: dict[str, int] = {}
-    for node, dead in zip(program.nodes, program.last_uses(), strict=True):
-        if node.shape is not None:
-            sizes[node.name] = 4 * torch.Size(node.shape).numel() // samples
-            alive += sizes[node.name]
-        peak = max(peak, alive)
-        alive -= sum(sizes.pop(name, 0) for name in dead)
+    for node, dead in zip(programs[0].nodes, programs[0].last_uses(), strict=True):
+        alive += sum(own.get(node.name, 0) for own in sizes)
+        extra = 3 * sizes[0].get(node.name, 0) if node.name in fitted else 0
+        peak = max(peak, alive + extra)
+        alive -= sum(own.get(name, 0) for own in sizes for name in dead)
     return peak
+
+
+def _activation_bytes(program: Program) -> dict[str, int]:
+    """For each node, what a sample's value takes."""
+    samples = max(1, next((program.shapes[n][0] for n in program.inputs if n in program.shapes), 1))
+    return {
+        node.name: 4 * torch.Size(node.shape).numel() // samples
+        for node in program.nodes
+        if node.shape is not None
+    }
+
+
+def _inputs(batches: Sequence[list[Any]]) -> int:
+    """Inputs in some batches."""
+    tensors = ((x.shape[0] for x in row if isinstance(x, Tensor) and x.dim()) for row in batches)
+    return sum(next(sizes, 1) for sizes in tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class SpaceReport:
 class Report:
     """Settings, stages, spaces and repair of one merge. ``str`` is a table for a terminal.
 
+    ``skipped`` says for each linear operation that regression left alone why; ``walked`` is the
+    number of inputs that the repair used, of ``kept``.
     ``peak_bytes`` is the largest resident memory that the process had had at each stage's end.
     """
 
@@ -65,6 +68,9 @@ class Report:
     spaces: list[SpaceReport]
     repaired: list[Repaired]
     fitted: list[Fitted]
+    skipped: dict[str, str]
+    walked: int
+    kept: int
     fixed: dict[str, list[str]]
     pinned: dict[str, str]
     peak_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -117,13 +123,18 @@ class Report:
         )
 
     def _fit_line(self) -> str | None:
-        if not self.fitted:
-            return None
-        left = statistics.median(f.error for f in self.fitted)
-        return (
-            f"regression: errors of the merged network's linear outputs fell to {left:.0%} "
-            f"(median over {len(self.fitted)} operations)"
-        )
+        parts = []
+        if self.fitted:
+            left = statistics.median(f.error for f in self.fitted)
+            parts.append(
+                f"errors of the merged network's linear outputs fell to {left:.0%} "
+                f"(median over {len(self.fitted)} operations, {self.walked} inputs)"
+            )
+            if self.walked < self.kept:
+                parts.append(f"memory did not allow the {self.kept} that were kept")
+        reasons = Counter(self.skipped.values())
+        parts += [f"{count} not fitted: {why}" for why, count in reasons.items()]
+        return "regression: " + "; ".join(parts) if parts else None
 
     def outcomes(self) -> list[str]:
         """A line for each kind of repair that took place."""

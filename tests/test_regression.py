@@ -5,19 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge import regression
+from ccamerge.graph.fold import LINEAR_OPS
 from ccamerge.graph.program import Node, Ref
 from ccamerge.graph.spaces import spaces
 from ccamerge.graph.states import folded_state
-from ccamerge.regression import DAMPING, Fit, Piece, Sample, fit
+from ccamerge.regression import Fit, Piece, Sample, fit, rounds, sites
 from tests import models as M
 
 CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -29,6 +26,30 @@ CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "dense": (M.DenseBlockNet, (3, 8, 8)),
     "depthwise": (M.DepthwiseSeparable, (3, 8, 8)),
 }
+
+
+class _Odd(nn.Module):
+    """Padding that the exporter writes apart, padding by name, one and three spatial axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reflect = nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect")
+        self.circular = nn.Conv2d(6, 6, 3, padding=2, padding_mode="circular", groups=2)
+        self.same = nn.Conv2d(6, 8, (3, 1), padding="same")
+        self.valid = nn.Conv2d(8, 8, 3, stride=2, padding="valid")
+        self.deep = nn.Conv3d(2, 4, 3, padding=1)
+        self.line = nn.Conv1d(4, 6, 3, dilation=2)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.circular(torch.relu(self.reflect(x))))
+        x = torch.relu(self.valid(torch.relu(self.same(x))))
+        x = torch.relu(self.deep(x.unflatten(1, (2, 4))))
+        return self.last(torch.relu(self.line(x.flatten(2))).mean(2))
+
+
+CASES["odd"] = (_Odd, (3, 8, 8))
+CASES["grouped"] = (M.GroupedConv, (3, 8, 8))
 
 
 def _data(shape: tuple[int, ...], batches: int = 3, seed: int = 1) -> list[Tensor]:
@@ -53,97 +74,6 @@ def _operation(module: nn.Module, x: Tensor) -> Fit:
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
     return {f"0.{key}": value.detach().clone() for key, value in module.state_dict().items()}
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    spatial=st.integers(1, 3),
-    channels=st.integers(1, 3),
-    kernel=st.integers(1, 3),
-    stride=st.integers(1, 2),
-    padding=st.integers(0, 2),
-    dilation=st.integers(1, 2),
-    last=st.booleans(),
-)
-def test_patches_times_kernel_is_the_convolution(
-    spatial: int,
-    channels: int,
-    kernel: int,
-    stride: int,
-    padding: int,
-    dilation: int,
-    last: bool,
-) -> None:
-    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial - 1]
-    conv = kind(channels, 2, kernel, stride, padding, dilation, bias=False).double()  # type: ignore[arg-type]
-    x = torch.randn(2, channels, *range(6, 6 + spatial)).double()
-    if last and spatial == 2:
-        x = x.contiguous(memory_format=torch.channels_last)
-    node = spaces(nn.Sequential(conv), x).program.nodes[0]
-    view = regression._patches(node, x, conv.weight.detach())
-    flat = view.flatten(1 + spatial)
-    ours = (flat @ conv.weight.detach().flatten(1).T).movedim(-1, 1)
-    torch.testing.assert_close(ours, conv(x).detach(), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kind", ["linear", "sequence", "conv"])
-def test_a_fit_is_the_ridge_regression_written_out(kind: str, bias: bool) -> None:
-    if kind == "conv":
-        module: nn.Module = nn.Conv2d(3, 4, 3, 2, 1, bias=bias).double()
-        xs = [torch.randn(5, 3, 8, 8).double() + 2 for _ in range(2)]
-    else:
-        module = nn.Linear(6, 4, bias=bias).double()
-        shape = (9, 6) if kind == "linear" else (9, 3, 6)
-        xs = [torch.randn(shape).double() + 2 for _ in range(2)]
-    job, state = _operation(module, xs[0]), _state(module)
-    with torch.no_grad():
-        ys = [module(x) for x in xs]
-        zs = [torch.randn_like(y.movedim(1, -1) if kind == "conv" else y) + 1 for y in ys]
-        before = {key: value.clone() for key, value in state.items()}
-        wanted = [z.movedim(-1, 1) if kind == "conv" else z for z in zs]
-        done = fit(
-            job, state, [Sample(*s) for s in zip(xs, ys, [[z] for z in wanted], strict=True)]
-        )
-        rows = [regression._patches(job.node, x, before[job.weight]) for x in xs]
-    ins = before[job.weight][0].numel()
-    x = torch.cat([r.reshape(-1, ins) for r in rows]).numpy()
-    z = torch.cat([z.reshape(-1, 4) for z in zs]).numpy()
-    old = before[job.weight].reshape(4, ins).numpy()
-    shift_x, shift_z = (x.mean(0), z.mean(0)) if bias else (np.zeros(ins), np.zeros(4))
-    xc, zc, n = x - shift_x, z - shift_z, len(x)
-    damping = DAMPING * (xc**2).sum() / n / ins
-    # min |W x - z|^2 / n + damping |W - W_old|^2 as an ordinary least-squares problem.
-    a = np.vstack([xc / np.sqrt(n), np.sqrt(damping) * np.eye(ins)])
-    b = np.vstack([zc / np.sqrt(n), np.sqrt(damping) * old.T])
-    expected = np.linalg.lstsq(a, b, rcond=None)[0].T
-    ours = state[job.weight].reshape(4, ins).numpy()
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
-    if bias:
-        assert job.bias is not None
-        np.testing.assert_allclose(state[job.bias], shift_z - expected @ shift_x, atol=1e-9)
-    with torch.no_grad():
-        y = torch.cat([(y.movedim(1, -1) if kind == "conv" else y).reshape(-1, 4) for y in ys])
-        new = torch.cat(
-            [
-                (v.movedim(1, -1) if kind == "conv" else v).reshape(-1, 4)
-                for v in (job.apply(x, state) for x in xs)
-            ]
-        )
-    error = np.sqrt(((new.numpy() - z) ** 2).sum() / ((y.numpy() - z) ** 2).sum())
-    assert done.error == pytest.approx(error, rel=1e-6)
-
-
-def test_many_patches_are_fitted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = nn.Conv2d(2, 3, 3).double()
-    x = torch.randn(7, 2, 6, 6).double()
-    job, whole, parts = _operation(module, x), _state(module), _state(module)
-    with torch.no_grad():
-        y, z = module(x), torch.randn(7, 4, 4, 3).double()
-        fit(job, whole, [Sample(x, y, [z.movedim(-1, 1)])])
-        monkeypatch.setattr(regression, "_PATCH_BYTES", 1)
-        fit(job, parts, [Sample(x, y, [z.movedim(-1, 1)])])
-    torch.testing.assert_close(parts[job.weight], whole[job.weight], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0])
@@ -219,11 +149,14 @@ def test_weights_of_zero_leave_the_other_model() -> None:
         torch.testing.assert_close(result.model(data[0]), models[0](data[0]), rtol=1e-6, atol=1e-8)
 
 
-def test_grouped_convolutions_get_their_variance_restored() -> None:
-    build, shape = CASES["depthwise"]
+@pytest.mark.parametrize("name", ["odd", "grouped", "depthwise", "dense", "bottleneck"])
+def test_every_linear_operation_is_fitted(name: str) -> None:
+    build, shape = CASES[name]
     result = ccamerge.merge(_models(build), _data(shape), repair="regression", progress=False)
-    assert result.report.repaired
-    assert not {f.tap for f in result.report.fitted} & {r.tap for r in result.report.repaired}
+    linear = {n.name for n in result.spaces.program.nodes if n.op in LINEAR_OPS}
+    assert {f.tap for f in result.report.fitted} == linear
+    assert result.report.skipped == {}
+    assert not linear & {r.tap for r in result.report.repaired}
 
 
 def test_a_shared_layer_is_not_fitted() -> None:
@@ -241,6 +174,8 @@ def test_a_shared_layer_is_not_fitted() -> None:
     state = folded_state(result.model, result.spaces)
     assert len(state) == 6
     assert len(result.report.fitted) == 2
+    assert list(result.report.skipped.values()) == [sites.SHARED] * 2
+    assert f"2 not fitted: {sites.SHARED}" in str(result.report)
 
 
 @pytest.mark.parametrize("repair", ["variance", "regression"])
@@ -278,13 +213,16 @@ def test_an_operation_on_a_constant_is_not_fitted() -> None:
 
     result = ccamerge.merge(_models(Positions), _data((6, 5)), repair="regression", progress=False)
     assert len(result.report.fitted) == 2
+    assert list(result.report.skipped.values()) == [sites.CONSTANT]
 
 
 def test_large_operations_are_not_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regression, "LARGEST", 12)
+    monkeypatch.setattr(sites, "LARGEST", 12)
     result = ccamerge.merge(_models(M.MLP), _data((12,)), repair="regression", progress=False)
     assert not result.report.fitted
     assert result.report.repaired
+    assert "16 inputs or outputs, more than 12" in " ".join(result.report.skipped.values())
+    assert "not fitted" in result.report.to_markdown()
 
 
 class _Block(nn.Module):
@@ -305,7 +243,7 @@ def test_sites() -> None:
     found = spaces(model, torch.randn(4, 6))
     program = found.program
     names = {program.parameters[n.args[1].name]: n for n in program.nodes if n.op == "aten.linear"}
-    site = {key: regression._site(node, program) for key, node in names.items()}
+    site = {key: sites._site(node, program) for key, node in names.items()}
     relu = [n for n in program.nodes if n.op == "aten.relu"]
     assert site["first.weight"] == (None, relu[0])
     assert site["shortcut.weight"] == (None, None)  # the branch is not there yet
@@ -313,12 +251,12 @@ def test_sites() -> None:
     assert site["last.weight"] == (None, None)
 
 
-@pytest.mark.parametrize("rounds", [0, 6])
+@pytest.mark.parametrize("turns", [0, 6])
 def test_a_branch_mends_what_its_shortcut_got_wrong(
-    rounds: int, monkeypatch: pytest.MonkeyPatch
+    turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shortcut cannot be fitted (it is shared); the branch alone reaches the target."""
-    monkeypatch.setattr(regression, "ROUNDS", rounds)
+    monkeypatch.setattr(rounds, "ROUNDS", turns)
     torch.manual_seed(0)
     branch = nn.Linear(8, 8).double()
     job, state = _operation(branch, torch.randn(4, 8).double()), _state(branch)
@@ -349,8 +287,8 @@ def test_rounds_bring_the_error_behind_the_activation_down(
     job = _operation(module, x)
     job = dataclasses.replace(job, activation=Node("f", function, (Ref("y"),), {}, (800, 6)))
     errors = []
-    for rounds in (0, 6):
-        monkeypatch.setattr(regression, "ROUNDS", rounds)
+    for turns in (0, 6):
+        monkeypatch.setattr(rounds, "ROUNDS", turns)
         state = _state(module)
         with torch.no_grad():
             target = other(x) * 2 + noise

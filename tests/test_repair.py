@@ -137,6 +137,28 @@ def test_the_walk_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(walked_inputs([program], batches)) == count
 
 
+@pytest.mark.parametrize("bound", [1, 16 * 4 * 250, 2 << 30])
+def test_a_merge_says_how_many_inputs_were_walked(
+    bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair, "WALK_BYTES", bound)
+    seen = []
+    real = repair.lockstep
+
+    def watched(program: Any, runs: Any) -> Any:
+        seen.append(sum(len(leaves[0]) for _, leaves in runs))
+        return real(program, runs)
+
+    monkeypatch.setattr(repair, "lockstep", watched)
+    report = _merge(*CASES["mlp"], repair="regression").report
+    assert seen == [3 * report.walked]  # the merged network and two models
+    assert report.kept == 48
+    # Live at the second layer, of three networks: its input and output; and 3 outputs to fit it.
+    assert report.walked == max(16, min(48, bound // (4 * (3 * 32 + 3 * 16)) // 16 * 16))
+    told = "memory did not allow the 48 that were kept" in str(report)
+    assert told == (report.walked < 48)
+
+
 def test_a_walk_over_fewer_inputs_still_repairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair, "WALK_BYTES", 1)
     result = _merge(*CASES["mlp"])
