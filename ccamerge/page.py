@@ -169,6 +169,7 @@ def _repairs(report: Report) -> str:
     header = ("tap or operation", "deviation before", "after", "error left by regression")
     rows = [(r.tap, _number(r.before, ".1%"), _number(r.after, ".1%"), "") for r in report.repaired]
     rows += [(f.tap, "", "", _number(f.error, ".1%")) for f in report.fitted]
+    rows += [(name, "", "", f"not fitted: {why}") for name, why in report.skipped.items()]
     return _table(header, rows, numbers=(1, 2, 3))
 
 

@@ -49,6 +49,7 @@ _SPACE = {
     "notes": [str],
     "correlations": [[_NUMBER]],
     "details": [_Each(object)],
+    "widths": [int],
 }
 _REPORT = {
     "method": (str, dict),
@@ -64,6 +65,9 @@ _REPORT = {
     "spaces": [_SPACE],
     "repaired": [{"tap": str, "before": _NUMBER, "after": _NUMBER}],
     "fitted": [{"tap": str, "error": _NUMBER}],
+    "skipped": _Each(str),
+    "walked": int,
+    "kept": int,
     "fixed": _Each([str]),
     "pinned": _Each(str),
 }

@@ -31,6 +31,7 @@ def report(count: int = 3, name: str = "layer{}.conv", missing: bool = False) ->
                 [] if missing else [f"note {i}"],
                 [[], [math.nan] * 3] if missing else [[float(c) for c in row] for row in rows],
                 [{} if missing else {"condition": float(10 ** rng.uniform(1, 9))}] * 2,
+                [7, 7, 7],
                 "maps mix features" if i % 2 else "",
             )
         )
@@ -50,6 +51,9 @@ def report(count: int = 3, name: str = "layer{}.conv", missing: bool = False) ->
         spaces=spaces,
         repaired=[] if missing else repaired,
         fitted=[] if missing else fitted,
+        skipped={} if missing else {"odd <op>": "its padding has a name"},
+        walked=0 if missing else 1000,
+        kept=2000,
         fixed={"head": ["network output"]},
         pinned={"head.weight axis 0": "network output", "conv axis 2": "position in the kernel"},
         peak_bytes={} if missing else {"collect": 2**30, "solve": 2**31},

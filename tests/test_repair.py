@@ -145,9 +145,9 @@ def test_a_merge_says_how_many_inputs_were_walked(
     seen = []
     real = repair.lockstep
 
-    def watched(program: Any, runs: Any) -> Any:
-        seen.append(sum(len(leaves[0]) for _, leaves in runs))
-        return real(program, runs)
+    def watched(runs: Any) -> Any:
+        seen.append(sum(len(leaves[0]) for _, _, leaves in runs))
+        return real(runs)
 
     monkeypatch.setattr(repair, "lockstep", watched)
     report = _merge(*CASES["mlp"], repair="regression").report
