@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         polar_batch,
         whiten,
     )
+    from ccamerge.universe import UniverseResult, universe, universe_batch
     from ccamerge.verification import verify
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ _HOMES = {
         "polar_batch",
         "whiten",
     ),
+    "ccamerge.universe": ("UniverseResult", "universe", "universe_batch"),
     "ccamerge.verification": ("verify",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -71,6 +73,7 @@ __all__ = [
     "Moments",
     "Space",
     "Spaces",
+    "UniverseResult",
     "__version__",
     "barrier",
     "cca",
@@ -88,6 +91,8 @@ __all__ = [
     "polar_batch",
     "set_num_threads",
     "spaces",
+    "universe",
+    "universe_batch",
     "update_many",
     "verify",
     "whiten",

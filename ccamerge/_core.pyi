@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['Moments', 'cuda_built', 'kernel_in_use', 'kernel_names', 'num_threads', 'polar_batch', 'select_kernels', 'set_num_threads', 'solve_cca_batch', 'solve_gevp_batch', 'update_many', 'whiten']
+__all__: list[str] = ['Moments', 'cuda_built', 'kernel_in_use', 'kernel_names', 'num_threads', 'polar_batch', 'select_kernels', 'set_num_threads', 'solve_cca_batch', 'solve_gevp_batch', 'solve_universe_batch', 'update_many', 'whiten']
 class Moments:
     """
     Streamed count, means and second moments of models' features.
@@ -93,6 +93,8 @@ def set_num_threads(count: typing.SupportsInt | typing.SupportsIndex) -> None:
 def solve_cca_batch(problems: collections.abc.Sequence[tuple[typing.Annotated[numpy.typing.ArrayLike, numpy.float64], typing.Annotated[numpy.typing.ArrayLike, numpy.float64], typing.Annotated[numpy.typing.ArrayLike, numpy.float64]]], names: collections.abc.Sequence[str], values: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], absolute: bool, correlations: bool, weights: bool) -> list:
     ...
 def solve_gevp_batch(problems: collections.abc.Sequence[tuple[typing.Annotated[numpy.typing.ArrayLike, numpy.float64], typing.Annotated[numpy.typing.ArrayLike, numpy.float64], typing.SupportsInt | typing.SupportsIndex]], names: collections.abc.Sequence[str], value: typing.SupportsFloat | typing.SupportsIndex, absolute: bool) -> list:
+    ...
+def solve_universe_batch(problems: collections.abc.Sequence[tuple[collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.float64]], collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.float64]], collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], typing.SupportsFloat | typing.SupportsIndex | None]], names: collections.abc.Sequence[str], absolute: bool, reference: typing.SupportsInt | typing.SupportsIndex, tolerance: typing.SupportsFloat | typing.SupportsIndex, sweeps: typing.SupportsInt | typing.SupportsIndex) -> list:
     ...
 def update_many(updates: collections.abc.Sequence[tuple[Moments, collections.abc.Sequence]], axes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], mask: numpy.typing.NDArray[numpy.bool] | None) -> None:
     """

@@ -180,6 +180,7 @@ def align(
     ridge: RidgeChoice | None = None,
     gamma: float | None = None,
     reference: int = 0,
+    weights: Mapping[str, Sequence[float]] | None = None,
 ) -> Aligned:
     """Maps of every model in every space, each method's problems solved in one call.
 
@@ -189,6 +190,7 @@ def align(
     collected : statistics of the models
     states : each model's folded parameters
     method, options, mode, ridge, gamma, reference : as for `ccamerge.merge`
+    weights : for each space, of the models in the average; default equal
 
     Raises
     ------
@@ -216,6 +218,7 @@ def align(
             mode,
             ridges,
             gamma,
+            weights or {},
         )
         chosen = {key: value for key, value in options.items() if key in entry.options}
         solved = entry.solve(alignment, **chosen)

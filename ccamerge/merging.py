@@ -195,6 +195,7 @@ def merge(
                 ridge=ridge,
                 gamma=gamma,
                 reference=reference,
+                weights=None if t is not None else {s.name: shares.of_space(s.name) for s in found},
             )
         elif aligned.reference != reference or not _fit(aligned, every, found):
             message = f"aligned is of other spaces, or of reference {aligned.reference}"

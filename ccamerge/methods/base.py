@@ -68,6 +68,8 @@ class Alignment:
     ridges : for each space, ``gamma = ridge * trace / d`` of each side; empty if ``gamma`` is given
         or the method is not regularised
     gamma : absolute regulariser
+    weights : for each space, how much of each model goes into the merged one, summing to one; the
+        universe mode weighs pairs of models by them. Empty means equal.
     """
 
     spaces: Sequence[Space]
@@ -77,6 +79,7 @@ class Alignment:
     mode: Mode = "reference"
     ridges: Mapping[str, float] = dataclasses.field(default_factory=dict)
     gamma: float | None = None
+    weights: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
 
     def each_pair(
         self, solve: Callable[[Sequence[AlignmentProblem]], Sequence[Solution]]

@@ -1,4 +1,4 @@
-"""The best one-to-one matching of two models' features, and what it does for dead units."""
+"""The best one-to-one matching of models' features, and what it does for dead units."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from ccamerge.apply import FeatureMap
-from ccamerge.methods.base import AlignmentProblem, Solution
+from ccamerge.graph.spaces import Space
+from ccamerge.methods.base import Alignment, AlignmentProblem, Solution
 
 
 def best_order(problem: AlignmentProblem) -> np.ndarray[Any, Any]:
@@ -57,3 +58,18 @@ def _reordered(problem: AlignmentProblem, order: np.ndarray[Any, Any]) -> Alignm
     return dataclasses.replace(
         problem, own=problem.own[np.ix_(order, order)], cross=problem.cross[:, order]
     )
+
+
+def matched_orders(
+    alignment: Alignment, space: Space, anchor: int
+) -> list[np.ndarray[tuple[int], np.dtype[np.intp]]]:
+    """For each model, the feature that matches each one of the anchor by correlation."""
+    moments = alignment.moments[space.name]
+    orders = [np.arange(space.size) for _ in alignment.states]
+    for i in range(len(orders)):
+        if i != anchor:
+            problem = AlignmentProblem(
+                "", moments.cov(anchor), moments.cov(i), moments.cov(anchor, i)
+            )
+            orders[i] = best_order(problem)
+    return orders

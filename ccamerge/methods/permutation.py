@@ -14,7 +14,7 @@ from ccamerge.methods.base import (
     register,
 )
 from ccamerge.methods.orders import best_order
-from ccamerge.methods.universe import permutation_universe
+from ccamerge.methods.permutation_universe import permutation_universe
 
 
 @register("permutation", modes=("reference", "universe"), permutes=True)

@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <limits>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -17,6 +18,7 @@
 #include "gevp.hpp"
 #include "parallel.hpp"
 #include "polar.hpp"
+#include "universe.hpp"
 #include "whitening.hpp"
 
 namespace py = pybind11;
@@ -128,6 +130,37 @@ py::list solve_gevp_batch(const std::vector<std::tuple<Array, Array, int>>& arra
   return out;
 }
 
+py::list list_of(std::vector<Matrix> matrices) {
+  py::list out;
+  for (Matrix& m : matrices) out.append(array_of(std::move(m)));
+  return out;
+}
+
+// Of a problem: own, crosses, weights, and the regulariser's value or None for no whitening.
+using UniverseArrays =
+    std::tuple<std::vector<Array>, std::vector<Array>, std::vector<double>, std::optional<double>>;
+
+py::list solve_universe_batch(const std::vector<UniverseArrays>& arrays,
+                              const std::vector<std::string>& names, bool absolute, int reference,
+                              double tolerance, int sweeps) {
+  std::vector<UniverseProblem> problems;
+  for (const auto& [own, crosses, weights, value] : arrays) {
+    UniverseProblem problem{{}, {}, weights, std::nullopt};
+    for (const Array& s : own) problem.own.push_back(view_of(s));
+    for (const Array& s : crosses) problem.crosses.push_back(view_of(s));
+    if (value) problem.regulariser = Regulariser{*value, absolute};
+    problems.push_back(std::move(problem));
+  }
+  const UniverseOptions options{reference, tolerance, sweeps};
+  auto solutions = without_gil([&] { return solve_universe(problems, names, options); });
+  py::list out;
+  for (auto& s : solutions) {
+    out.append(py::make_tuple(list_of(std::move(s.maps)), list_of(std::move(s.inverses)),
+                              s.objectives, s.conditions, s.rank, s.spectral));
+  }
+  return out;
+}
+
 }  // namespace
 
 void register_solve(py::module_& m) {
@@ -138,6 +171,8 @@ void register_solve(py::module_& m) {
         py::arg("symmetric"), py::arg("name"));
   m.def("solve_gevp_batch", &solve_gevp_batch, py::arg("problems"), py::arg("names"),
         py::arg("value"), py::arg("absolute"));
+  m.def("solve_universe_batch", &solve_universe_batch, py::arg("problems"), py::arg("names"),
+        py::arg("absolute"), py::arg("reference"), py::arg("tolerance"), py::arg("sweeps"));
 }
 
 }  // namespace ccamerge::bind
