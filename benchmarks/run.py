@@ -25,6 +25,7 @@ import cases
 import numpy as np
 import torch
 from layout import demand, geometric_mean, record, seconds, surroundings, table, verdict
+from universe_case import universe_section
 
 import ccamerge
 from ccamerge import Moments, cca_batch
@@ -406,6 +407,7 @@ SECTIONS = {
     "solve": solve_section,
     "sweep": sweep_section,
     "merge": merge_section,
+    "universe": universe_section,
 }
 
 

@@ -6,6 +6,7 @@ The solver is `ccamerge.universe_batch`; for two models its map is that of `cca`
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ def universe_solution(
     space: Space,
     model: int,
     feature_map: FeatureMap,
-    details: dict[str, float | int | str],
+    details: Mapping[str, float | int | str],
 ) -> Solution:
     """A map with its correlations to the reference; the reference's own is the identity."""
     if model == alignment.reference:
