@@ -21,7 +21,7 @@ def permutation_universe(alignment: Alignment) -> Solutions:
     """Cycle-consistent permutations, in the spirit of C2M3 (Crisostomi et al., NeurIPS 2024).
 
     ``P_i <- `` the assignment that maximises ``tr(P_i^T sum_{j != i} R_ij P_j)`` with correlations
-    ``R``, from the matching with the first model, until no sweep adds to the sum over all pairs. The
+    ``R``, from the matching with the first model, until no sweep adds to the sum of all pairs. The
     result is the same for every reference.
     """
     solutions: Solutions = {}
