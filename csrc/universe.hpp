@@ -36,8 +36,9 @@ struct UniverseSolution {
 
 // Every problem in parallel. With C_i = S_ii + gamma I = L_i L_i^T and K_ij = L_i^-1 S_ij L_j^-T,
 // Q_i (d_i, k) with orthonormal columns, k = min d_i, raise sum over i < j of
-// w_i w_j tr(Q_i^T K_ij Q_j), weights scaled to a mean of one: half the weighted squared distances
-// of the whitened features from their weighted mean, up to a constant. T_i = L_i^-T Q_i Q_r^T L_r^T
+// w_i w_j tr(Q_i^T K_ij Q_j), weights scaled to a mean of one. That minimises
+// the weighted squared distances of the whitened features from their weighted mean.
+// T_i = L_i^-T Q_i Q_r^T L_r^T
 // and its inverse L_r^-T Q_r Q_i^T L_i^T. Everything but these last products is the same for every
 // reference. `names` and errors as for solve_cca; messages add the model.
 //
