@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         polar_batch,
         whiten,
     )
-    from ccamerge.universe import UniverseResult, universe, universe_batch
+    from ccamerge.universe_solve import UniverseResult, universe, universe_batch
     from ccamerge.verification import verify
 
 __version__ = "0.1.0"
@@ -57,7 +57,7 @@ _HOMES = {
         "polar_batch",
         "whiten",
     ),
-    "ccamerge.universe": ("UniverseResult", "universe", "universe_batch"),
+    "ccamerge.universe_solve": ("UniverseResult", "universe", "universe_batch"),
     "ccamerge.verification": ("verify",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -21,7 +21,7 @@ from ccamerge.methods.base import (
     matched_correlations,
 )
 from ccamerge.methods.orders import matched_orders
-from ccamerge.universe import UniverseResult, universe_batch
+from ccamerge.universe_solve import UniverseResult, universe_batch
 
 _BYTES = 2**30
 """Spaces are solved together as long as their moments take no more than this."""
