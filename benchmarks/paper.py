@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -53,14 +53,13 @@ METHODS: dict[str, Options] = {
 """Rows in the paper's order, Procrustes and our variants added; `merge` options beside our
 defaults."""
 
-PUBLISHED: Options = {"norm": "paper", "repair": "none"}
+PUBLISHED: Options = {"norm": "paper"}
 
 STEPS: dict[str, tuple[str, Options]] = {
     "as published": ("last", PUBLISHED),
     "pooled taps": ("pooled", PUBLISHED),
     "folded": ("pooled", {"repair": "none"}),
     "REPAIR": ("pooled", {"repair": "variance"}),
-    "regression": ("pooled", {"repair": "regression"}),
 }
 """What each part brings, one after the other: the statistics, and `merge` options."""
 
@@ -122,9 +121,9 @@ def measure(zoo: cases.Zoo, file: Path, options: Options, sets: Sets) -> dict[st
     return rows
 
 
-def in_process(file: Path, options: Options, quick: bool) -> dict[str, Any]:
+def in_process(file: Path, options: Options, sets: Sets) -> dict[str, Any]:
     """`measure` in a process of its own."""
-    job = json.dumps({"file": str(file), "options": options, "quick": quick})
+    job = json.dumps({"file": str(file), "options": options, "sets": sets})
     command = [sys.executable, str(Path(__file__).resolve()), "--job", job]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
@@ -135,9 +134,8 @@ def run_job(job: str) -> None:
     """What `in_process` starts."""
     given = json.loads(job)
     zoo = cases.zoo(BATCH, test=TEST)
-    found = measure(
-        zoo, Path(given["file"]), given["options"], subsets(len(zoo.models), given["quick"])
-    )
+    sets = {int(n): [tuple(indices) for indices in chosen] for n, chosen in given["sets"].items()}
+    found = measure(zoo, Path(given["file"]), given["options"], sets)
     print(json.dumps(found))
 
 
@@ -179,12 +177,16 @@ def published_row(zoo: cases.Zoo, sets: Sets) -> list[str]:
     return ["CCA Merge, plain torch as published ¹", *row, f"{times[-1]:.1f} s", ""]
 
 
-def main_table(zoo: cases.Zoo, folder: Path, sets: Sets, quick: bool) -> str:
-    """Every method with our defaults."""
+Accuracies = dict[int, list[float]]
+"""For each N, of every set."""
+
+
+def main_table(zoo: cases.Zoo, folder: Path, sets: Sets) -> tuple[str, dict[str, Accuracies]]:
+    """Every method with our defaults; the accuracies by rows, too."""
     rows = base_rows(zoo, sets)
-    best = {}
+    best: dict[str, Accuracies] = {}
     for label, options in METHODS.items():
-        found = in_process(folder / "pooled.safetensors", options, quick)
+        found = in_process(folder / "pooled.safetensors", options, sets)
         cells = [shown(found[str(n)]["accuracy"]) for n in sets]
         last = found[str(max(sets))]
         rows.append([label, *cells, f"{last['seconds']:.1f} s", f"{last['peak']:.0f} MiB"])
@@ -212,12 +214,11 @@ def main_table(zoo: cases.Zoo, folder: Path, sets: Sets, quick: bool) -> str:
             else "."
         ),
     ]
-    return table(head, rows) + "\n\n" + "\n".join(notes)
+    return table(head, rows) + "\n\n" + "\n".join(notes), best
 
 
-def steps_table(folder: Path, sets: Sets, quick: bool) -> str:
-    """What each part of the treatment brings, for each method: N = 2, then N = 3."""
-    counts = [n for n in sets if n <= 3]
+def steps_table(folder: Path, sets: Sets, whole: Mapping[str, Accuracies]) -> str:
+    """What each part of the treatment brings, for each method; ``whole`` is with all of them."""
     rows = []
     for label, options in METHODS.items():
         if options.get("ridge") or options.get("mode"):
@@ -227,19 +228,18 @@ def steps_table(folder: Path, sets: Sets, quick: bool) -> str:
             chosen = {**options, **step}
             if options["method"] == "cca" and step is PUBLISHED:
                 chosen["gamma"] = baseline.GAMMA
-            found = in_process(folder / f"{file}.safetensors", chosen, quick)
-            row.append(
-                " / ".join(f"{statistics.fmean(found[str(n)]['accuracy']):.1f}" for n in counts)
-            )
+            found = in_process(folder / f"{file}.safetensors", chosen, {2: sets[2]})
+            row.append(f"{statistics.fmean(found['2']['accuracy']):.1f}")
+        row.append(f"{statistics.fmean(whole[label][2]):.1f}")
         rows.append(row)
         print(row, flush=True)
     note = (
-        "- Mean accuracies, N = " + " / ".join(map(str, counts)) + '. "As published": features '
-        "of each space's last tap, BatchNorm's gamma and beta mapped, statistics reset, gamma 0.1. "
-        "Each column adds its part to the one before: all taps of a space pooled; BatchNorm folded "
-        "before mapping; variance restored; linear operations fitted."
+        "- Mean over all pairs. \"As published\": features of each space's last tap, BatchNorm's "
+        "gamma and beta mapped, statistics reset, gamma 0.1. Each column adds its part to the one "
+        "before: all taps of a space pooled; BatchNorm folded before mapping; variance restored; "
+        "linear operations fitted (the default)."
     )
-    return table(["method", *STEPS], rows) + "\n\n" + note
+    return table(["method, N = 2", *STEPS, "regression"], rows) + "\n\n" + note
 
 
 def rebased(aligned: Aligned, onto: int) -> Aligned:
@@ -320,8 +320,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         times = collect(zoo, folder, given.seed)
-        text = main_table(zoo, folder, sets, given.quick)
-        text += "\n\n" + steps_table(folder, sets, given.quick)
+        text, best = main_table(zoo, folder, sets)
+        text += "\n\n" + steps_table(folder, sets, best)
         text += "\n\n" + modes_table(zoo, folder, sets, "variance")
     text += f"\n- Statistics of all {len(zoo.models)} networks, all pairs: {times['pooled']:.1f} s."
     text += "\n\nTaken on:\n" + surroundings("python benchmarks/paper.py")

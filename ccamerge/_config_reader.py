@@ -206,9 +206,7 @@ class _Reader(NodeReader):
             mode=self.choice(entry.get("mode"), f"{where}.mode", get_args(Mode), "reference"),
             ridge=self._ridge(entry["ridge"]) if "ridge" in entry else None,
             weights=weights,
-            repair=self.choice(
-                entry.get("repair"), f"{where}.repair", get_args(Repair), "variance"
-            ),
+            repair=self.choice(entry.get("repair"), f"{where}.repair", get_args(Repair), None),
             norm=self.choice(entry.get("norm"), f"{where}.norm", get_args(Norm), "fold"),
             seed=seed,
             **numbers,

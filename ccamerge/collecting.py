@@ -27,8 +27,11 @@ from ccamerge.tensorfile import load_tensors, save_tensors
 
 Pairs = Literal["reference", "all"]
 
-KEEP_SAMPLES = 2048
+KEEP_SAMPLES = 4096
 """Inputs kept for repair, whole batches, at most so many."""
+
+KEEP_BYTES = 256 << 20
+"""What they may take; of large inputs fewer are kept."""
 
 FOLDS = 2
 """Parts of the data whose moments are kept apart, so that one can judge maps found on the other."""
@@ -241,7 +244,7 @@ def collect(
         raise ValueError(message)
     every = given_spaces(found, models)
     result: Collected | None = None
-    reservoir = Reservoir(KEEP_SAMPLES, seed)
+    reservoir = Reservoir(KEEP_SAMPLES, KEEP_BYTES, seed)
     watched: list[_Watched] = []
     states: list[dict[str, Tensor]] = []
     bar = tqdm(data, desc="collect", unit="batch", disable=not progress)

@@ -100,7 +100,7 @@ def merge(
     reference: int = 0,
     weights: Weights | None = None,
     t: float | None = None,
-    repair: Repair = "variance",
+    repair: Repair | None = None,
     norm: Norm = "fold",
     moments: Collected | None = None,
     aligned: Aligned | None = None,
@@ -137,10 +137,11 @@ def merge(
         lists by patterns over the names of spaces, and of parameters that write none:
         ``{"layer3*": [1, 0]}`` keeps the first model's.
     t : merge between the reference (0) and the mean of the others (1), instead of equal weights
-    repair : "variance" restores each channel's mean and variance (REPAIR); "regression" fits each
-        linear operation to the mean of the aligned models' outputs, which takes longer and gives
-        better networks; "none" does neither. Both walk the network once over as many of the kept
-        inputs as fit into 2 GiB of activations of all networks; the report says how many.
+    repair : "regression" fits each linear operation to the aligned models' mean, on the kept
+        inputs; "variance" restores each channel's mean and variance (REPAIR), which takes less time
+        and gives lesser networks; "none" does neither. Default "regression", or "none" with
+        norm="paper". Both walk the network once over as many of the kept inputs as fit into 2 GiB
+        of activations of all networks; the report says how many.
     norm : "fold" folds BatchNorm into the operation before it and puts it back after; "paper" maps
         gamma and beta and resets the statistics, as the published code does
     moments : the ``moments`` of an earlier result or of `collect`: no data is read
@@ -163,6 +164,8 @@ def merge(
         If a space cannot be aligned with this ridge; the message names it and the cure.
     """
     models = same_architecture(models)
+    if repair is None:
+        repair = "regression" if norm == "fold" else "none"
     _check(repair, norm, mode, reference, len(models))
     check_regularisers(ridge, gamma)
     check_weights(weights, len(models))

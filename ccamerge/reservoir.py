@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -9,33 +10,43 @@ from torch import Tensor
 
 
 class Reservoir:
-    """A uniform sample of whole batches, at most ``limit`` inputs in all, but one batch at least.
+    """A uniform sample of whole batches: at most ``limit`` inputs, and ``most_bytes`` of memory.
 
     Each batch draws a number, and those with the smallest are kept as long as they fit: so the
-    bound holds whatever the sizes of the batches.
+    bounds hold whatever the sizes of the batches. One batch is kept at least.
     """
 
-    def __init__(self, limit: int, seed: int) -> None:
-        self._kept: list[tuple[float, int, list[Any]]] = []  # number, inputs, leaves; ascending
-        self._limit = limit
+    def __init__(self, limit: int, most_bytes: int, seed: int) -> None:
+        self._kept: list[_Batch] = []  # by ascending numbers
+        self._most = (limit, most_bytes)
         self._random = random.Random(seed)
 
     @property
     def batches(self) -> list[list[Any]]:
         """Leaves of the batches kept."""
-        return [leaves for _, _, leaves in self._kept]
+        return [batch.leaves for batch in self._kept]
 
     def offer(self, leaves: list[Any], size: int) -> None:
         """Show a batch of ``size`` inputs; if it is kept, a copy is."""
-        drawn = self._random.random()
-        ahead = sum(n for other, n, _ in self._kept if other < drawn)
-        if self._kept and drawn > self._kept[0][0] and ahead + size > self._limit:
+        taken = sum(x.nbytes for x in leaves if isinstance(x, Tensor))
+        batch = _Batch(self._random.random(), (size, taken), leaves)
+        ahead = [b for b in self._kept if b.drawn < batch.drawn]
+        if ahead and not self._fit([*ahead, batch]):
             return
-        self._kept.append((drawn, size, _copied(leaves)))
-        self._kept.sort(key=lambda item: item[0])
-        while len(self._kept) > 1 and sum(n for _, n, _ in self._kept) > self._limit:
+        copied = [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
+        behind = self._kept[len(ahead) :]
+        self._kept = [*ahead, dataclasses.replace(batch, leaves=copied), *behind]
+        while len(self._kept) > 1 and not self._fit(self._kept):
             self._kept.pop()
 
+    def _fit(self, batches: list[_Batch]) -> bool:
+        return all(sum(b.takes[i] for b in batches) <= self._most[i] for i in range(2))
 
-def _copied(leaves: list[Any]) -> list[Any]:
-    return [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """``drawn`` number, what it ``takes`` (inputs, bytes), and the inputs."""
+
+    drawn: float
+    takes: tuple[int, int]
+    leaves: list[Any]

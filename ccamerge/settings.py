@@ -27,7 +27,7 @@ class Settings:
     gamma: float | None = None
     weights: Sequence[float] | Mapping[str, Sequence[float]] | None = None
     t: float | None = None
-    repair: Repair = "variance"
+    repair: Repair | None = None
     norm: Norm = "fold"
     seed: int = 0
 

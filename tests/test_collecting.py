@@ -168,7 +168,7 @@ def test_the_size_does_not_depend_on_the_data() -> None:
 @pytest.mark.parametrize("sizes", [[256] * 30 + [100], [1] * 50 + [900] * 9, [3000, 10, 10], [7]])
 def test_the_reservoir_is_bounded_whatever_the_sizes(sizes: list[int]) -> None:
     for seed in range(20):
-        reservoir = Reservoir(1024, seed)
+        reservoir = Reservoir(1024, 1 << 40, seed)
         for size in sizes:
             reservoir.offer([torch.zeros(size)], size)
             held = [len(leaves[0]) for leaves in reservoir.batches]
@@ -176,11 +176,21 @@ def test_the_reservoir_is_bounded_whatever_the_sizes(sizes: list[int]) -> None:
             assert sum(held) <= 1024 or len(held) == 1
 
 
+def test_the_reservoir_is_bounded_in_bytes() -> None:
+    for seed in range(20):
+        reservoir = Reservoir(1024, 4 * 100, seed)
+        for size in (30, 70, 20, 500, 40):
+            reservoir.offer([torch.zeros(size), "no tensor"], size)
+            held = [len(leaves[0]) for leaves in reservoir.batches]
+            assert held
+            assert sum(held) <= 100 or len(held) == 1
+
+
 def test_the_reservoir_is_uniform() -> None:
     """4 of 12 batches: each in a third of 3,000 draws, within five standard deviations."""
     counts = np.zeros(12)
     for seed in range(3000):
-        reservoir = Reservoir(40, seed)
+        reservoir = Reservoir(40, 1 << 40, seed)
         for index in range(12):
             reservoir.offer([torch.full((10,), index)], 10)
         assert len(reservoir.batches) == 4

@@ -16,7 +16,9 @@ def report() -> Report:
     torch.manual_seed(0)
     models = [M.randomise(M.GroupedConv(), s) for s in range(3)]
     data = [torch.randn(16, 3, 8, 8) for _ in range(2)]
-    return ccamerge.merge(models, data, ridge=0.25, weights=[1, 2, 1], progress=False).report
+    return ccamerge.merge(
+        models, data, ridge=0.25, weights=[1, 2, 1], repair="variance", progress=False
+    ).report
 
 
 def test_settings_and_counts(report: Report) -> None:

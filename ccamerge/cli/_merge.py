@@ -58,7 +58,7 @@ configuration (YAML; paths are relative to the file):
     metric: accuracy                   # or cross_entropy, or a function "package.module:function"
   parameters:
     ridge: 0.01        # relative to the features' variance; or auto; or gamma, absolute
-    repair: variance   # or regression (better networks, more time), or none
+    repair: regression # or variance (less time, lesser networks), or none
     norm: fold         # or paper
     mode: reference    # or universe: align all models with each other
     seed: 0
