@@ -317,17 +317,24 @@ def main() -> None:
         return
     zoo = cases.zoo(CALIBRATION, test=TEST)
     sets = subsets(len(zoo.models), given.quick)
+    place = surroundings("python benchmarks/paper.py")
+
+    def finished(section: str, text: str) -> None:
+        text += "\n\nTaken on:\n" + place
+        print("\n" + text + "\n", flush=True)
+        if not given.quick:
+            record(section, text)
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         times = collect(zoo, folder, given.seed)
         text, best = main_table(zoo, folder, sets)
-        text += "\n\n" + steps_table(folder, sets, best)
-        text += "\n\n" + modes_table(zoo, folder, sets, "variance")
-    text += f"\n- Statistics of all {len(zoo.models)} networks, all pairs: {times['pooled']:.1f} s."
-    text += "\n\nTaken on:\n" + surroundings("python benchmarks/paper.py")
-    print("\n" + text + "\n", flush=True)
-    if not given.quick:
-        record("paper", text)
+        text += (
+            f"\n- Statistics of all {len(zoo.models)} networks, all pairs: {times['pooled']:.1f} s."
+        )
+        finished("paper", text)
+        finished("parts", steps_table(folder, sets, best))
+        finished("modes", modes_table(zoo, folder, sets, "variance"))
 
 
 if __name__ == "__main__":
