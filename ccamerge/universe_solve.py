@@ -41,6 +41,8 @@ class UniverseResult:
         whitening there are none
     rank : how many directions of every model are determined by the others; at most the least width
     spectral : whether the start was spectral, else the alignment with the first of the narrowest
+    converged : whether the last sweep added no more than the tolerance; else max_sweeps ended the
+        ascent
     """
 
     maps: list[Array]
@@ -49,6 +51,7 @@ class UniverseResult:
     conditions: list[float]
     rank: int
     spectral: bool
+    converged: bool
 
     @property
     def sweeps(self) -> int:

@@ -80,7 +80,8 @@ AscentResult ascend(const Blocks& blocks, std::vector<Matrix>& q, const AscentOp
     }
     out.objectives.push_back(reached);
     const double rise = reached - out.objectives[out.objectives.size() - 2];
-    if (!(rise > options.tolerance * std::abs(reached))) break;
+    out.converged = !(rise > options.tolerance * std::abs(reached));
+    if (out.converged) break;
     if (length == 1 && sweep + 1 >= kFirstEstimate) length = relaxation(out.objectives);
   }
   return out;

@@ -17,6 +17,7 @@ struct AscentOptions {
 struct AscentResult {
   std::vector<double> objectives;  // before the first and after each sweep; never falls
   int rank = 0;                    // the least of the last sweep's pulls
+  bool converged = false;          // else the sweeps ran out
 };
 
 // Raises sum over i < j of w_i w_j tr(q[i]^T K_ij q[j]) over q[i] (d_i, k) with orthonormal

@@ -135,6 +135,7 @@ UniverseSolution solve_one(const UniverseProblem& problem, const std::string& na
       ascend(given.blocks, q, {options.tolerance, options.sweeps, given.noise, !full});
   out.objectives = std::move(found.objectives);
   out.rank = found.rank;
+  out.converged = found.converged;
 
   const auto r = static_cast<std::size_t>(options.reference);
   out.maps.resize(q.size());

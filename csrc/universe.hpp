@@ -32,6 +32,7 @@ struct UniverseSolution {
   std::vector<double> conditions;  // of each regularised covariance; empty without whitening
   int rank = 0;                    // least rank of what the others want of a model
   bool spectral = false;           // else the start was an alignment with one model
+  bool converged = false;          // the last sweep added no more than the tolerance
 };
 
 // Every problem in parallel. With C_i = S_ii + gamma I = L_i L_i^T and K_ij = L_i^-1 S_ij L_j^-T,

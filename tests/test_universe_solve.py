@@ -229,6 +229,17 @@ def test_the_number_of_threads_changes_nothing() -> None:
                 np.testing.assert_array_equal(left, right)
 
 
+def test_says_when_the_sweeps_ran_out() -> None:
+    own, crosses = _moments(_features(4))
+    full = universe(own, crosses, ridge=0.01, tolerance=1e-9)
+    assert full.converged
+    for sweeps in (1, 3):
+        short = universe(own, crosses, ridge=0.01, tolerance=1e-14, max_sweeps=sweeps)
+        assert not short.converged
+        assert short.sweeps == sweeps
+        assert short.objectives[-1] <= full.objectives[-1]
+
+
 def test_a_batch_is_its_problems() -> None:
     problems = [_moments(_features(n, seed=n)) for n in (2, 3, 4)]
     batch = universe_batch(problems, ridge=0.1, weights=[None, [1, 2, 3], None])

@@ -101,6 +101,7 @@ def _solutions(
         details = {
             "objective": result.objectives[-1],
             "sweeps": result.sweeps,
+            "converged": "yes" if result.converged else "no: the sweeps ran out",
             "rank": result.rank,
             "start": "spectral" if result.spectral else "aligned with models[0]",
         }

@@ -156,7 +156,7 @@ py::list solve_universe_batch(const std::vector<UniverseArrays>& arrays,
   py::list out;
   for (auto& s : solutions) {
     out.append(py::make_tuple(list_of(std::move(s.maps)), list_of(std::move(s.inverses)),
-                              s.objectives, s.conditions, s.rank, s.spectral));
+                              s.objectives, s.conditions, s.rank, s.spectral, s.converged));
   }
   return out;
 }
