@@ -5,11 +5,10 @@
 #include <mutex>
 #include <vector>
 
+#include "block_table.hpp"
 #include "view.hpp"
 
 namespace ccamerge {
-
-enum class Pairs { none, reference, all };
 
 // Second moment of models row and column: (rows, columns) row-major, sum over samples of
 // (x_row - mean_row) (x_column - mean_column). Where row == column only the upper triangle counts.
@@ -23,13 +22,11 @@ class Moments {
  public:
   // dims: features of each model, all >= 1. Throws std::invalid_argument.
   Moments(std::vector<std::int64_t> dims, Pairs pairs, int reference);
+  explicit Moments(BlockTable table);
   Moments(const Moments& other);  // locks other
   Moments& operator=(const Moments&) = delete;
 
-  const std::vector<std::int64_t>& dims() const { return dims_; }
-  int models() const { return static_cast<int>(dims_.size()); }
-  Pairs pairs() const { return pairs_; }
-  int reference() const { return reference_; }
+  const BlockTable& table() const { return table_; }
 
   // Chan, Golub & LeVeque (1983): afterwards as if all of other's samples had been seen here too.
   void merge(const Moments& other);
@@ -41,12 +38,10 @@ class Moments {
   std::int64_t count() const;
   std::vector<double> mean(int model) const;                   // (d,)
   std::vector<double> shift(int model) const;                  // (d,)
-  bool has(int row, int column) const;                         // either order
   void covariance(int row, int column, double* out) const;     // (d_row, d_column) row-major
   void second_moment(int row, int column, double* out) const;  // the same, not divided
-  std::vector<std::pair<int, int>> block_pairs() const;
 
-  // Sets everything, for loading: means and shifts (models of (d,)), m2 in block_pairs() order.
+  // Sets everything, for loading: means and shifts (models of (d,)), m2 in the table's order.
   void restore(std::int64_t count, std::vector<std::vector<double>> means,
                std::vector<std::vector<double>> shifts, const std::vector<const double*>& m2);
 
@@ -54,13 +49,10 @@ class Moments {
   friend class Updater;
   friend class Rollback;
 
-  const Block* find(int row, int column) const;  // exact order; nullptr if not collected
-  void copy_block(int row, int column, double divisor, double* out) const;  // no lock
-  int check_model(int model) const;
+  // No lock.
+  void copy_block(BlockTable::Place place, double divisor, double* out) const;
 
-  std::vector<std::int64_t> dims_;
-  Pairs pairs_;
-  int reference_;
+  BlockTable table_;
   mutable std::mutex mutex_;
   std::int64_t count_ = 0;
   std::vector<std::vector<double>> means_;

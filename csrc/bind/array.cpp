@@ -12,41 +12,57 @@ namespace {
 
 py::type_error type_error(const std::string& message) { return py::type_error(message); }
 
+// Throws std::invalid_argument unless the array is where it should be. An emulated device has its
+// memory on the host.
+void check_place(const py::handle& array, const std::string& name, int device) {
+  const auto place = py::tuple(array.attr("__dlpack_device__")());
+  const int type = py::int_(place[0]).cast<int>(), id = py::int_(place[1]).cast<int>();
+#ifdef CCAMERGE_EMULATED
+  const bool host = true;
+#else
+  const bool host = device == kHost;
+#endif
+  if (host ? type == 1 || type == 3 : type == 2 && id == device) return;
+  if (host) {
+    throw std::invalid_argument(format_message(
+        name, " must be in CPU memory, got DLPack device type ", type, "; move them with .cpu()"));
+  }
+  throw std::invalid_argument(format_message(name, " must be on CUDA device ", device,
+                                             ", got DLPack device (", type, ", ", id, ")"));
+}
+
 // A newer protocol is asked for first: NumPy exports read-only arrays only with it. Producers of
-// the old protocol do not know the keyword.
-py::object export_capsule(const py::handle& array, std::size_t model) {
+// the old protocol do not know the keyword. On a device the stream is the producer's own, so that
+// there is nothing to wait for: -1 says so.
+py::object export_capsule(const py::handle& array, const std::string& name, int device) {
   if (!py::hasattr(array, "__dlpack__") || !py::hasattr(array, "__dlpack_device__")) {
-    throw type_error(format_message("features of model ", model,
-                                    " must be an array with __dlpack__ (NumPy, torch, ...), got ",
+    throw type_error(format_message(name, " must be an array with __dlpack__ (NumPy, torch, ...), ",
+                                    "got ",
                                     std::string(py::str(py::type::of(array).attr("__name__")))));
   }
-  const auto device = py::tuple(array.attr("__dlpack_device__")());
-  const int type = py::int_(device[0]).cast<int>();
-  if (type != 1 && type != 3) {
-    throw std::invalid_argument(format_message("features of model ", model,
-                                               " must be in CPU memory, got DLPack device type ",
-                                               type, "; move them with .cpu()"));
-  }
+  check_place(array, name, device);
   const py::object method = array.attr("__dlpack__");
+  py::dict keywords;
+#ifndef CCAMERGE_EMULATED
+  if (device != kHost) keywords["stream"] = -1;
+#endif
   try {
     try {
-      return method(py::arg("max_version") = py::make_tuple(1, 0));
+      return method(py::arg("max_version") = py::make_tuple(1, 0), **keywords);
     } catch (py::error_already_set& error) {
       if (!error.matches(PyExc_TypeError)) throw;
-      return method();
+      return method(**keywords);
     }
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_BufferError) && !error.matches(PyExc_TypeError)) throw;
     const std::string reason = py::str(error.value());
-    py::raise_from(
-        error, PyExc_TypeError,
-        format_message("features of model ", model, " cannot be read through DLPack: ", reason)
-            .c_str());
+    py::raise_from(error, PyExc_TypeError,
+                   format_message(name, " cannot be read through DLPack: ", reason).c_str());
     throw py::error_already_set();
   }
 }
 
-const DLTensor& tensor_in(const py::object& capsule, std::size_t model) {
+const DLTensor& tensor_in(const py::object& capsule, const std::string& name) {
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
     auto* managed = static_cast<DLManagedTensorVersioned*>(
         PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
@@ -55,11 +71,10 @@ const DLTensor& tensor_in(const py::object& capsule, std::size_t model) {
     return static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))
         ->dl_tensor;
   }
-  throw type_error(format_message("features of model ", model,
-                                  ": __dlpack__ returned no DLPack 0 or 1 capsule"));
+  throw type_error(name + ": __dlpack__ returned no DLPack 0 or 1 capsule");
 }
 
-DType dtype_of(const DLDataType& type, std::size_t model) {
+DType dtype_of(const DLDataType& type, const std::string& name) {
   if (type.lanes == 1 && type.code == 2) {
     if (type.bits == 16) return DType::float16;
     if (type.bits == 32) return DType::float32;
@@ -68,24 +83,24 @@ DType dtype_of(const DLDataType& type, std::size_t model) {
   if (type.lanes == 1 && type.code == 4 && type.bits == 16) return DType::bfloat16;
   static const char* const names[] = {"int",    "uint",    "float", "opaque",
                                       "bfloat", "complex", "bool"};
-  throw type_error(format_message("features of model ", model,
-                                  " must be float16, bfloat16, float32 or float64, got ",
+  throw type_error(format_message(name, " must be float16, bfloat16, float32 or float64, got ",
                                   type.code < 7 ? names[type.code] : "type", int{type.bits}));
 }
 
 }  // namespace
 
 BorrowedArray borrow_features(const py::handle& array, const std::vector<std::int64_t>& axes,
-                              std::size_t model) {
+                              std::size_t model, int device) {
+  const std::string name = format_message("features of model ", model);
   BorrowedArray result;
-  result.owner = export_capsule(array, model);
-  const DLTensor& tensor = tensor_in(result.owner, model);
+  result.owner = export_capsule(array, name, device);
+  const DLTensor& tensor = tensor_in(result.owner, name);
   FeatureView& view = result.view;
-  view.dtype = dtype_of(tensor.dtype, model);
+  view.dtype = dtype_of(tensor.dtype, name);
   view.data = static_cast<const std::byte*>(tensor.data) + tensor.byte_offset;
   if (tensor.ndim <= static_cast<int>(axes.size())) {
     throw std::invalid_argument(format_message(
-        "features of model ", model, " must have at least ",
+        name, " must have at least ",
         axes.size() == 1 ? "two axes (samples and features)"
                          : format_message(axes.size() + 1, " axes (samples and features)"),
         ", got ", tensor.ndim));

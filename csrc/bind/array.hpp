@@ -16,10 +16,14 @@ struct BorrowedArray {
   pybind11::object owner;
 };
 
+// Where arrays are to be: in CPU memory, or on the CUDA device of a number from 0 on.
+inline constexpr int kHost = -1;
+
 // Splits array, features of the given model, into feature axes, in the given order, and sample
 // axes. TypeError: no __dlpack__, or a dtype other than float16/32/64 and bfloat16. ValueError: not
-// on the CPU, no sample axis, an axis out of range or named twice.
+// where it should be, no sample axis, an axis out of range or named twice. Arrays on a device are
+// exported without synchronising with any stream.
 BorrowedArray borrow_features(const pybind11::handle& array, const std::vector<std::int64_t>& axes,
-                              std::size_t model);
+                              std::size_t model, int device);
 
 }  // namespace ccamerge::bind

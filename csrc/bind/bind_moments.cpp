@@ -7,33 +7,15 @@
 #include <optional>
 #include <string>
 
-#include "array.hpp"
 #include "errors.hpp"
 #include "kernels.hpp"
 #include "moments.hpp"
+#include "table.hpp"
 
 namespace py = pybind11;
 
 namespace ccamerge::bind {
 namespace {
-
-Pairs pairs_from(const std::string& name) {
-  if (name == "none") return Pairs::none;
-  if (name == "reference") return Pairs::reference;
-  if (name == "all") return Pairs::all;
-  throw std::invalid_argument("pairs must be \"reference\", \"all\" or \"none\", got \"" + name +
-                              "\"");
-}
-
-const char* name_of(Pairs pairs) {
-  return pairs == Pairs::none ? "none" : pairs == Pairs::reference ? "reference" : "all";
-}
-
-std::string text(const std::vector<std::int64_t>& shape) {
-  std::string out = "(";
-  for (std::size_t i = 0; i < shape.size(); ++i) out += (i ? ", " : "") + std::to_string(shape[i]);
-  return out + (shape.size() == 1 ? ",)" : ")");
-}
 
 using Mask = py::array_t<bool, py::array::c_style>;
 
@@ -41,37 +23,9 @@ using Mask = py::array_t<bool, py::array::c_style>;
 Update borrow_update(Moments& moments, const py::sequence& features,
                      const std::vector<std::int64_t>& axes, const std::optional<Mask>& mask,
                      std::vector<py::object>& owners) {
-  Update update{&moments, {}, nullptr};
-  if (features.size() != moments.dims().size()) {
-    throw std::invalid_argument(format_message("features must hold one array for each of ",
-                                               moments.dims().size(), " models, got ",
-                                               features.size()));
-  }
-  for (std::size_t i = 0; i < features.size(); ++i) {
-    BorrowedArray array = borrow_features(features[i], axes, i);
-    owners.push_back(std::move(array.owner));
-    if (array.view.features() != moments.dims()[i]) {
-      throw std::invalid_argument(format_message(
-          "features of model ", i, " must have ", moments.dims()[i], " features on ",
-          axes.size() == 1 ? "axis " + std::to_string(axes[0]) : "axes " + text(axes), ", got ",
-          array.view.features()));
-    }
-    update.features.push_back(std::move(array.view));
-    const auto& shape = update.features[i].sample_shape;
-    if (shape != update.features[0].sample_shape) {
-      throw std::invalid_argument(format_message(
-          "features of model ", i, " have sample axes ", text(shape), ", but model 0 has ",
-          text(update.features[0].sample_shape), "; all models must see the same samples"));
-    }
-  }
+  Update update{&moments, borrow_models(moments.table(), features, axes, kHost, owners), nullptr};
   if (mask) {
-    const std::vector<std::int64_t> shape(mask->shape(), mask->shape() + mask->ndim());
-    const std::int64_t samples = update.features[0].samples();
-    if (shape != update.features[0].sample_shape && shape != std::vector<std::int64_t>{samples}) {
-      throw std::invalid_argument("mask must have the sample axes' shape " +
-                                  text(update.features[0].sample_shape) + " or be flat (" +
-                                  std::to_string(samples) + ",), got " + text(shape));
-    }
+    check_mask({mask->shape(), mask->shape() + mask->ndim()}, update.features[0]);
     update.mask = reinterpret_cast<const std::uint8_t*>(mask->data());
   }
   return update;
@@ -81,7 +35,7 @@ using Item = std::pair<Moments*, py::sequence>;
 
 void update_many(const std::vector<Item>& items, const std::vector<std::int64_t>& axes,
                  const std::optional<Mask>& mask) {
-  if (axes.empty()) throw std::invalid_argument("axis must name at least one axis, got none");
+  check_axes(axes);
   std::vector<py::object> owners;
   std::vector<Update> updates;
   for (std::size_t i = 0; i < items.size(); ++i) {
@@ -95,57 +49,21 @@ void update_many(const std::vector<Item>& items, const std::vector<std::int64_t>
   without_gil([&] { update(updates); });
 }
 
-using Array = py::array_t<double, py::array::c_style | py::array::forcecast>;
-
-Array vector_array(const std::vector<double>& values) {
-  return Array(static_cast<py::ssize_t>(values.size()), values.data());
-}
-
 template <class Fill>
 Array matrix_array(const Moments& moments, int row, int column, Fill&& fill) {
-  for (const int model : {row, column}) {
-    if (model < 0 || model >= moments.models()) {
-      throw std::invalid_argument(
-          format_message("model index must be from 0 to ", moments.models() - 1, ", got ", model));
-    }
-  }
-  Array out({moments.dims()[row], moments.dims()[column]});
+  const BlockTable& table = moments.table();
+  Array out({table.dim(table.check_model(row)), table.dim(table.check_model(column))});
   double* const data = out.mutable_data();
   without_gil([&] { fill(data); });
   return out;
 }
 
-std::vector<double> checked_vector(const Array& array, std::int64_t size, const std::string& name) {
-  if (array.ndim() != 1 || array.shape(0) != size) {
-    throw std::invalid_argument(name + " must have shape (" + std::to_string(size) + ",)");
-  }
-  return {array.data(), array.data() + size};
-}
-
 void restore(Moments& moments, std::int64_t count, const std::vector<Array>& means,
              const std::vector<Array>& shifts, const std::vector<Array>& blocks) {
-  const auto pairs = moments.block_pairs();
-  const std::size_t models = moments.dims().size();
-  if (count < 0) throw std::invalid_argument("count must not be negative");
-  if (means.size() != models || shifts.size() != models || blocks.size() != pairs.size()) {
-    throw std::invalid_argument("state does not fit these moments");
-  }
-  std::vector<std::vector<double>> mean, shift;
-  for (std::size_t i = 0; i < models; ++i) {
-    mean.push_back(checked_vector(means[i], moments.dims()[i], "mean." + std::to_string(i)));
-    shift.push_back(checked_vector(shifts[i], moments.dims()[i], "shift." + std::to_string(i)));
-  }
-  std::vector<const double*> m2;
-  for (std::size_t b = 0; b < blocks.size(); ++b) {
-    const std::int64_t rows = moments.dims()[pairs[b].first],
-                       columns = moments.dims()[pairs[b].second];
-    if (blocks[b].ndim() != 2 || blocks[b].shape(0) != rows || blocks[b].shape(1) != columns) {
-      throw std::invalid_argument(format_message("m2.", pairs[b].first, ".", pairs[b].second,
-                                                 " must have shape (", rows, ", ", columns, ")"));
-    }
-    m2.push_back(blocks[b].data());
-  }
-  without_gil([&] { moments.restore(count, std::move(mean), std::move(shift), m2); });
+  State state = checked_state(moments.table(), count, means, shifts, blocks);
+  without_gil([&] {
+    moments.restore(state.count, std::move(state.means), std::move(state.shifts), state.m2);
+  });
 }
 
 std::vector<std::string> available_kernels() {
@@ -157,16 +75,13 @@ std::vector<std::string> available_kernels() {
 }  // namespace
 
 void register_moments(py::module_& m) {
-  py::class_<Moments>(m, "Moments", "Streamed count, means and second moments of models' features.")
-      .def(py::init([](std::vector<std::int64_t> dims, const std::string& pairs, int reference) {
-             return std::make_unique<Moments>(std::move(dims), pairs_from(pairs), reference);
-           }),
-           py::arg("dims"), py::arg("pairs"), py::arg("reference"))
-      .def_property_readonly("dims", &Moments::dims, "Features of each model.")
-      .def_property_readonly(
-          "pairs", [](const Moments& self) { return name_of(self.pairs()); },
-          "Which cross blocks are collected.")
-      .def_property_readonly("reference", &Moments::reference, "The reference model's index.")
+  py::class_<Moments> cls(m, "Moments",
+                          "Streamed count, means and second moments of models' features.");
+  register_table(cls);
+  cls.def(py::init([](std::vector<std::int64_t> dims, const std::string& pairs, int reference) {
+            return std::make_unique<Moments>(std::move(dims), pairs_from(pairs), reference);
+          }),
+          py::arg("dims"), py::arg("pairs"), py::arg("reference"))
       .def(
           "count", [](const Moments& self) { return without_gil([&] { return self.count(); }); },
           "Samples seen.")
@@ -196,9 +111,6 @@ void register_moments(py::module_& m) {
                                 [&](double* out) { self.second_moment(row, column, out); });
           },
           py::arg("row"), py::arg("column"), "Centred second moment, not divided.")
-      .def("has", &Moments::has, py::arg("row"), py::arg("column"),
-           "Whether the block is collected.")
-      .def("block_pairs", &Moments::block_pairs, "The collected blocks, (row, column).")
       .def(
           "merge",
           [](Moments& self, const Moments& other) { without_gil([&] { self.merge(other); }); },

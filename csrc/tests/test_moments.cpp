@@ -122,7 +122,7 @@ void check_all(const Moments& moments, const std::vector<Features>& xs) {
   EXPECT(moments.count() == xs[0].view.samples());
   for (int i = 0; i < moments.models(); ++i) {
     for (int j = 0; j < moments.models(); ++j) {
-      const std::int64_t rows = moments.dims()[i], columns = moments.dims()[j];
+      const std::int64_t rows = moments.table().dims()[i], columns = moments.table().dims()[j];
       std::vector<double> got(static_cast<std::size_t>(rows * columns));
       moments.covariance(i, j, got.data());
       double worst = 0;
