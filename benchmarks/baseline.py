@@ -94,7 +94,7 @@ def collect_maps(batches: Iterable[Sequence[Tensor]]) -> Tensor:
 
 def pair_maps(sxx: Tensor, syy: Tensor, sxy: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """Return the map ``(q, p)`` from Y's features to X's and its inverse ``(p, q)``; three SVDs."""
-    eye = torch.eye(len(sxx), dtype=sxx.dtype)
+    eye = torch.eye(len(sxx), dtype=sxx.dtype, device=sxx.device)
     sxx, syy = sxx + gamma * eye, syy + gamma * eye
     u, s, v = torch.svd(sxx)
     x_root, x_inverse_root = (u @ torch.diag(s**e) @ v.T for e in (0.5, -0.5))
@@ -107,7 +107,7 @@ def pair_maps(sxx: Tensor, syy: Tensor, sxy: Tensor, gamma: float) -> tuple[Tens
 def all_maps(covariance: Tensor, models: int, gamma: float) -> list[tuple[Tensor, Tensor]]:
     """Map and inverse of every model to the first, from the covariance of stacked features."""
     d = len(covariance) // models
-    found = [(torch.eye(d), torch.eye(d))]
+    found = [(torch.eye(d, device=covariance.device),) * 2]
     for i in range(1, models):
         mine = slice(i * d, (i + 1) * d)
         sxx, sxy = covariance[:d, :d], covariance[:d, mine]
@@ -120,13 +120,14 @@ class FeatureNode:
     """A place of the network whose features are matched.
 
     ``at`` is the module whose input (or output, for ``after``) is the feature map; ``writers`` are
-    the (convolution, BatchNorm) pairs that end there, ``readers`` the layers that start there.
+    the (convolution, BatchNorm) pairs that end there, ``readers`` the layers that start there. A
+    convolution without a BatchNorm has a bias.
     """
 
     name: str
     at: str
     after: bool
-    writers: tuple[tuple[str, str], ...]
+    writers: tuple[tuple[str, str | None], ...]
     readers: tuple[str, ...]
 
 
@@ -207,6 +208,10 @@ def transform(model: nn.Module, node: FeatureNode, forward: Tensor, inverse: Ten
     for convolution, norm in node.writers:
         weight = modules[convolution].weight
         weight.data = torch.einsum("UO,OIHW->UIHW", merge, weight)
+        if norm is None:
+            bias = modules[convolution].bias
+            bias.data = merge @ bias
+            continue
         for name in ("weight", "bias", "running_mean", "running_var"):
             parameter = getattr(modules[norm], name)
             parameter.data = merge @ parameter
@@ -227,11 +232,13 @@ def average(models: Sequence[nn.Module]) -> nn.Module:
 
 
 def reset_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Estimate BatchNorm statistics afresh by a pass in training mode."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None
-            module.reset_running_stats()
+    """Estimate BatchNorm statistics, if there are any, afresh by a pass in training mode."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+        norm.reset_running_stats()
+    if not norms:
+        return
     model.train()
     with torch.no_grad():
         for x in batches:
@@ -239,18 +246,20 @@ def reset_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     model.eval()
 
 
-def merge_resnet20(
+def merge(
     models: Sequence[nn.Module],
+    nodes: Sequence[FeatureNode],
     batches: Sequence[Tensor],
     gamma: float = GAMMA,
     *,
     reset_bases: bool = False,
 ) -> nn.Module:
-    """Merge as published, from the models to the reset statistics.
+    """Merge as published, from the models to the reset statistics, wherever their parameters are.
 
     Parameters
     ----------
-    models : of ``ccamerge.demo.networks.ResNet20``'s layout; not modified
+    models : of one architecture; not modified
+    nodes : places where features are matched
     batches : images ``(B, 3, 32, 32)``, gone through once for the features and once for the reset
     gamma : absolute regulariser
     reset_bases : reset the base models' statistics first, as the published scripts do
@@ -260,7 +269,6 @@ def merge_resnet20(
         if reset_bases:
             for model in models:
                 reset_statistics(model, batches)
-        nodes = resnet20_nodes()
         covariances = collect(models, nodes, batches)
         maps = {name: all_maps(c, len(models), gamma) for name, c in covariances.items()}
         for node in nodes:
@@ -269,3 +277,14 @@ def merge_resnet20(
         merged = average(models)
         reset_statistics(merged, batches)
     return merged
+
+
+def merge_resnet20(
+    models: Sequence[nn.Module],
+    batches: Sequence[Tensor],
+    gamma: float = GAMMA,
+    *,
+    reset_bases: bool = False,
+) -> nn.Module:
+    """`merge` of networks of ``ccamerge.demo.networks.ResNet20``'s layout."""
+    return merge(models, resnet20_nodes(), batches, gamma, reset_bases=reset_bases)

@@ -33,13 +33,17 @@ SHARED = Path(
 """Checkpoints and CIFAR-10, beside the repository."""
 
 
-def feature_maps(models: int, shape: Sequence[int], seed: int = 0) -> list[Tensor]:
+def feature_maps(
+    models: int, shape: Sequence[int], seed: int = 0, device: torch.device | str = "cpu"
+) -> list[Tensor]:
     """Rectified, correlated feature maps ``(B, C, H, W)`` of several models, float32."""
-    generator = torch.Generator().manual_seed(seed)
-    shared = torch.empty(*shape).normal_(generator=generator)
-    return [
-        torch.empty(*shape).normal_(generator=generator).add_(shared).relu_() for _ in range(models)
-    ]
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal() -> Tensor:
+        return torch.empty(*shape, device=device).normal_(generator=generator)
+
+    shared = normal()
+    return [normal().add_(shared).relu_() for _ in range(models)]
 
 
 def moment_flops(models: int, shape: Sequence[int]) -> float:

@@ -45,21 +45,29 @@ def seconds(value: float) -> str:
 
 def surroundings(command: str) -> str:
     """Say on what, with what and how the figures were taken."""
-    cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     lines = [
         (
-            f"- {cpu[1] if cpu else platform.processor()}, {len_cores()} cores; "
+            f"- {processor()}, {len_cores()} cores; "
             f"{cases.THREADS} threads for both sides; {platform.platform(terse=True)}"
         ),
-        (
-            f"- Python {platform.python_version()}, torch {torch.__version__}, "
-            f"NumPy {np.__version__} ({blas.get('name')}), "
-            f"SciPy {scipy.__version__}, ccamerge {ccamerge.__version__}"
-        ),
+        f"- {versions()}",
         f"- `{command}`",
     ]
     return "\n".join(lines)
+
+
+def processor() -> str:
+    cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return cpu[1] if cpu else platform.processor()
+
+
+def versions() -> str:
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return (
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"NumPy {np.__version__} ({blas.get('name')}), "
+        f"SciPy {scipy.__version__}, ccamerge {ccamerge.__version__}"
+    )
 
 
 def len_cores() -> int:
