@@ -2,31 +2,35 @@
 
 ``update`` reads the features where they lie, in any layout; ``merge`` adds what another process or
 run has seen. Everything is kept in float64 and centred, by the pairwise formula of Chan, Golub &
-LeVeque (1983), so a mean a million times the standard deviation does no harm.
+LeVeque (1983), so a mean a million times the standard deviation does no harm. On a CUDA device it
+all stays in the device's memory, and an update waits for nothing.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, SupportsIndex, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from ccamerge import _core
+from ccamerge._moments_state import PAIRS, entry, load_state, save_state
+from ccamerge.device import Device, resolve
+from ccamerge.updating import update_many
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Literal, TypeAlias
+    from typing import TypeAlias
 
     import numpy.typing as npt
+    from torch import Tensor
+
+    from ccamerge._moments_state import Pairs
+    from ccamerge.device import DeviceLike
 
     FloatArray: TypeAlias = npt.NDArray[np.float64]
-    Pairs: TypeAlias = Literal["reference", "all", "none"]
 
 __all__ = ["Moments", "update_many"]
-
-_FORMAT = "ccamerge.moments"
-_VERSION = 1
 
 
 class Moments:
@@ -41,16 +45,23 @@ class Moments:
         other model, those of all pairs, or none.
     reference : int
         Index of the reference model.
+    device : optional
+        "cpu" (default), "cuda", "cuda:N", or "auto" for CUDA where it is usable: where features
+        are and moments stay.
 
     Raises
     ------
     ValueError
         For no models, a dimension below 1, an unknown ``pairs`` or an index out of range.
+    RuntimeError
+        If the device cannot be used, or has too little memory.
 
     Notes
     -----
-    Memory is 8 bytes for each element of each block, ``d_i * d_j``. Calls from several threads are
-    safe; those that change the same object wait for each other.
+    Memory is 8 bytes for each element of each block, ``d_i * d_j``; on a device it is torch's.
+    Calls from several threads are safe; those that change the same object wait for each other. On
+    a device work is put on the current stream of torch (of CuPy, for its arrays); who uses several
+    streams has to order them, as for any tensor. Copies by pickle come back on the CPU.
 
     References
     ----------
@@ -58,14 +69,39 @@ class Moments:
     American Statistician 37 (1983).
     """
 
-    __slots__ = ("_native",)
+    __slots__ = ("_device", "_native", "_unchecked")
 
     def __init__(
-        self, dims: Sequence[int], *, pairs: Pairs = "reference", reference: int = 0
+        self,
+        dims: Sequence[int],
+        *,
+        pairs: Pairs = "reference",
+        reference: int = 0,
+        device: DeviceLike | None = None,
     ) -> None:
-        self._native: _core.Moments = _core.Moments(
-            [int(d) for d in dims], pairs=pairs, reference=int(reference)
-        )
+        where = resolve(device)
+        sizes = [int(d) for d in dims]
+        if where is None:
+            self._take(_core.Moments(sizes, pairs=pairs, reference=int(reference)), None)
+        else:
+            from ccamerge import _cuda
+
+            made = _cuda.Moments(sizes, pairs, int(reference), where.allocate, where.index)
+            self._take(made, where)
+
+    def _take(self, native: Any, device: Device | None) -> None:
+        self._native = native  # _core's or _cuda's, whose calls differ by the stream at their end
+        self._device = device
+        self._unchecked = False  # whether an update may have met a value that is not finite
+
+    def _stream(self) -> tuple[int] | tuple[()]:
+        """What native calls that touch memory take last: on a device the current stream."""
+        return () if self._device is None else (self._device.stream(),)
+
+    @property
+    def device(self) -> str:
+        """Where the moments are: "cpu" or "cuda:N"."""
+        return "cpu" if self._device is None else str(self._device)
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -84,11 +120,16 @@ class Moments:
 
     @property
     def count(self) -> int:
-        """Samples seen so far."""
-        return int(self._native.count())
+        """Samples seen so far; on a device this waits for them, as `check` does."""
+        return int(self._native.count(*self._stream()))
 
     def update(
-        self, features: Sequence[Any], *, axis: int | Sequence[int] = -1, mask: Any = None
+        self,
+        features: Sequence[Any],
+        *,
+        axis: int | Sequence[int] = -1,
+        mask: Any = None,
+        label: str = "",
     ) -> None:
         """Add samples.
 
@@ -96,21 +137,26 @@ class Moments:
         ----------
         features : sequence of N arrays
             One for each model, of equal shape but for the feature axes, which have ``d_i`` entries;
-            float16, bfloat16, float32 or float64; NumPy, torch or anything with ``__dlpack__`` in
-            CPU memory, with any strides. They are read in place and not changed.
+            float16, bfloat16, float32 or float64; NumPy, torch, CuPy or anything with
+            ``__dlpack__`` in the memory of the moments' device, with any strides. They are read in
+            place and not changed.
         axis : int or tuple of int
             The feature axis: -1 for ``(n, C)`` and ``(B, T, C)``, 1 for ``(B, C, H, W)``. Several,
             as for the patches that a convolution reads, make features in row-major order of the
             axes as they are listed.
         mask : bool array, optional
             True for the samples to use, in the shape of the features without the feature axes, or
-            flat. Values of other samples do not matter, NaN included.
+            flat. Values of other samples do not matter, NaN included. A mask in CPU memory is
+            copied to the device.
+        label : str, optional
+            What messages about features that are not finite begin with.
 
         Raises
         ------
         ValueError
-            For shapes that do not fit, arrays not in CPU memory, or features that are not finite;
-            the message names the model. The moments are then as they were.
+            For shapes that do not fit, arrays in other memory than the moments', or features that
+            are not finite; the message names the model. The moments are then as they were. On a
+            device, values are not known without waiting: see `check`.
         TypeError
             For something that is not an array or of another dtype.
 
@@ -119,12 +165,29 @@ class Moments:
         Products are formed in float32 over at most 256 centred samples (in float64 throughout if
         any model's features are float64) and added in float64. The result does not depend on the
         number of threads. An interrupt (Ctrl-C) leaves the moments as they were or is answered
-        when the update is complete.
+        when the update is complete. On a device the call returns when the work is put on the
+        stream; features may be freed or overwritten there at once.
         """
-        update_many([(self, features)], axis=axis, mask=mask)
+        update_many([(self, features)], axis=axis, mask=mask, label=label)
+
+    def check(self) -> None:
+        """Wait for all updates; on the CPU there is nothing to wait for.
+
+        Raises
+        ------
+        ValueError
+            If an update met a value that is not finite: the message names the model and the
+            feature, and begins with the update's ``label``. That update and those after it changed
+            nothing; the moments are those of before, and can be used.
+        """
+        if self._unchecked:
+            self._unchecked = False
+            self._native.check(*self._stream())
 
     def merge(self, other: Moments) -> None:
         """Add the samples that ``other`` has seen, as if they had been seen here.
+
+        Moments on another device are copied over first.
 
         Raises
         ------
@@ -134,12 +197,30 @@ class Moments:
         if not isinstance(other, Moments):
             msg = f"other must be Moments, got {type(other).__name__}"
             raise TypeError(msg)
-        self._native.merge(other._native)
+        other = other.to(self._device)
+        other.check()
+        self._native.merge(other._native, *self._stream())
+
+    def to(self, device: DeviceLike | None) -> Moments:
+        """These moments if they are on the device, else a copy there."""
+        where = resolve(device)
+        return self if where == self._device else Moments.from_state(self.state_dict(), where)
 
     def mean(self, i: int) -> FloatArray:
         """Mean of model ``i``'s features, ``(d_i,)``; ValueError before the first sample."""
-        mean: FloatArray = self._native.mean(i)
+        mean: FloatArray = self._native.mean(i, *self._stream())
         return mean
+
+    def mean_tensor(self, i: int) -> Tensor:
+        """As `mean`, as a float64 tensor where the moments are."""
+        import torch
+
+        if self._device is None:
+            return torch.from_numpy(self.mean(i))
+        self.check()
+        out = torch.empty(self.dims[i], dtype=torch.float64, device=self._device.memory)
+        self._native.mean_into(i, out, *self._stream())
+        return out
 
     def cov(self, i: int, j: int | None = None) -> FloatArray:
         """Covariance of the features of models ``i`` and ``j`` (``i`` itself by default).
@@ -154,8 +235,24 @@ class Moments:
         ValueError
             Before the first sample, for an index out of range, or if the block was not collected.
         """
-        cov: FloatArray = self._native.covariance(i, i if j is None else j)
+        cov: FloatArray = self._native.covariance(i, i if j is None else j, *self._stream())
         return cov
+
+    def cov_tensor(self, i: int, j: int | None = None) -> Tensor:
+        """As `cov`, as a float64 tensor where the moments are.
+
+        On a device only the first call after an update waits, for `check`.
+        """
+        import torch
+
+        j = i if j is None else j
+        if self._device is None:
+            return torch.from_numpy(self.cov(i, j))
+        self.check()
+        shape = (self.dims[i], self.dims[j])
+        out = torch.empty(shape, dtype=torch.float64, device=self._device.memory)
+        self._native.covariance_into(i, j, out, *self._stream())
+        return out
 
     def subset(self, models: Sequence[int], reference: int | None = None) -> Moments:
         """Moments of some of the models, in the given order.
@@ -176,8 +273,10 @@ class Moments:
         chosen = [int(i) for i in models]
         if reference is None:
             reference = chosen.index(self.reference) if self.reference in chosen else 0
+        self.check()
         subset = object.__new__(Moments)
-        subset._native = self._native.subset(chosen, pairs=self.pairs, reference=reference)
+        native = self._native.subset(chosen, self.pairs, reference, *self._stream())
+        subset._take(native, self._device)
         return subset
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
@@ -189,37 +288,42 @@ class Moments:
             ``dims`` (N,), ``pairs`` (its index in "none", "reference", "all"), ``reference`` and
             ``count``, int64; ``mean.i`` and ``shift.i`` (d_i,), ``m2.i.j`` (d_i, d_j), float64.
         """
-        native = self._native
+        native, stream, count = self._native, self._stream(), self.count
         state: dict[str, npt.NDArray[Any]] = {
             "dims": np.array(self.dims, dtype=np.int64),
-            "pairs": np.array(_PAIRS.index(self.pairs), dtype=np.int64),
+            "pairs": np.array(PAIRS.index(self.pairs), dtype=np.int64),
             "reference": np.array(self.reference, dtype=np.int64),
-            "count": np.array(self.count, dtype=np.int64),
+            "count": np.array(count, dtype=np.int64),
         }
         for i in range(len(self.dims)):
-            state[f"mean.{i}"] = native.mean(i) if self.count else np.zeros(self.dims[i])
-            state[f"shift.{i}"] = native.shift(i)
+            state[f"mean.{i}"] = native.mean(i, *stream) if count else np.zeros(self.dims[i])
+            state[f"shift.{i}"] = native.shift(i, *stream)
         for i, j in native.block_pairs():
-            state[f"m2.{i}.{j}"] = native.second_moment(i, j)
+            state[f"m2.{i}.{j}"] = native.second_moment(i, j, *stream)
         return state
 
     @classmethod
-    def from_state(cls, state: Mapping[str, npt.NDArray[Any]]) -> Moments:
-        """Moments from what ``state_dict`` returned.
+    def from_state(
+        cls, state: Mapping[str, npt.NDArray[Any]], device: DeviceLike | None = None
+    ) -> Moments:
+        """Moments from what ``state_dict`` returned, on a device (default: the CPU).
 
         Raises
         ------
         ValueError
             If entries are missing, unknown, of a wrong shape or dtype, or not finite.
         """
-        dims = [int(d) for d in _entry(state, "dims", np.int64, 1)]
-        pairs = int(_entry(state, "pairs", np.int64, 0))
-        count = int(_entry(state, "count", np.int64, 0))
-        if not 0 <= pairs < len(_PAIRS):
-            msg = f"pairs must be from 0 to {len(_PAIRS) - 1}, got {pairs}"
+        dims = [int(d) for d in entry(state, "dims", np.int64, 1)]
+        pairs = int(entry(state, "pairs", np.int64, 0))
+        count = int(entry(state, "count", np.int64, 0))
+        if not 0 <= pairs < len(PAIRS):
+            msg = f"pairs must be from 0 to {len(PAIRS) - 1}, got {pairs}"
             raise ValueError(msg)
         moments = cls(
-            dims, pairs=_PAIRS[pairs], reference=int(_entry(state, "reference", np.int64, 0))
+            dims,
+            pairs=PAIRS[pairs],
+            reference=int(entry(state, "reference", np.int64, 0)),
+            device=device,
         )
         models = range(len(dims))
         names = [f"m2.{i}.{j}" for i, j in moments._native.block_pairs()]
@@ -230,21 +334,20 @@ class Moments:
             raise ValueError(msg)
         moments._native.restore(
             count,
-            [_entry(state, f"mean.{i}", np.float64, 1) for i in models],
-            [_entry(state, f"shift.{i}", np.float64, 1) for i in models],
-            [_entry(state, name, np.float64, 2) for name in names],
+            [entry(state, f"mean.{i}", np.float64, 1) for i in models],
+            [entry(state, f"shift.{i}", np.float64, 1) for i in models],
+            [entry(state, name, np.float64, 2) for name in names],
+            *moments._stream(),
         )
         return moments
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, beside ``path`` first and then renamed into place."""
-        from ccamerge.tensorfile import save_tensors  # imports torch: only where it is needed
-
-        save_tensors(path, self.state_dict(), {"format": _FORMAT, "version": str(_VERSION)})
+        save_state(path, self.state_dict())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Moments:
-        """Read what ``save`` wrote.
+    def load(cls, path: str | os.PathLike[str], device: DeviceLike | None = None) -> Moments:
+        """Read what ``save`` wrote, onto a device (default: the CPU).
 
         Raises
         ------
@@ -252,17 +355,9 @@ class Moments:
             For a damaged, foreign or newer file, naming it.
         FileNotFoundError if there is none.
         """
-        from ccamerge.tensorfile import load_tensors
-
-        tensors, meta = load_tensors(path)
+        state = load_state(path)
         try:
-            if meta.get("format") != _FORMAT:
-                msg = "not written by ccamerge.Moments.save"
-                raise ValueError(msg)
-            if meta.get("version") != str(_VERSION):
-                msg = f"version {meta.get('version')!r}, but this ccamerge reads {_VERSION}"
-                raise ValueError(msg)
-            return cls.from_state({key: tensor.numpy() for key, tensor in tensors.items()})
+            return cls.from_state(state, device)
         except (ValueError, KeyError, TypeError) as error:
             msg = f"cannot load moments from {os.fspath(path)!r}: {error}"
             raise ValueError(msg) from error
@@ -271,72 +366,14 @@ class Moments:
         return self.state_dict()
 
     def __setstate__(self, state: dict[str, npt.NDArray[Any]]) -> None:
-        self._native = Moments.from_state(state)._native
+        self._take(Moments.from_state(state)._native, None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Moments:
+        return self.subset(range(len(self.dims)), self.reference)
 
     def __repr__(self) -> str:
         return (
             f"Moments(dims={list(self.dims)}, pairs={self.pairs!r}, "
-            f"reference={self.reference}, count={self.count})"
+            f"reference={self.reference}, count={self.count}"
+            f"{'' if self._device is None else f', device={self.device!r}'})"
         )
-
-
-def update_many(
-    updates: Sequence[tuple[Moments, Sequence[Any]]],
-    *,
-    axis: int | Sequence[int] = 1,
-    mask: Any = None,
-) -> None:
-    """Update many moments in one native call, all or nothing.
-
-    Parameters
-    ----------
-    updates : sequence of (Moments, features)
-        As for ``Moments.update``; each with its own sample shape.
-    axis, mask
-        As for ``Moments.update``, the same for all.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As ``Moments.update``; every accumulator is then as it was.
-    """
-    items = [
-        (moments._native, [_readable(array) for array in features]) for moments, features in updates
-    ]
-    if mask is not None:
-        mask = np.ascontiguousarray(mask)
-        if mask.dtype != np.bool_:
-            msg = f"mask must be bool, got {mask.dtype}"
-            raise TypeError(msg)
-    axes = [axis] if isinstance(axis, SupportsIndex) else list(axis)
-    _core.update_many(items, axes=axes, mask=mask)
-
-
-_PAIRS: tuple[Pairs, Pairs, Pairs] = ("none", "reference", "all")
-
-
-def _readable(array: Any) -> Any:
-    """Strip what torch refuses to export: gradient history and a pending negation."""
-    if getattr(array, "requires_grad", False):
-        array = array.detach()
-    is_negated = getattr(array, "is_neg", None)
-    if is_negated is not None and is_negated():
-        array = array.resolve_neg()
-    return array
-
-
-def _entry(state: Mapping[str, npt.NDArray[Any]], name: str, dtype: Any, ndim: int) -> Any:
-    if name not in state:
-        msg = f"entry {name!r} is missing"
-        raise ValueError(msg)
-    array = np.asarray(state[name])
-    if array.dtype != dtype or array.ndim != ndim:
-        msg = (
-            f"entry {name!r} must be {np.dtype(dtype)} with {ndim} axes, "
-            f"got {array.dtype} with {array.ndim}"
-        )
-        raise ValueError(msg)
-    if dtype is np.float64 and not np.isfinite(array).all():
-        msg = f"entry {name!r} is not finite"
-        raise ValueError(msg)
-    return array

@@ -1,0 +1,285 @@
+"""Where the library computes: on the CPU, or on a CUDA device in torch's memory and on its streams.
+
+A `Device` is the second of these; the CPU is None. Nothing of CUDA is touched before somebody asks
+for a device, or for the reason why there is none: starting CUDA would break later forks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import importlib.util
+import math
+import re
+import sys
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from typing import TypeAlias
+
+    import torch
+    from torch import Tensor
+
+    DeviceLike: TypeAlias = "str | int | torch.device | Device"
+
+__all__ = ["Device", "array_device", "memory_of", "obstacle", "resolve"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A CUDA device by its index, as torch counts them; ``str`` gives torch's name for it.
+
+    An emulated device (a build for tests) has the CPU's memory and no streams. That is known here
+    and nowhere else in the package.
+    """
+
+    index: int = 0
+
+    def __str__(self) -> str:
+        return f"cuda:{self.index}"
+
+    @property
+    def memory(self) -> torch.device:
+        """The torch device whose tensors the backend reads and makes."""
+        import torch
+
+        return torch.device("cpu") if _emulated() else torch.device("cuda", self.index)
+
+    @property
+    def title(self) -> str:
+        """The device for people: its name and that of the hardware."""
+        from ccamerge import _cuda
+
+        return f"{self} ({_cuda.devices()[self.index].name})"
+
+    def stream(self) -> int:
+        """The address of torch's current stream on this device."""
+        if _emulated():
+            return 0
+        import torch
+
+        return int(torch.cuda.current_stream(self.index).cuda_stream)
+
+    def side_stream(self) -> torch.cuda.Stream | None:
+        """A stream beside the current one; None where work is done as soon as it is asked for."""
+        if _emulated():
+            return None
+        import torch
+
+        return torch.cuda.Stream(self.index)
+
+    def queue(self, arrays: Iterable[Any]) -> AbstractContextManager[int]:
+        """The stream on which the producer of some arrays works, current while the context lasts.
+
+        Torch's current stream, or CuPy's if the arrays are CuPy's: so there is nothing to wait for.
+
+        Raises
+        ------
+        ValueError
+            For arrays of both, if their current streams differ.
+        """
+        own = self.stream()
+        sources = {_is_cupy(array) for array in arrays}
+        if True not in sources:
+            return nullcontext(own)
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(self.index):
+            theirs = int(cupy.cuda.get_current_stream().ptr)
+        if theirs == own:
+            return nullcontext(own)
+        if False in sources:
+            message = (
+                f"arrays of torch and CuPy on {self}, whose current streams differ; work on one "
+                "stream, for example within torch.cuda.stream(torch.cuda.ExternalStream(...))"
+            )
+            raise ValueError(message)
+        return self._current(theirs)
+
+    @contextmanager
+    def _current(self, stream: int) -> Iterator[int]:
+        import torch
+
+        known = torch.cuda.ExternalStream(stream, device=self.index) if stream else None
+        with torch.cuda.stream(known or torch.cuda.default_stream(self.index)):
+            yield stream
+
+    def allocate(self, nbytes: int) -> Tensor:
+        """Uninitialised bytes of torch's memory, for use on its current stream.
+
+        Raises
+        ------
+        RuntimeError
+            If there is not so much; the message says how much was wanted.
+        """
+        import torch
+
+        try:
+            return torch.empty(nbytes, dtype=torch.uint8, device=self.memory)
+        except torch.OutOfMemoryError as error:
+            message = (
+                f"{nbytes / 2**20:.0f} MiB more do not fit into the memory of {self}; smaller "
+                f"batches, fewer models at once or device='cpu' need less ({error})"
+            )
+            raise RuntimeError(message) from error
+
+    def view(self, memory: Tensor, offset: int, shape: Sequence[int]) -> Tensor:
+        """A float64 tensor of some shape, in C order, ``offset`` bytes into allocated memory."""
+        import torch
+
+        part = memory[offset : offset + 8 * math.prod(shape)]
+        return part.view(torch.float64).view(tuple(shape))
+
+
+def resolve(device: DeviceLike | None) -> Device | None:
+    """The device that a user means; None is the CPU.
+
+    Parameters
+    ----------
+    device : None or "cpu"; "cuda" (torch's current device), "cuda:1", an index or a torch.device;
+        "auto" for CUDA where it is usable, else the CPU
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+    RuntimeError
+        If CUDA is asked for and not usable, with the reason, or there is no such device.
+    """
+    if device is None or isinstance(device, Device):
+        return device
+    text = f"cuda:{device}" if type(device) is int else str(device)
+    asked = re.fullmatch(r"(cpu|auto|cuda)(?::(\d+))?", text)
+    if asked is None or (asked[2] and asked[1] == "auto"):
+        message = f"device must be 'cpu', 'cuda', 'cuda:N' or 'auto', got {device!r}"
+        raise ValueError(message)
+    kind, index = asked[1], asked[2]
+    if kind == "cpu" or (kind == "auto" and obstacle() is not None):
+        return None
+    reason = obstacle()
+    if reason is None:
+        number, count = _current_index() if index is None else int(index), _count()
+        if number < count:
+            return Device(number)
+        reason = f"there {'is one device' if count == 1 else f'are {count} devices'}"
+    message = f"device {text!r} cannot be used: {reason}"
+    raise RuntimeError(message)
+
+
+def memory_of(device: Device | None) -> torch.device:
+    """The torch device of a `Device`, or of the CPU."""
+    import torch
+
+    return torch.device("cpu") if device is None else device.memory
+
+
+def array_device(array: Any) -> Device | None:
+    """The CUDA device in whose memory an array of torch, CuPy or another library is."""
+    place = getattr(array, "__dlpack_device__", None)
+    if place is None:
+        return None
+    kind, index = place()
+    return resolve(int(index)) if int(kind) == 2 else None
+
+
+@functools.cache
+def obstacle() -> str | None:
+    """Why CUDA cannot be used, None if it can; what is cheapest to know comes first."""
+    from ccamerge import _core
+
+    if not _core.cuda_built:
+        return "not built (no CUDA compiler when ccamerge was installed)"
+    try:
+        from ccamerge import _cuda
+    except ImportError as error:
+        return f"built, but the module cannot be loaded: {error}"
+    version = _cuda.runtime_version()
+    built = f"built for CUDA {version // 1000}.{version % 1000 // 10}, but not usable"
+    reasons = () if _cuda.emulated else (_driver_missing, _libraries_missing)
+    for reason in (*reasons, _devices_missing):
+        if (text := reason()) is not None:
+            return f"{built}: {text}"
+    if not _cuda.emulated and (text := _torch_missing()) is not None:
+        return f"{built}: {text}"
+    return None
+
+
+def _driver_missing() -> str | None:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return f"no NVIDIA driver ({error})"
+    count = ctypes.c_int()
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if code == 100 or (code == 0 and count.value == 0):
+        return "the NVIDIA driver shows no device (is CUDA_VISIBLE_DEVICES set?)"
+    return f"the NVIDIA driver does not start (error {code} of cuInit)" if code else None
+
+
+def _libraries_missing() -> str | None:
+    """Load cuBLAS and cuSOLVER: those of NVIDIA's packages, which torch brings, else the system's.
+
+    A copy that the process has already is taken before any of these.
+    """
+    from ccamerge import _cuda
+
+    major = _cuda.runtime_version() // 1000
+    found = importlib.util.find_spec("nvidia")
+    roots = list(found.submodule_search_locations or ()) if found else []
+    candidates = []
+    for name in (f"libcublas.so.{major}", f"libcusolver.so.{major - 1}"):
+        packaged = [Path(root) / f"cu{major}" / "lib" / name for root in roots]
+        candidates.append([*(str(path) for path in packaged if path.is_file()), name])
+    try:
+        _cuda.load_libraries(*candidates)
+    except RuntimeError as error:
+        return f"{error}; pip install 'ccamerge[cuda13]' brings them"
+    return None
+
+
+def _devices_missing() -> str | None:
+    from ccamerge import _cuda
+
+    try:
+        return None if _cuda.devices() else "no device was found"
+    except RuntimeError as error:
+        return str(error)
+
+
+def _torch_missing() -> str | None:
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    version = f"torch {torch.__version__}"
+    if torch.version.cuda is None:
+        return f"{version} is built without CUDA, and memory comes from torch"
+    return f"{version} (CUDA {torch.version.cuda}) cannot use the device"
+
+
+def _emulated() -> bool:
+    from ccamerge import _cuda
+
+    return _cuda.emulated
+
+
+def _count() -> int:
+    from ccamerge import _cuda
+
+    return len(_cuda.devices())
+
+
+def _current_index() -> int:
+    if _emulated():
+        return 0
+    import torch
+
+    return int(torch.cuda.current_device())
+
+
+def _is_cupy(array: Any) -> bool:
+    return type(array).__module__.partition(".")[0] == "cupy"

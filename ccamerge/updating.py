@@ -1,0 +1,95 @@
+"""Features on their way into moments: several moments in one native call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+
+from ccamerge import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from ccamerge.device import Device
+    from ccamerge.moments import Moments
+
+
+def update_many(
+    updates: Sequence[tuple[Moments, Sequence[Any]]],
+    *,
+    axis: int | Sequence[int] = 1,
+    mask: Any = None,
+    label: str = "",
+) -> None:
+    """Update many moments in one native call, all or nothing.
+
+    Parameters
+    ----------
+    updates : sequence of (Moments, features)
+        As for ``Moments.update``, all on one device; each with its own sample shape.
+    axis, mask, label
+        As for ``Moments.update``, the same for all.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As ``Moments.update``; every accumulator is then as it was. On a device, features that are
+        not finite stop the updates of the moments that they are for, and of no others.
+    """
+    items = [
+        (moments._native, [_readable(array) for array in features]) for moments, features in updates
+    ]
+    places = {moments._device for moments, _ in updates}
+    if len(places) > 1:
+        msg = f"updates must be for one device, got {', '.join(sorted(map(str, places)))}"
+        raise ValueError(msg.replace("None", "cpu"))
+    axes = [axis] if isinstance(axis, SupportsIndex) else list(axis)
+    device = next(iter(places), None)
+    if device is not None:
+        from ccamerge import _cuda
+
+        with device.queue(array for _, features in items for array in features) as stream:
+            on_device = None if mask is None else _mask_on(device, mask)
+            _cuda.update_many(items, axes, on_device, stream, label)
+        for moments, _ in updates:
+            moments._unchecked = True
+        return
+    if mask is not None:
+        mask = np.ascontiguousarray(mask)
+        if mask.dtype != np.bool_:
+            msg = f"mask must be bool, got {mask.dtype}"
+            raise TypeError(msg)
+    try:
+        _core.update_many(items, axes=axes, mask=mask)
+    except ValueError as error:
+        if not label:
+            raise
+        msg = f"{label}: {error}"
+        raise ValueError(msg) from error
+
+
+def _mask_on(device: Device, mask: Any) -> Tensor:
+    """A mask as a tensor in a device's memory."""
+    import torch
+    from torch.utils.dlpack import from_dlpack
+
+    if not isinstance(mask, torch.Tensor):
+        foreign = hasattr(mask, "__dlpack__") and not isinstance(mask, np.ndarray)
+        mask = from_dlpack(mask) if foreign else torch.tensor(np.ascontiguousarray(mask))
+    if mask.dtype != torch.bool:
+        msg = f"mask must be bool, got {str(mask.dtype).removeprefix('torch.')}"
+        raise TypeError(msg)
+    return mask.to(device.memory).contiguous()  # type: ignore[no-any-return]
+
+
+def _readable(array: Any) -> Any:
+    """Strip what torch refuses to export: gradient history and a pending negation."""
+    if getattr(array, "requires_grad", False):
+        array = array.detach()
+    is_negated = getattr(array, "is_neg", None)
+    if is_negated is not None and is_negated():
+        array = array.resolve_neg()
+    return array
