@@ -185,10 +185,20 @@ def scaled(value: float, unit: float) -> str:
     return f"{value / unit:.3g}"
 
 
+def command_line() -> str:
+    """How this was called, without the places of one machine."""
+    words = list(sys.argv[1:])
+    if "--out" in words:
+        at = words.index("--out")
+        del words[at : at + 2]
+    words = [Path(word).name if word.startswith(os.sep) else word for word in words]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
 def place(device: torch.device) -> list[str]:
     """On what and with what figures were taken, and the settings that decide on rates."""
     if device.type == "cpu":
-        return layout.surroundings(" ".join(sys.argv)).splitlines()
+        return layout.surroundings(command_line()).splitlines()
     properties = torch.cuda.get_device_properties(0)
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
@@ -209,7 +219,7 @@ def place(device: torch.device) -> list[str]:
             f"- TF32 in torch's matrix products {matmul.allow_tf32}, in its convolutions "
             f"{cudnn.allow_tf32}; cudnn.benchmark {cudnn.benchmark}"
         ),
-        f"- `{' '.join(sys.argv)}`",
+        f"- `{command_line()}`",
     ]
 
 
