@@ -12,22 +12,20 @@ if TYPE_CHECKING:
     from ccamerge.comparing import Comparison, compare
     from ccamerge.cuda import cuda_status
     from ccamerge.evaluation import evaluate
-    from ccamerge.graph.spaces import Space, Spaces, spaces
-    from ccamerge.interpolation import Barrier, barrier
-    from ccamerge.merging import MergeResult, merge
-    from ccamerge.methods import METHODS
-    from ccamerge.moments import Moments, update_many
-    from ccamerge.planning import plan
-    from ccamerge.solve import (
-        CCAResult,
-        cca,
-        cca_batch,
+    from ccamerge.factors import (
         generalized_eigh,
         generalized_eigh_batch,
         polar,
         polar_batch,
         whiten,
     )
+    from ccamerge.graph.spaces import Space, Spaces, spaces
+    from ccamerge.interpolation import Barrier, barrier
+    from ccamerge.merging import MergeResult, merge
+    from ccamerge.methods import METHODS
+    from ccamerge.moments import Moments, update_many
+    from ccamerge.planning import plan
+    from ccamerge.solve import CCAResult, cca, cca_batch
     from ccamerge.universe_solve import UniverseResult, universe, universe_batch
     from ccamerge.verification import verify
 
@@ -47,16 +45,14 @@ _HOMES = {
     "ccamerge.methods": ("METHODS",),
     "ccamerge.moments": ("Moments", "update_many"),
     "ccamerge.planning": ("plan",),
-    "ccamerge.solve": (
-        "CCAResult",
-        "cca",
-        "cca_batch",
+    "ccamerge.factors": (
         "generalized_eigh",
         "generalized_eigh_batch",
         "polar",
         "polar_batch",
         "whiten",
     ),
+    "ccamerge.solve": ("CCAResult", "cca", "cca_batch"),
     "ccamerge.universe_solve": ("UniverseResult", "universe", "universe_batch"),
     "ccamerge.verification": ("verify",),
 }

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["Device", "array_device", "memory_of", "obstacle", "resolve"]
 
 
+_DLPACK_CUDA = 2
+"""The kind of device that DLPack's ``__dlpack_device__`` says for CUDA."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Device:
     """A CUDA device by its index, as torch counts them; ``str`` gives torch's name for it.
@@ -179,11 +183,12 @@ def memory_of(device: Device | None) -> torch.device:
 
 def array_device(array: Any) -> Device | None:
     """The CUDA device in whose memory an array of torch, CuPy or another library is."""
-    place = getattr(array, "__dlpack_device__", None)
-    if place is None:
+    if hasattr(array, "detach"):  # a torch tensor, without importing torch
+        return resolve(array.device) if array.device.type == "cuda" else None
+    if not hasattr(array, "__dlpack_device__"):
         return None
-    kind, index = place()
-    return resolve(int(index)) if int(kind) == 2 else None
+    kind, index = array.__dlpack_device__()
+    return resolve(int(index)) if int(kind) == _DLPACK_CUDA else None
 
 
 @functools.cache

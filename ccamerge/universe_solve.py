@@ -1,8 +1,8 @@
 """Batched float64 solves for all models at once: maps that agree however one goes round.
 
 `cca` aligns one model with another; here all pairs of ``N`` models count, and the maps between them
-lead through one space that none of them owns. They compose: ``T_ij @ T_jk = T_ik``. Input and
-regularisation are as in `ccamerge.solve`.
+lead through one space that none of them owns. They compose: ``T_ij @ T_jk = T_ik``. Input, devices
+and regularisation are as in `ccamerge.solve`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from ccamerge import _core
-from ccamerge._threads import single_blas_thread
-from ccamerge.solve import _as_matrix, _regularisers
+from ccamerge._solving import Solver, regularisers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from ccamerge.device import DeviceLike
 
     Array = NDArray[np.float64]
 
@@ -59,6 +59,7 @@ class UniverseResult:
         return len(self.objectives) - 1
 
 
+@overload
 def universe(
     own: Sequence[Any],
     crosses: Sequence[Any],
@@ -70,6 +71,34 @@ def universe(
     reference: int = 0,
     tolerance: float = 1e-9,
     max_sweeps: int = 200,
+    device: None = None,
+) -> UniverseResult: ...
+@overload
+def universe(
+    own: Sequence[Any],
+    crosses: Sequence[Any],
+    *,
+    ridge: float | None = None,
+    gamma: float | None = None,
+    whitened: bool = True,
+    weights: Sequence[float] | None = None,
+    reference: int = 0,
+    tolerance: float = 1e-9,
+    max_sweeps: int = 200,
+    device: DeviceLike,
+) -> Any: ...
+def universe(
+    own: Sequence[Any],
+    crosses: Sequence[Any],
+    *,
+    ridge: float | None = None,
+    gamma: float | None = None,
+    whitened: bool = True,
+    weights: Sequence[float] | None = None,
+    reference: int = 0,
+    tolerance: float = 1e-9,
+    max_sweeps: int = 200,
+    device: DeviceLike | None = None,
 ) -> UniverseResult:
     """Align N models with each other and return the maps to one of them.
 
@@ -86,6 +115,7 @@ def universe(
     reference : the model that the maps lead to; the solution is the same for all
     tolerance : the ascent ends when a sweep adds no more than this share of the objective
     max_sweeps : of the ascent
+    device : as for `ccamerge.cca`
 
     Returns
     -------
@@ -111,11 +141,22 @@ def universe(
 
     Sources: ten Berge, Psychometrika 42 (1977); Kettenring, Biometrika 58 (1971).
     """
+    solver = Solver(device, [*own, *crosses])
     return _solve(
-        [(own, crosses)], [""], ridge, gamma, whitened, [weights], reference, tolerance, max_sweeps
+        solver,
+        [(own, crosses)],
+        [""],
+        ridge,
+        gamma,
+        whitened,
+        [weights],
+        reference,
+        tolerance,
+        max_sweeps,
     )[0]
 
 
+@overload
 def universe_batch(
     problems: Sequence[tuple[Sequence[Any], Sequence[Any]]],
     *,
@@ -126,6 +167,32 @@ def universe_batch(
     reference: int = 0,
     tolerance: float = 1e-9,
     max_sweeps: int = 200,
+    device: None = None,
+) -> list[UniverseResult]: ...
+@overload
+def universe_batch(
+    problems: Sequence[tuple[Sequence[Any], Sequence[Any]]],
+    *,
+    ridge: float | Sequence[float] | None = None,
+    gamma: float | None = None,
+    whitened: bool = True,
+    weights: Sequence[Sequence[float] | None] | None = None,
+    reference: int = 0,
+    tolerance: float = 1e-9,
+    max_sweeps: int = 200,
+    device: DeviceLike,
+) -> list[Any]: ...
+def universe_batch(
+    problems: Sequence[tuple[Sequence[Any], Sequence[Any]]],
+    *,
+    ridge: float | Sequence[float] | None = None,
+    gamma: float | None = None,
+    whitened: bool = True,
+    weights: Sequence[Sequence[float] | None] | None = None,
+    reference: int = 0,
+    tolerance: float = 1e-9,
+    max_sweeps: int = 200,
+    device: DeviceLike | None = None,
 ) -> list[UniverseResult]:
     """Solve many feature spaces in one native call, on the core's threads.
 
@@ -134,7 +201,7 @@ def universe_batch(
     problems : (own, crosses) each, as for `universe`; the number of models and widths may differ
     ridge : as for `universe`, or one for each problem
     weights : for each problem as for `universe`, default equal
-    gamma, whitened, reference, tolerance, max_sweeps : as for `universe`
+    gamma, whitened, reference, tolerance, max_sweeps, device : as for `universe`
 
     Returns
     -------
@@ -149,12 +216,14 @@ def universe_batch(
     if len(given) != len(problems):
         message = f"weights must be given for all {len(problems)} problems, got {len(given)}"
         raise ValueError(message)
+    solver = Solver(device, (m for problem in problems for side in problem for m in side))
     return _solve(
-        problems, prefixes, ridge, gamma, whitened, given, reference, tolerance, max_sweeps
+        solver, problems, prefixes, ridge, gamma, whitened, given, reference, tolerance, max_sweeps
     )
 
 
 def _solve(
+    solver: Solver,
     problems: Sequence[tuple[Sequence[Any], Sequence[Any]]],
     prefixes: list[str],
     ridge: float | Sequence[float] | None,
@@ -173,7 +242,7 @@ def _solve(
         message = f"max_sweeps must be at least 1, got {max_sweeps}"
         raise ValueError(message)
     arrays = [
-        (*_matrices(own, crosses, prefix), _model_weights(shares, len(own), prefix), value)
+        (*_matrices(solver, own, crosses, prefix), _model_weights(shares, len(own), prefix), value)
         for (own, crosses), prefix, shares, value in zip(
             problems, prefixes, weights, values, strict=True
         )
@@ -182,10 +251,9 @@ def _solve(
         if not 0 <= reference < len(own):
             message = f"{prefix}reference must be one of the {len(own)} models, got {reference}"
             raise ValueError(message)
-    with single_blas_thread:
-        found = _core.solve_universe_batch(
-            arrays, prefixes, absolute, reference, tolerance, max_sweeps
-        )
+    found = solver.run(
+        "solve_universe_batch", arrays, prefixes, absolute, reference, tolerance, max_sweeps
+    )
     return [UniverseResult(*fields) for fields in found]
 
 
@@ -203,7 +271,7 @@ def _values(
         raise TypeError(message)
     if count == 0:
         return [], False
-    values, absolute, several = _regularisers(ridge, gamma)
+    values, absolute, several = regularisers(ridge, gamma)
     if several and len(values) != count:
         message = f"ridge must be a number or one for each of {count} problems, got {len(values)}"
         raise ValueError(message)
@@ -211,7 +279,7 @@ def _values(
 
 
 def _matrices(
-    own: Sequence[Any], crosses: Sequence[Any], prefix: str
+    solver: Solver, own: Sequence[Any], crosses: Sequence[Any], prefix: str
 ) -> tuple[list[Array], list[Array]]:
     """Both as float64, with shapes that match."""
     if len(own) < 2:
@@ -221,18 +289,14 @@ def _matrices(
     if len(crosses) != len(pairs):
         message = f"{prefix}crosses must hold the {len(pairs)} pairs of models, got {len(crosses)}"
         raise ValueError(message)
-    squares = [_as_matrix(s, f"{prefix}models[{i}]") for i, s in enumerate(own)]
-    for i, s in enumerate(squares):
-        if s.shape[0] != s.shape[1]:
-            message = f"{prefix}models[{i}] must be square, got shape {s.shape}"
-            raise ValueError(message)
+    squares = [solver.square(s, f"{prefix}models[{i}]") for i, s in enumerate(own)]
     blocks = []
     for (i, j), cross in zip(pairs, crosses, strict=True):
         name = f"{prefix}models[{i}] with models[{j}]"
-        block = _as_matrix(cross, name)
+        block = solver.matrix(cross, name)
         if block.shape != (len(squares[i]), len(squares[j])):
             expected = (len(squares[i]), len(squares[j]))
-            message = f"{name} must have shape {expected}, got {block.shape}"
+            message = f"{name} must have shape {expected}, got {tuple(block.shape)}"
             raise ValueError(message)
         blocks.append(block)
     return squares, blocks

@@ -6,7 +6,7 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccamerge.solve import (
+from ccamerge.factors import (
     generalized_eigh,
     generalized_eigh_batch,
     polar,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ccamerge.apply import FeatureMap
+from ccamerge.factors import polar_batch
 from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,
@@ -17,7 +18,6 @@ from ccamerge.methods.base import (
 )
 from ccamerge.methods.orders import with_dead_units_paired
 from ccamerge.methods.universe import orthogonal_universe
-from ccamerge.solve import polar_batch
 
 
 @register("procrustes", modes=("reference", "universe"), rectangular=True)
