@@ -16,8 +16,10 @@ struct DLDevice {
   std::int32_t device_id;
 };
 
+enum { kDLInt = 0, kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4, kDLBool = 6 };
+
 struct DLDataType {
-  std::uint8_t code;  // kDLInt 0, kDLUInt 1, kDLFloat 2, kDLBfloat 4, ...
+  std::uint8_t code;  // one of the above, or another
   std::uint8_t bits;
   std::uint16_t lanes;
 };

@@ -74,51 +74,70 @@ const DLTensor& tensor_in(const py::object& capsule, const std::string& name) {
   throw type_error(name + ": __dlpack__ returned no DLPack 0 or 1 capsule");
 }
 
-DType dtype_of(const DLDataType& type, const std::string& name) {
-  if (type.lanes == 1 && type.code == 2) {
-    if (type.bits == 16) return DType::float16;
-    if (type.bits == 32) return DType::float32;
-    if (type.bits == 64) return DType::float64;
+DType dtype_of(const BorrowedTensor& array, const std::string& name) {
+  if (array.code == kDLFloat) {
+    if (array.bits == 16) return DType::float16;
+    if (array.bits == 32) return DType::float32;
+    if (array.bits == 64) return DType::float64;
   }
-  if (type.lanes == 1 && type.code == 4 && type.bits == 16) return DType::bfloat16;
+  if (array.code == kDLBfloat && array.bits == 16) return DType::bfloat16;
   static const char* const names[] = {"int",    "uint",    "float", "opaque",
                                       "bfloat", "complex", "bool"};
   throw type_error(format_message(name, " must be float16, bfloat16, float32 or float64, got ",
-                                  type.code < 7 ? names[type.code] : "type", int{type.bits}));
+                                  array.code < 7 ? names[array.code] : "type", array.bits));
 }
 
 }  // namespace
 
+bool BorrowedTensor::contiguous() const {
+  std::int64_t expected = 1;
+  for (std::size_t a = shape.size(); a-- > 0; expected *= shape[a]) {
+    if (shape[a] != 1 && strides[a] != expected) return false;
+  }
+  return true;
+}
+
+BorrowedTensor borrow_tensor(const py::handle& array, const std::string& name, int device) {
+  BorrowedTensor result;
+  result.owner = export_capsule(array, name, device);
+  const DLTensor& tensor = tensor_in(result.owner, name);
+  if (tensor.dtype.lanes != 1) throw type_error(name + " must not have a vector dtype");
+  result.data = static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
+  result.code = tensor.dtype.code;
+  result.bits = tensor.dtype.bits;
+  const auto ndim = static_cast<std::size_t>(tensor.ndim);
+  result.shape.assign(tensor.shape, tensor.shape + tensor.ndim);
+  result.strides.resize(ndim);
+  std::int64_t contiguous = 1;
+  for (std::size_t a = ndim; a-- > 0;) {
+    result.strides[a] = tensor.strides ? tensor.strides[a] : contiguous;
+    contiguous *= tensor.shape[a];
+  }
+  return result;
+}
+
 BorrowedArray borrow_features(const py::handle& array, const std::vector<std::int64_t>& axes,
                               std::size_t model, int device) {
   const std::string name = format_message("features of model ", model);
+  BorrowedTensor tensor = borrow_tensor(array, name, device);
   BorrowedArray result;
-  result.owner = export_capsule(array, name, device);
-  const DLTensor& tensor = tensor_in(result.owner, name);
   FeatureView& view = result.view;
-  view.dtype = dtype_of(tensor.dtype, name);
-  view.data = static_cast<const std::byte*>(tensor.data) + tensor.byte_offset;
-  if (tensor.ndim <= static_cast<int>(axes.size())) {
+  view.dtype = dtype_of(tensor, name);
+  view.data = tensor.data;
+  const std::size_t ndim = tensor.shape.size();
+  if (ndim <= axes.size()) {
     throw std::invalid_argument(format_message(
         name, " must have at least ",
         axes.size() == 1 ? "two axes (samples and features)"
                          : format_message(axes.size() + 1, " axes (samples and features)"),
-        ", got ", tensor.ndim));
-  }
-  std::int64_t contiguous = 1;
-  const auto ndim = static_cast<std::size_t>(tensor.ndim);
-  std::vector<std::int64_t> strides(ndim);
-  for (std::size_t a = ndim; a-- > 0;) {
-    strides[a] = tensor.strides ? tensor.strides[a] : contiguous;
-    contiguous *= tensor.shape[a];
+        ", got ", ndim));
   }
   std::vector<bool> taken(ndim);
   for (const std::int64_t axis : axes) {
-    const std::int64_t at = axis < 0 ? axis + tensor.ndim : axis;
-    if (at < 0 || at >= tensor.ndim) {
+    const std::int64_t at = axis < 0 ? axis + static_cast<std::int64_t>(ndim) : axis;
+    if (at < 0 || at >= static_cast<std::int64_t>(ndim)) {
       throw std::invalid_argument(format_message("axis ", axis, " is out of range for model ",
-                                                 model, ", whose features have ", tensor.ndim,
-                                                 " axes"));
+                                                 model, ", whose features have ", ndim, " axes"));
     }
     const auto a = static_cast<std::size_t>(at);
     if (taken[a]) {
@@ -127,13 +146,14 @@ BorrowedArray borrow_features(const py::handle& array, const std::vector<std::in
     }
     taken[a] = true;
     view.feature_shape.push_back(tensor.shape[a]);
-    view.feature_strides.push_back(strides[a]);
+    view.feature_strides.push_back(tensor.strides[a]);
   }
   for (std::size_t a = 0; a < ndim; ++a) {
     if (taken[a]) continue;
     view.sample_shape.push_back(tensor.shape[a]);
-    view.sample_strides.push_back(strides[a]);
+    view.sample_strides.push_back(tensor.strides[a]);
   }
+  result.owner = std::move(tensor.owner);
   return result;
 }
 

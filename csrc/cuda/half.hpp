@@ -1,0 +1,81 @@
+// The 16-bit floating-point types on a device, and the splitting of float32 into bfloat16 parts.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "cuda/runtime.hpp"
+#include "dtype.hpp"
+
+namespace ccamerge::cuda {
+
+__host__ __device__ inline float float_of(std::uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+__host__ __device__ inline std::uint32_t bits_of(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
+__host__ __device__ inline float to_float(Bfloat x) {
+  return float_of(static_cast<std::uint32_t>(x.bits) << 16);
+}
+
+__host__ __device__ inline float to_float(Half x) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
+  return result;
+#else
+  // 2^112 brings the exponents' ranges together; it makes subnormal numbers normal on the way.
+  const std::uint32_t magnitude = static_cast<std::uint32_t>(x.bits & 0x7fffu) << 13;
+  const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000u) << 16;
+  if (magnitude >= 0x0f800000u) return float_of(sign | magnitude | 0x7f800000u);  // inf, NaN
+  return float_of(sign | bits_of(float_of(magnitude) * float_of(0x77800000u)));
+#endif
+}
+
+__host__ __device__ inline float to_float(float x) { return x; }
+
+// Rounded to nearest, ties to even; x finite.
+__host__ __device__ inline Bfloat to_bfloat(float x) {
+  const std::uint32_t bits = bits_of(x);
+  return {static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+// Rounded to nearest, ties to even; x finite.
+__host__ __device__ inline Half to_half(float x) {
+#ifdef __CUDA_ARCH__
+  Half result;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
+  return result;
+#else
+  const std::uint32_t sign = bits_of(x) >> 16 & 0x8000u;
+  const float scaled = float_of(bits_of(x) & 0x7fffffffu) * float_of(0x07800000u);  // by 2^-112
+  // Subnormal results have lost nothing but what rounds away: the product was exact or subnormal.
+  const std::uint32_t bits = bits_of(scaled);
+  const std::uint32_t rounded = bits + 0xfffu + (bits >> 13 & 1u);
+  const std::uint32_t magnitude = rounded >> 13;
+  return {static_cast<std::uint16_t>(sign | (magnitude < 0x7c00u ? magnitude : 0x7c00u))};
+#endif
+}
+
+// x = parts[0] + parts[1] + parts[2], to float32's accuracy: each takes 8 bits of what is left.
+// The differences are exact.
+struct Split {
+  Bfloat parts[3];
+};
+__host__ __device__ inline Split split(float x) {
+  Split out;
+  for (int i = 0; i < 3; ++i) {
+    out.parts[i] = to_bfloat(x);
+    x -= to_float(out.parts[i]);
+  }
+  return out;
+}
+
+}  // namespace ccamerge::cuda

@@ -1,0 +1,143 @@
+#include "cuda/libraries.hpp"
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+
+#include "check.hpp"
+#include "cuda/library_table.hpp"
+
+namespace ccamerge::cuda {
+namespace {
+
+void check_status(int status, const char* call) {
+  if (status != 0) throw std::runtime_error(format_message(call, " failed with status ", status));
+}
+
+cudaDataType type_of(Number number) {
+  switch (number) {
+    case Number::float32:
+      return CUDA_R_32F;
+    case Number::float64:
+      return CUDA_R_64F;
+    case Number::float16:
+      return CUDA_R_16F;
+    case Number::bfloat16:
+      break;
+  }
+  return CUDA_R_16BF;
+}
+
+}  // namespace
+
+struct Handles::Set {
+  cublasHandle_t blas = nullptr;
+  cusolverDnHandle_t solver = nullptr;
+  cusolverDnParams_t parameters = nullptr;
+};
+
+namespace {
+
+// Idle sets by device. Never destroyed: CUDA may be gone before static objects are.
+struct Idle {
+  std::mutex mutex;
+  std::multimap<int, Handles::Set*> sets;
+};
+Idle& idle() {
+  static auto* const instance = new Idle;
+  return *instance;
+}
+
+}  // namespace
+
+Handles::Handles(cudaStream_t stream) : stream_(stream), set_(nullptr) {
+  const LibraryTable& library = library_table();
+  if (!library.cublasCreate_v2) throw std::runtime_error("cuBLAS and cuSOLVER are not loaded");
+  check(cudaGetDevice(&device_), "cudaGetDevice");
+  {
+    std::lock_guard lock(idle().mutex);
+    if (const auto it = idle().sets.find(device_); it != idle().sets.end()) {
+      set_ = it->second;
+      idle().sets.erase(it);
+    }
+  }
+  if (!set_) {
+    auto fresh = std::make_unique<Set>();
+    check_status(library.cublasCreate_v2(&fresh->blas), "cublasCreate");
+    check_status(library.cusolverDnCreate(&fresh->solver), "cusolverDnCreate");
+    check_status(library.cusolverDnCreateParams(&fresh->parameters), "cusolverDnCreateParams");
+    set_ = fresh.release();
+  }
+  check_status(library.cublasSetStream_v2(set_->blas, stream), "cublasSetStream");
+  check_status(library.cusolverDnSetStream(set_->solver, stream), "cusolverDnSetStream");
+}
+
+Handles::~Handles() {
+  std::lock_guard lock(idle().mutex);
+  idle().sets.emplace(device_, set_);
+}
+
+void Handles::multiply(Number number, int m, int n, int k, double alpha, Operand a, Operand b,
+                       double beta, void* c, int ldc, long long c_stride, int count) const {
+  const bool wide = number == Number::float64;
+  const float alpha32 = static_cast<float>(alpha), beta32 = static_cast<float>(beta);
+  const void* const scale = wide ? static_cast<const void*>(&alpha) : &alpha32;
+  const void* const keep = wide ? static_cast<const void*>(&beta) : &beta32;
+  const cudaDataType type = type_of(number);
+  check_status(
+      library_table().cublasGemmStridedBatchedEx(
+          set_->blas, a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+          b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, m, n, k, scale, a.data, type, a.ld, a.stride,
+          b.data, type, b.ld, b.stride, keep, c, wide ? CUDA_R_64F : CUDA_R_32F, ldc, c_stride,
+          count, wide ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+      "cublasGemmStridedBatchedEx");
+}
+
+namespace {
+
+// From this order on a matrix fills the device by itself, and the solver of single ones is faster.
+constexpr int kSingleFrom = 1024;
+
+}  // namespace
+
+void Handles::eigh(bool vectors, int n, double* a, int lda, long long stride, double* w, int count,
+                   int* info, const std::function<void*(std::size_t)>& allocate) const {
+  const LibraryTable& library = library_table();
+  const auto job = vectors ? CUSOLVER_EIG_MODE_VECTOR : CUSOLVER_EIG_MODE_NOVECTOR;
+  const auto lower = CUBLAS_FILL_MODE_LOWER;
+  std::size_t device_bytes = 0, host_bytes = 0;
+  // The batched solver takes contiguous stacks only.
+  if (n < kSingleFrom && (count == 1 || stride == static_cast<long long>(lda) * n)) {
+    check_status(library.cusolverDnXsyevBatched_bufferSize(
+                     set_->solver, set_->parameters, job, lower, n, CUDA_R_64F, a, lda, CUDA_R_64F,
+                     w, CUDA_R_64F, &device_bytes, &host_bytes, count),
+                 "cusolverDnXsyevBatched_bufferSize");
+    std::vector<std::byte> host(host_bytes);
+    void* const work = allocate(device_bytes);
+    check_status(library.cusolverDnXsyevBatched(set_->solver, set_->parameters, job, lower, n,
+                                                CUDA_R_64F, a, lda, CUDA_R_64F, w, CUDA_R_64F, work,
+                                                device_bytes, host.data(), host_bytes, info, count),
+                 "cusolverDnXsyevBatched");
+    // The host workspace must outlive the call's work.
+    if (host_bytes > 0) check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    return;
+  }
+  check_status(library.cusolverDnXsyevd_bufferSize(set_->solver, set_->parameters, job, lower, n,
+                                                   CUDA_R_64F, a, lda, CUDA_R_64F, w, CUDA_R_64F,
+                                                   &device_bytes, &host_bytes),
+               "cusolverDnXsyevd_bufferSize");
+  std::vector<std::byte> host(host_bytes);
+  void* const work = allocate(device_bytes);
+  for (int i = 0; i < count; ++i) {
+    check_status(library.cusolverDnXsyevd(set_->solver, set_->parameters, job, lower, n, CUDA_R_64F,
+                                          a + i * stride, lda, CUDA_R_64F,
+                                          w + static_cast<std::ptrdiff_t>(i) * n, CUDA_R_64F, work,
+                                          device_bytes, host.data(), host_bytes, info + i),
+                 "cusolverDnXsyevd");
+  }
+  if (host_bytes > 0) check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+}
+
+}  // namespace ccamerge::cuda

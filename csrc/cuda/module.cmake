@@ -1,0 +1,49 @@
+# The library of the CUDA backend and the module over it, by nvcc or emulated. Sets _cuda_built.
+set(_kernels
+  csrc/cuda/statistics.cu
+  csrc/cuda/totals.cu)
+set(_sources
+  csrc/cuda/device.cpp
+  csrc/cuda/libraries.cpp
+  csrc/cuda/moments.cpp
+  csrc/cuda/runtime.cpp
+  csrc/cuda/update.cpp)
+if(CCAMERGE_CUDA STREQUAL "EMULATED")
+  set_source_files_properties(${_kernels} PROPERTIES
+    LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
+  add_library(ccamerge_cuda STATIC ${_kernels} ${_sources}
+    csrc/emulation/cuda_runtime.cpp csrc/emulation/libraries.cpp)
+  target_include_directories(ccamerge_cuda BEFORE PUBLIC csrc/emulation)
+  target_compile_definitions(ccamerge_cuda PUBLIC CCAMERGE_EMULATED)
+else()
+  include(CheckLanguage)
+  check_language(CUDA)  # a trial configuration: finds broken compilers too
+  if(NOT CMAKE_CUDA_COMPILER)
+    return()
+  endif()
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
+    set(CMAKE_CUDA_ARCHITECTURES all-major)  # "native" fails on a machine without a GPU
+  endif()
+  enable_language(CUDA)
+  add_library(ccamerge_cuda STATIC ${_kernels} ${_sources} csrc/cuda/loading.cpp)
+  target_include_directories(ccamerge_cuda SYSTEM PUBLIC ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+  set_target_properties(ccamerge_cuda PROPERTIES
+    CUDA_STANDARD 20 CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
+endif()
+target_link_libraries(ccamerge_cuda PUBLIC ccamerge_core ${CMAKE_DL_LIBS})
+
+if(CCAMERGE_NATIVE_TESTS)
+  return()
+endif()
+pybind11_add_module(_cuda MODULE
+  csrc/bind/array.cpp
+  csrc/bind/bind_cuda_moments.cpp
+  csrc/bind/device_memory.cpp
+  csrc/bind/errors.cpp
+  csrc/bind/module_cuda.cpp
+  csrc/bind/scipy.cpp
+  csrc/bind/table.cpp)
+set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+target_link_libraries(_cuda PRIVATE ccamerge_cuda)
+install(TARGETS _cuda LIBRARY DESTINATION ccamerge)
+set(_cuda_built 1)

@@ -1,0 +1,240 @@
+#include "cuda/moments.hpp"
+
+#include <algorithm>
+
+#include "check.hpp"
+
+namespace ccamerge::cuda {
+
+Moments::Moments(BlockTable table, const Allocate& allocate, int device)
+    : table_(std::move(table)), device_(device) {
+  const DeviceGuard guard(device_);
+  Arena arena;
+  arena.need<State>(1);
+  for (int i = 0; i < table_.models(); ++i) {
+    arena.need<double>(features(i));
+    arena.need<double>(features(i));
+  }
+  for (const auto& [row, column] : table_.blocks()) {
+    arena.need<double>(features(row) * features(column));
+  }
+  arena.allocate(allocate);
+  memory_ = arena.memory();
+  state_ = arena.take<State>(1);
+  for (int i = 0; i < table_.models(); ++i) {
+    means_.push_back(arena.take<double>(features(i)));
+    shifts_.push_back(arena.take<double>(features(i)));
+  }
+  for (const auto& [row, column] : table_.blocks()) {
+    totals_.push_back({arena.take<double>(features(row) * features(column)), table_.dim(row),
+                       table_.dim(column), row == column});
+  }
+  // Not on the stream of any update: wait, so that all of them come after.
+  cuda::check(cudaMemsetAsync(memory_.data, 0, arena.needed(), nullptr), "cudaMemsetAsync");
+  const State fresh{0, 0, 0, kNothingBad, -1};
+  to_device(state_, &fresh, sizeof(fresh), nullptr);
+  cuda::check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+}
+
+State Moments::checked(cudaStream_t stream) {
+  State state;
+  to_host(&state, state_, sizeof(state), stream);
+  std::vector<std::string> labels;
+  labels.swap(labels_);
+  if (state.failed < 0) return state;
+  const std::string label = labels.at(static_cast<std::size_t>(state.failed));
+  const auto bits = [&](int shift, int count) {
+    return static_cast<std::int64_t>(state.bad >> shift & ((1ull << count) - 1));
+  };
+  constexpr int feature = Position::kFeatureBits, sample = Position::kSampleBits;
+  const State mended{state.count, 0, 0, kNothingBad, -1};
+  to_device(state_, &mended, sizeof(mended), stream);
+  throw std::invalid_argument(format_message(
+      label.empty() ? "" : label + ": ", "features of model ", bits(feature + sample, 10),
+      " are not finite, or too large to be squared: first at sample ", bits(feature, sample),
+      ", feature ", bits(0, feature),
+      "; mask such samples out or mend the model. This update and later ones were not added"));
+}
+
+void Moments::check(cudaStream_t stream) {
+  std::lock_guard lock(mutex_);
+  const DeviceGuard guard(device_);
+  checked(stream);
+}
+
+std::int64_t Moments::count(cudaStream_t stream) {
+  std::lock_guard lock(mutex_);
+  const DeviceGuard guard(device_);
+  return checked(stream).count;
+}
+
+std::vector<double> Moments::vector_of(const double* from, int model, cudaStream_t stream) {
+  std::vector<double> out(features(model));
+  to_host(out.data(), from, out.size() * sizeof(double), stream);
+  return out;
+}
+
+namespace {
+
+void demand_samples(const State& state) {
+  if (state.count == 0) throw std::invalid_argument("no samples yet: call update() first");
+}
+
+}  // namespace
+
+std::vector<double> Moments::mean(int model, cudaStream_t stream) {
+  table_.check_model(model);
+  std::lock_guard lock(mutex_);
+  const DeviceGuard guard(device_);
+  demand_samples(checked(stream));
+  return vector_of(means_[static_cast<std::size_t>(model)], model, stream);
+}
+
+std::vector<double> Moments::shift(int model, cudaStream_t stream) {
+  table_.check_model(model);
+  std::lock_guard lock(mutex_);
+  const DeviceGuard guard(device_);
+  checked(stream);
+  return vector_of(shifts_[static_cast<std::size_t>(model)], model, stream);
+}
+
+void Moments::copy_out(int row, int column, bool divided, double* out, const Allocate& allocate,
+                       cudaStream_t stream) {
+  const auto place = table_.place(row, column);
+  std::lock_guard lock(mutex_);
+  const DeviceGuard guard(device_);
+  const State state = checked(stream);
+  if (divided) demand_samples(state);
+  const Total& total = totals_[place.index];
+  const std::size_t bytes = features(row) * features(column) * sizeof(double);
+  const Buffer copy = allocate(bytes);
+  read(total, place.transposed, divided, state_, copy.as<double>(), stream);
+  to_host(out, copy.data, bytes, stream);
+}
+
+void Moments::covariance(int row, int column, double* out, const Allocate& allocate,
+                         cudaStream_t stream) {
+  copy_out(row, column, true, out, allocate, stream);
+}
+
+void Moments::second_moment(int row, int column, double* out, const Allocate& allocate,
+                            cudaStream_t stream) {
+  copy_out(row, column, false, out, allocate, stream);
+}
+
+void Moments::covariance_into(int row, int column, double* out, cudaStream_t stream) {
+  const auto place = table_.place(row, column);
+  std::lock_guard lock(mutex_);
+  const DeviceGuard guard(device_);
+  read(totals_[place.index], place.transposed, true, state_, out, stream);
+}
+
+void Moments::mean_into(int model, double* out, cudaStream_t stream) {
+  table_.check_model(model);
+  std::lock_guard lock(mutex_);
+  const DeviceGuard guard(device_);
+  cuda::check(cudaMemcpyAsync(out, means_[static_cast<std::size_t>(model)],
+                              features(model) * sizeof(double), cudaMemcpyDeviceToDevice, stream),
+              "cudaMemcpyAsync");
+}
+
+void Moments::merge(Moments& other, const Allocate& allocate, cudaStream_t stream) {
+  table_.check_same(other.table_);
+  if (device_ != other.device_) {
+    throw std::invalid_argument(
+        format_message("other must be on CUDA device ", device_, ", is on ", other.device_));
+  }
+  std::unique_lock lock(mutex_, std::defer_lock), other_lock(other.mutex_, std::defer_lock);
+  if (this == &other) {
+    lock.lock();
+  } else {
+    std::lock(lock, other_lock);
+  }
+  const DeviceGuard guard(device_);
+  State state = checked(stream);
+  const State added = this == &other ? state : other.checked(stream);
+  if (added.count == 0) return;
+  state.before = state.count;
+  state.selected = added.count;
+  to_device(state_, &state, sizeof(state), stream);
+
+  Arena arena;
+  for (int pass = 0; pass < 4; ++pass) {
+    for (int i = 0; i < table_.models(); ++i) arena.need<double>(features(i));
+  }
+  arena.allocate(allocate);
+  std::vector<Centre> centres;
+  for (int i = 0; i < table_.models(); ++i) {
+    const auto m = static_cast<std::size_t>(i);
+    const auto take = [&] { return arena.take<double>(features(i)); };
+    double* const sum = take();
+    double* const offset = take();
+    double* const delta = take();
+    centres.push_back({sum, offset, delta, take()});
+    centre_on(means_[m], other.means_[m], table_.dim(i), centres.back(), stream);
+  }
+  for (std::size_t b = 0; b < totals_.size(); ++b) {
+    const auto& [row, column] = table_.blocks()[b];
+    const Total& total = totals_[b];
+    Products<double> products;
+    products.data = other.totals_[b].data;
+    products.rows = total.rows;
+    products.columns = products.stride = total.columns;
+    products.parts = 1;
+    add(total, products, centres[static_cast<std::size_t>(row)],
+        centres[static_cast<std::size_t>(column)], state_, stream);
+  }
+  for (int i = 0; i < table_.models(); ++i) {
+    const auto m = static_cast<std::size_t>(i);
+    move_mean(centres[m], means_[m], table_.dim(i), state_, stream);
+  }
+  state.count += added.count;
+  to_device(state_, &state, sizeof(state), stream);
+}
+
+std::unique_ptr<Moments> Moments::subset(const std::vector<int>& models, Pairs pairs, int reference,
+                                         const Allocate& allocate, cudaStream_t stream) {
+  std::vector<BlockTable::Place> places;
+  auto result = std::make_unique<Moments>(table_.subset(models, pairs, reference, &places),
+                                          allocate, device_);
+  std::lock_guard lock(mutex_);
+  const DeviceGuard guard(device_);
+  const State state = checked(stream);
+  for (std::size_t b = 0; b < places.size(); ++b) {
+    read(totals_[places[b].index], places[b].transposed, false, state_, result->totals_[b].data,
+         stream);
+  }
+  for (std::size_t i = 0; i < models.size(); ++i) {
+    const auto m = static_cast<std::size_t>(models[i]);
+    const std::size_t bytes = features(models[i]) * sizeof(double);
+    for (const auto& [to, from] :
+         {std::pair{result->means_[i], means_[m]}, std::pair{result->shifts_[i], shifts_[m]}}) {
+      cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream),
+                  "cudaMemcpyAsync");
+    }
+  }
+  to_device(result->state_, &state, sizeof(state), stream);
+  return result;
+}
+
+void Moments::restore(std::int64_t count, const std::vector<std::vector<double>>& means,
+                      const std::vector<std::vector<double>>& shifts,
+                      const std::vector<const double*>& m2, cudaStream_t stream) {
+  std::lock_guard lock(mutex_);
+  const DeviceGuard guard(device_);
+  labels_.clear();
+  const State state{count, 0, 0, kNothingBad, -1};
+  to_device(state_, &state, sizeof(state), stream);
+  for (std::size_t i = 0; i < means.size(); ++i) {
+    to_device(means_[i], means[i].data(), means[i].size() * sizeof(double), stream);
+    to_device(shifts_[i], shifts[i].data(), shifts[i].size() * sizeof(double), stream);
+  }
+  for (std::size_t b = 0; b < m2.size(); ++b) {
+    const Total& total = totals_[b];
+    to_device(total.data, m2[b],
+              static_cast<std::size_t>(total.rows * total.columns) * sizeof(double), stream);
+  }
+  cuda::check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+}
+
+}  // namespace ccamerge::cuda

@@ -1,0 +1,88 @@
+// Streamed moments of N models' features on a device: the same totals as the CPU's (see
+// ../moments.hpp). Updates are asynchronous on the caller's stream; whatever returns values to the
+// host waits for that stream. An object must not be used on two streams at once.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "block_table.hpp"
+#include "cuda/memory.hpp"
+#include "cuda/runtime.hpp"
+#include "cuda/state.hpp"
+#include "cuda/totals.hpp"
+#include "view.hpp"
+
+namespace ccamerge::cuda {
+
+class Moments {
+ public:
+  // Memory for totals and means is taken from `allocate` once.
+  Moments(BlockTable table, const Allocate& allocate, int device);
+
+  const BlockTable& table() const { return table_; }
+  int device() const { return device_; }
+
+  // Waits; throws std::invalid_argument naming the first element that was not finite, or too
+  // large, and the label of the update that it came with. The moments are then those from before
+  // that update, and usable.
+  void check(cudaStream_t stream);
+
+  // All of these wait and check first.
+  std::int64_t count(cudaStream_t stream);
+  std::vector<double> mean(int model, cudaStream_t stream);
+  std::vector<double> shift(int model, cudaStream_t stream);
+  void covariance(int row, int column, double* out, const Allocate& allocate, cudaStream_t stream);
+  void second_moment(int row, int column, double* out, const Allocate& allocate,
+                     cudaStream_t stream);
+  void merge(Moments& other, const Allocate& allocate, cudaStream_t stream);
+  std::unique_ptr<Moments> subset(const std::vector<int>& models, Pairs pairs, int reference,
+                                  const Allocate& allocate, cudaStream_t stream);
+
+  // Into device memory, without waiting: (d_row, d_column) row-major, (d,).
+  void covariance_into(int row, int column, double* out, cudaStream_t stream);
+  void mean_into(int model, double* out, cudaStream_t stream);
+
+  // Sets everything, from host memory: means and shifts (models of (d,)), m2 in the table's order.
+  void restore(std::int64_t count, const std::vector<std::vector<double>>& means,
+               const std::vector<std::vector<double>>& shifts, const std::vector<const double*>& m2,
+               cudaStream_t stream);
+
+ private:
+  friend class Updater;
+
+  std::size_t features(int model) const { return static_cast<std::size_t>(table_.dim(model)); }
+  std::vector<double> vector_of(const double* from, int model, cudaStream_t stream);
+  void copy_out(int row, int column, bool divided, double* out, const Allocate& allocate,
+                cudaStream_t stream);
+  State checked(cudaStream_t stream);  // no lock
+
+  BlockTable table_;
+  int device_;
+  Buffer memory_;
+  State* state_ = nullptr;
+  std::vector<double*> means_, shifts_;  // (d,) of each model
+  std::vector<Total> totals_;            // in the table's order
+  std::vector<std::string> labels_;      // of updates since the last check
+  std::mutex mutex_;
+};
+
+// One update of one accumulator: a view of device memory for each of its models, with equal sample
+// shapes.
+struct Update {
+  Moments* moments;
+  std::vector<FeatureView> features;
+  const std::uint8_t* mask = nullptr;  // (samples,) nonzero for selected, or nullptr for all
+};
+
+// Runs all updates, in order, on the stream, without waiting for it. Workspace of at most some
+// 512 MiB comes from `allocate` and is given back when the call returns. Throws
+// std::invalid_argument for what can be seen without looking at values. An update with an element
+// that is not finite changes nothing, nor does any later one of the same accumulator until check().
+void update(const std::vector<Update>& updates, const std::string& label, const Allocate& allocate,
+            cudaStream_t stream);
+
+}  // namespace ccamerge::cuda

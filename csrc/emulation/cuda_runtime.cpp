@@ -1,0 +1,286 @@
+#include "cuda_runtime.h"
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <random>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+thread_local uint3 threadIdx, blockIdx;
+thread_local dim3 blockDim, gridDim;
+
+namespace ccamerge::emulation {
+namespace {
+
+constexpr std::size_t kStack = std::size_t{256} << 10;
+constexpr std::size_t kMostShared = std::size_t{227} << 10;  // of an H100's block
+constexpr unsigned kWarp = 32;
+
+enum class Waits { no, warp, block, done };
+
+struct Fiber {
+  ucontext_t context;
+  uint3 index;
+  Waits waits = Waits::no;
+  void* fake_stack = nullptr;
+};
+
+struct Warp {
+  alignas(16) unsigned char given[kWarp][16];
+};
+
+// Memory that is kept between launches; the guard page below each stack turns an overflow into a
+// crash.
+class Stacks {
+ public:
+  ~Stacks() { release(); }
+  unsigned char* of(std::size_t fiber, std::size_t count) {
+    if (count > count_) {
+      release();
+      void* const memory = mmap(nullptr, count * kStack, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (memory == MAP_FAILED) throw std::bad_alloc();
+      memory_ = static_cast<unsigned char*>(memory);
+      count_ = count;
+      for (std::size_t i = 0; i < count; ++i) mprotect(memory_ + i * kStack, 4096, PROT_NONE);
+    }
+    return memory_ + fiber * kStack;
+  }
+
+ private:
+  void release() {
+    if (memory_) munmap(memory_, count_ * kStack);
+    memory_ = nullptr;
+  }
+  unsigned char* memory_ = nullptr;
+  std::size_t count_ = 0;
+};
+
+// One block at a time on each thread of the system.
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  std::unique_ptr<unsigned char[]> shared;
+  Stacks stacks;
+  ucontext_t scheduler;
+  std::size_t current = 0;
+  const std::function<void()>* kernel = nullptr;
+  std::minstd_rand order;
+  void* scheduler_fake_stack = nullptr;
+  const void* scheduler_stack = nullptr;
+  std::size_t scheduler_stack_size = 0;
+};
+
+thread_local Block* block = nullptr;
+
+// AddressSanitizer has to be told when the stack changes.
+void before_switch([[maybe_unused]] void** fake_stack, [[maybe_unused]] const void* stack,
+                   [[maybe_unused]] std::size_t size) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(fake_stack, stack, size);
+#endif
+}
+
+void after_switch([[maybe_unused]] void* fake_stack, [[maybe_unused]] const void** from,
+                  [[maybe_unused]] std::size_t* size) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake_stack, from, size);
+#endif
+}
+
+Fiber& here() { return block->fibers[block->current]; }
+
+void wait(Waits what) {
+  Fiber& self = here();
+  self.waits = what;
+  const bool last = what == Waits::done;
+  before_switch(last ? nullptr : &self.fake_stack, block->scheduler_stack,
+                block->scheduler_stack_size);
+  swapcontext(&self.context, &block->scheduler);
+  after_switch(self.fake_stack, nullptr, nullptr);
+}
+
+void enter() {
+  after_switch(nullptr, &block->scheduler_stack, &block->scheduler_stack_size);
+  (*block->kernel)();
+  wait(Waits::done);
+}
+
+void resume(std::size_t fiber) {
+  block->current = fiber;
+  threadIdx = here().index;
+  before_switch(&block->scheduler_fake_stack, block->stacks.of(fiber, 0), kStack);
+  swapcontext(&block->scheduler, &here().context);
+  after_switch(block->scheduler_fake_stack, nullptr, nullptr);
+}
+
+// Lets go the fibers [first, last) if none of them can go on otherwise; false if one still runs.
+bool release(std::size_t first, std::size_t last, Waits what) {
+  bool any = false;
+  for (std::size_t i = first; i < last; ++i) {
+    const Waits waits = block->fibers[i].waits;
+    if (waits != what && waits != Waits::done) return false;
+    any |= waits == what;
+  }
+  for (std::size_t i = first; any && i < last; ++i) {
+    if (block->fibers[i].waits == what) block->fibers[i].waits = Waits::no;
+  }
+  return any;
+}
+
+void prepare(Fiber& fiber, unsigned char* stack) {
+  fiber.waits = Waits::no;
+  fiber.fake_stack = nullptr;
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = stack;
+  fiber.context.uc_stack.ss_size = kStack;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, enter, 0);
+}
+
+void run_block() {
+  const std::size_t count = block->fibers.size();
+  for (std::size_t i = 0; i < count; ++i) prepare(block->fibers[i], block->stacks.of(i, count));
+  std::vector<std::size_t> warps((count + kWarp - 1) / kWarp);
+  for (std::size_t w = 0; w < warps.size(); ++w) warps[w] = w;
+  for (;;) {
+    // Every warp until it waits for the block, its threads in an order that changes.
+    std::shuffle(warps.begin(), warps.end(), block->order);
+    for (const std::size_t w : warps) {
+      const std::size_t first = w * kWarp, last = std::min(count, first + kWarp);
+      do {
+        const std::size_t turn = block->order() % (last - first);
+        for (std::size_t k = 0; k < last - first; ++k) {
+          const std::size_t i = first + (k + turn) % (last - first);
+          if (block->fibers[i].waits == Waits::no) resume(i);
+        }
+      } while (release(first, last, Waits::warp));
+    }
+    if (release(0, count, Waits::block)) continue;
+    const bool done = std::all_of(block->fibers.begin(), block->fibers.end(),
+                                  [](const Fiber& f) { return f.waits == Waits::done; });
+    if (done) return;
+    std::fputs("emulation: threads of a warp wait at different barriers\n", stderr);
+    std::abort();
+  }
+}
+
+}  // namespace
+
+cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
+  const dim3 g = config.gridDim, b = config.blockDim;
+  const std::size_t threads = std::size_t{b.x} * b.y * b.z;
+  if (threads < 1 || threads > 1024 || b.z > 64 || g.x < 1 || g.y < 1 || g.z < 1 ||
+      g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535) {
+    return cudaErrorInvalidConfiguration;
+  }
+  if (config.dynamicSmemBytes > kMostShared) return cudaErrorInvalidValue;
+  thread_local std::unique_ptr<Block> own;
+  if (!own) own = std::make_unique<Block>();
+  block = own.get();
+  block->kernel = &kernel;
+  block->fibers.resize(threads);
+  block->warps.resize((threads + kWarp - 1) / kWarp);
+  block->shared.reset(new unsigned char[config.dynamicSmemBytes + 1]);
+  for (std::size_t i = 0; i < threads; ++i) {
+    block->fibers[i].index = {static_cast<unsigned>(i % b.x), static_cast<unsigned>(i / b.x % b.y),
+                              static_cast<unsigned>(i / b.x / b.y)};
+  }
+  blockDim = b;
+  gridDim = g;
+  for (unsigned z = 0; z < g.z; ++z) {
+    for (unsigned y = 0; y < g.y; ++y) {
+      for (unsigned x = 0; x < g.x; ++x) {
+        blockIdx = {x, y, z};
+        run_block();
+      }
+    }
+  }
+  return cudaSuccess;
+}
+
+void* dynamic_shared_memory() {
+  const auto at = reinterpret_cast<std::uintptr_t>(block->shared.get());
+  static_assert(__STDCPP_DEFAULT_NEW_ALIGNMENT__ >= 16);
+  return reinterpret_cast<void*>(at);
+}
+
+void meet() { wait(Waits::warp); }
+
+void give(const void* mine, std::size_t bytes) {
+  std::memcpy(block->warps[block->current / kWarp].given[lane()], mine, bytes);
+  meet();
+}
+
+const void* given(unsigned lane) { return block->warps[block->current / kWarp].given[lane]; }
+
+unsigned lane() { return static_cast<unsigned>(block->current % kWarp); }
+
+}  // namespace ccamerge::emulation
+
+void __syncthreads() { ccamerge::emulation::wait(ccamerge::emulation::Waits::block); }
+
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
+    case cudaErrorInvalidConfiguration:
+      return "cudaErrorInvalidConfiguration";
+    case cudaErrorInvalidDevice:
+      break;
+  }
+  return "cudaErrorInvalidDevice";
+}
+
+const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  *properties = {"emulation", 9, 0, std::size_t{4} << 30, 4};
+  return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  *value = attribute == cudaDevAttrMultiProcessorCount
+               ? 4
+               : static_cast<int>(ccamerge::emulation::kMostShared);
+  return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+}
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
+  *free = std::size_t{2} << 30;
+  *total = std::size_t{4} << 30;
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
+                            cudaStream_t) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
+                              std::size_t from_pitch, std::size_t width, std::size_t height,
+                              cudaMemcpyKind, cudaStream_t) {
+  if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
+  for (std::size_t row = 0; row < height; ++row) {
+    std::memcpy(static_cast<char*>(to) + row * to_pitch,
+                static_cast<const char*>(from) + row * from_pitch, width);
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) {
+  std::memset(to, value, bytes);
+  return cudaSuccess;
+}
