@@ -215,11 +215,13 @@ def gather(out: Path, work: Path, done: list[Done]) -> None:
 
 
 def verdicts(work: Path, step: str) -> list[str]:
-    """The lines of a step's text that say what was wanted."""
+    """The lines of a step's text that say what was wanted; of networks and merges the tables."""
     file = work / f"gpu_{step}.md"
     if not file.exists():
         return []
     lines = file.read_text().splitlines()
+    if step in ("train", "zoo"):
+        return [line for line in lines if line.startswith("|")]
     return [line for line in lines if line.startswith("- ") and "wanted" in line]
 
 

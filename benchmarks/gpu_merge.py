@@ -68,7 +68,7 @@ def forward(models: list[nn.Module], batches: tuple[Tensor, ...]) -> None:
 def forward_folded(
     models: list[nn.Module], spaces: ccamerge.Spaces, batches: tuple[Tensor, ...]
 ) -> None:
-    """The passes as `collect` does them, with nothing counted."""
+    """The passes as `collect` does them, through the library's internals, with nothing counted."""
     states = [
         {key: fast_layout(value) for key, value in folded_state(model, spaces).items()}
         for model in models

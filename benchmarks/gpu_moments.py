@@ -167,8 +167,7 @@ def check(case: Case, seed: int, device: torch.device) -> tuple[float, float | N
     ours = Moments([case.features] * case.models, **options(device))
     for batch in batches:
         ours.update(batch, axis=case.axis)
-    block = getattr(ours, "cov_tensor", ours.cov) if device.type == "cuda" else ours.cov
-    mine = worst(case, batches, block)
+    mine = worst(case, batches, ours.cov_tensor)
     if case.models * case.features > BASELINE_CHECKED:
         return mine, None
     theirs = baseline.Statistics()
