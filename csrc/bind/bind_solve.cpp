@@ -12,14 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "cca.hpp"
-#include "check.hpp"
+#include "cpu/instances.hpp"
 #include "errors.hpp"
-#include "gevp.hpp"
-#include "parallel.hpp"
-#include "polar.hpp"
-#include "universe.hpp"
-#include "whitening.hpp"
 
 namespace py = pybind11;
 
@@ -64,7 +58,7 @@ std::vector<Regulariser> regularisers_of(const std::vector<double>& values, bool
   return out;
 }
 
-py::tuple tuple_of(CcaSolution s) {
+py::tuple tuple_of(CcaSolution<Cpu> s) {
   return py::make_tuple(array_of(std::move(s.map)), array_of(std::move(s.inverse)),
                         vector_of(std::move(s.correlations)), array_of(std::move(s.x_weights)),
                         array_of(std::move(s.y_weights)), s.rank, s.x_condition, s.y_condition,
@@ -79,7 +73,9 @@ py::list solve_cca_batch(const std::vector<std::tuple<Array, Array, Array>>& arr
     problems.push_back({view_of(sxx), view_of(syy), view_of(sxy)});
   }
   auto solutions = without_gil([&] {
-    return solve_cca(problems, names, regularisers_of(values, absolute), {correlations, weights});
+    Cpu cpu;
+    return solve_cca(cpu, problems, names, regularisers_of(values, absolute),
+                     {correlations, weights});
   });
   py::list out;
   for (auto& solution : solutions) out.append(tuple_of(std::move(solution)));
@@ -90,13 +86,8 @@ py::list polar_batch(const std::vector<Array>& arrays, const std::vector<std::st
   std::vector<ConstView> views;
   for (const Array& a : arrays) views.push_back(view_of(a));
   auto factors = without_gil([&] {
-    const BufferScope recycle;
-    std::vector<Polar> out(views.size());
-    parallel_for(views.size(), [&](std::size_t i) {
-      check_finite(views[i], names[i]);
-      out[i] = polar(copy_of(views[i]));
-    });
-    return out;
+    Cpu cpu;
+    return solve_polar(cpu, views, names);
   });
   py::list out;
   for (auto& f : factors) {
@@ -109,20 +100,23 @@ py::tuple whiten_one(const Array& s, double value, bool absolute, bool symmetric
                      const std::string& name) {
   const ConstView view = view_of(s);
   const WhiteningKind kind = symmetric ? WhiteningKind::symmetric : WhiteningKind::cholesky;
-  Whitening w = without_gil([&] {
-    const Matrix checked = checked_covariance(view, name);
-    Whitening out = whiten(checked.view(), {value, absolute}, kind, name);
-    if (kind == WhiteningKind::cholesky) out.w = transpose_of(out.w.view());
+  Whitening<Cpu> w = without_gil([&] {
+    Cpu cpu;
+    auto out = whiten(cpu, {view}, {value, absolute}, kind, {name});
+    if (kind == WhiteningKind::cholesky) out.w = transpose_of(cpu, out.w.view());
     return out;
   });
-  return py::make_tuple(array_of(std::move(w.w)), w.condition);
+  return py::make_tuple(array_of(std::move(w.w)), w.conditions.front());
 }
 
 py::list solve_gevp_batch(const std::vector<std::tuple<Array, Array, int>>& arrays,
                           const std::vector<std::string>& names, double value, bool absolute) {
   std::vector<GevpProblem> problems;
   for (const auto& [a, b, k] : arrays) problems.push_back({view_of(a), view_of(b), k});
-  auto solutions = without_gil([&] { return solve_gevp(problems, names, {value, absolute}); });
+  auto solutions = without_gil([&] {
+    Cpu cpu;
+    return solve_gevp(cpu, problems, names, {value, absolute});
+  });
   py::list out;
   for (auto& s : solutions) {
     out.append(py::make_tuple(vector_of(std::move(s.values)), array_of(std::move(s.vectors))));
@@ -152,7 +146,10 @@ py::list solve_universe_batch(const std::vector<UniverseArrays>& arrays,
     problems.push_back(std::move(problem));
   }
   const UniverseOptions options{reference, tolerance, sweeps};
-  auto solutions = without_gil([&] { return solve_universe(problems, names, options); });
+  auto solutions = without_gil([&] {
+    Cpu cpu;
+    return solve_universe(cpu, problems, names, options);
+  });
   py::list out;
   for (auto& s : solutions) {
     out.append(py::make_tuple(list_of(std::move(s.maps)), list_of(std::move(s.inverses)),

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "blas.hpp"
+#include "cpu/blas.hpp"
 
 namespace py = pybind11;
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "blas.hpp"
+#include "cpu/blas.hpp"
 #include "cuda/half.hpp"
 #include "cuda/library_table.hpp"
 #include "dtype.hpp"

@@ -8,14 +8,10 @@
 #include <utility>
 #include <vector>
 
-#include "cca.hpp"
 #include "check.hpp"
-#include "gevp.hpp"
+#include "cpu/instances.hpp"
 #include "parallel.hpp"
-#include "polar.hpp"
 #include "testing.hpp"
-#include "triangular.hpp"
-#include "whitening.hpp"
 
 using namespace ccamerge;
 
@@ -63,8 +59,10 @@ void test_cholesky() {
   for (const int n : {1, 2, 15, 16, 17, 32, 33, 63, 64, 65, 97, 130, 257}) {
     const std::string at = " at order " + std::to_string(n);
     const Matrix s = covariance(n, 1);
-    const Cholesky factor(copy_of(s.view()));
-    expect(factor.info() == 0, "factorisation" + at);
+    Cpu cpu;
+    const Cholesky<Cpu> cholesky(cpu, copy_of(s.view()));
+    expect(cholesky.info().front() == 0, "factorisation" + at);
+    const Triangular<Cpu> factor = cholesky.factor();
     Matrix l = copy_of(factor.lower());
     for (int j = 1; j < n; ++j) {
       for (int i = 0; i < j; ++i) l.at(i, j) = 0;
@@ -92,23 +90,25 @@ void test_cholesky() {
     for (const int k : {0, n / 2, n - 1}) {
       Matrix broken = copy_of(s.view());
       broken.at(k, k) = -1;
-      expect(Cholesky(std::move(broken)).info() == k + 1, "info" + at);
+      const Cholesky<Cpu> failed(cpu, std::move(broken));
+      expect(failed.info().front() == k + 1, "info" + at);
     }
   }
 }
 
 void test_polar() {
+  Cpu cpu;
   const std::pair<int, int> shapes[] = {{1, 1}, {5, 3}, {3, 5}, {70, 70}, {130, 40}, {200, 200}};
   for (const auto& [m, n] : shapes) {
     const std::string at = " of " + std::to_string(m) + " by " + std::to_string(n);
     const Matrix a = random(m, n, 4);
-    const Polar p = polar(copy_of(a.view()));
+    const Polar<Cpu> p = polar(cpu, a.view());
     const bool tall = m >= n;
     const Matrix gram = product(tall, p.q, !tall, p.q);
     expect_below(distance(gram, eye(gram.rows(), gram.rows())), 1e-12, "orthonormal" + at);
     const Matrix h = tall ? product(true, p.q, false, a) : product(false, a, true, p.q);
     expect_below(distance(h, transpose_of(h.view())), 1e-10, "symmetric" + at);
-    expect(p.rank == std::min(m, n) && p.method == PolarMethod::qdwh, "route" + at);
+    expect(p.rank.front() == std::min(m, n) && p.method.front() == PolarMethod::qdwh, "route" + at);
   }
   Matrix deficient = random(30, 30, 5);  // two columns twice, one row zero
   for (int i = 0; i < 30; ++i) {
@@ -116,13 +116,14 @@ void test_polar() {
     deficient.at(i, 5) = deficient.at(i, 10);
   }
   for (int j = 0; j < 30; ++j) deficient.at(7, j) = 0;
-  const Polar p = polar(std::move(deficient));
-  expect(p.method == PolarMethod::svd && p.rank == 28,
-         "rank-deficient: rank " + std::to_string(p.rank));
+  const Polar<Cpu> p = polar(cpu, deficient.view());
+  expect(p.method.front() == PolarMethod::svd && p.rank.front() == 28,
+         "rank-deficient: rank " + std::to_string(p.rank.front()));
   expect_below(distance(product(true, p.q, false, p.q), eye(30, 30)), 1e-12, "completed");
 }
 
 void test_cca() {
+  Cpu cpu;
   std::vector<CcaProblem> problems;
   std::vector<std::string> names;
   std::vector<Matrix> storage;
@@ -139,13 +140,13 @@ void test_cca() {
     names.push_back("problems[" + std::to_string(i) + "]: ");
   }
   const std::vector<Regulariser> values = {{0.0, true}, {0.5, false}};
-  std::vector<CcaSolution> first;
+  std::vector<CcaSolution<Cpu>> first;
   for (const int threads : {1, 3}) {
     set_num_threads(threads);
-    auto solutions = solve_cca(problems, names, values, {true, true});
+    auto solutions = solve_cca(cpu, problems, names, values, {true, true});
     expect(solutions.size() == 8, "problem-major results");
     for (std::size_t i = 0; i < solutions.size(); ++i) {
-      const CcaSolution& s = solutions[i];
+      const CcaSolution<Cpu>& s = solutions[i];
       const int p = problems[i / 2].sxx.rows, q = problems[i / 2].syy.rows;
       // Stored transposed: inverse^T map^T... is the identity on the smaller side.
       const Matrix unit = p <= q ? product(false, s.map, false, s.inverse)
@@ -160,14 +161,14 @@ void test_cca() {
 
   storage[4].at(3, 3) = -5;
   try {
-    solve_cca(problems, names, values, {});
+    solve_cca(cpu, problems, names, values, {});
     expect(false, "an indefinite covariance is refused");
   } catch (const NumericalError& e) {
     expect(std::string(e.what()).find("problems[1]: Syy") == 0, e.what());
   }
   storage[4].at(3, 3) = NAN;
   try {
-    solve_cca(problems, names, values, {});
+    solve_cca(cpu, problems, names, values, {});
     expect(false, "NaN is refused");
   } catch (const std::invalid_argument& e) {
     expect(std::string(e.what()).find("problems[1]: Syy must be finite") == 0, e.what());
@@ -175,9 +176,10 @@ void test_cca() {
 }
 
 void test_gevp() {
+  Cpu cpu;
   const Matrix a = covariance(50, 7), b = covariance(50, 8);
   for (const int k : {1, 10, 50}) {
-    const auto out = solve_gevp({{a.view(), b.view(), k}}, {""}, {0.0, true});
+    const auto out = solve_gevp(cpu, {{a.view(), b.view(), k}}, {""}, {0.0, true});
     const Matrix v = transpose_of(out[0].vectors.view());  // (n, k)
     Matrix right = product(false, b, false, v);
     for (int j = 0; j < k; ++j) {
@@ -188,9 +190,10 @@ void test_gevp() {
 }
 
 void test_whiten() {
+  Cpu cpu;
   const Matrix s = covariance(70, 9);
   for (const auto kind : {WhiteningKind::symmetric, WhiteningKind::cholesky}) {
-    const Whitening w = whiten(s.view(), {0.0, true}, kind, "S");
+    const Whitening<Cpu> w = whiten(cpu, {s.view()}, {0.0, true}, kind, {"S"});
     const Matrix unit = product(true, w.w, false, product(false, s, false, w.w));
     expect_below(distance(unit, eye(70, 70)), 1e-11, "whitened");
   }

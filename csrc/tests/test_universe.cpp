@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "check.hpp"
+#include "cpu/instances.hpp"
 #include "parallel.hpp"
 #include "testing.hpp"
-#include "universe.hpp"
 
 using namespace ccamerge;
 
@@ -70,12 +70,13 @@ void test_threads_and_cycles() {
   problems.push_back(square.problem(std::nullopt));
   problems[0].weights = {1, 0, 2, 1};
   const std::vector<std::string> names(problems.size(), "");
-  std::vector<UniverseSolution> first;
+  Cpu cpu;
+  std::vector<UniverseSolution<Cpu>> first;
   for (const int threads : {1, 3, 8}) {  // with 8 the threads share each problem
     set_num_threads(threads);
-    auto found = solve_universe(problems, names, {1, 1e-9, 50});
+    auto found = solve_universe(cpu, problems, names, {1, 1e-9, 50});
     for (std::size_t p = 0; p < found.size(); ++p) {
-      const UniverseSolution& s = found[p];
+      const UniverseSolution<Cpu>& s = found[p];
       for (std::size_t f = 1; f < s.objectives.size(); ++f) {
         EXPECT(s.objectives[f] >= s.objectives[f - 1] - 1e-12 * s.objectives[f]);
       }
@@ -95,10 +96,11 @@ void test_threads_and_cycles() {
 }
 
 void test_failures() {
+  Cpu cpu;
   Moments moments({8, 8, 8}, 5);
   const auto message = [&]() -> std::string {
     try {
-      solve_universe({moments.problem(Regulariser{0.0, true})}, {"problems[0]: "}, {});
+      solve_universe(cpu, {moments.problem(Regulariser{0.0, true})}, {"problems[0]: "}, {});
     } catch (const std::exception& e) {
       return e.what();
     }

@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <string>
 
-#include "blas.hpp"
+#include "cpu/blas.hpp"
 
 namespace ccamerge::testing {
 

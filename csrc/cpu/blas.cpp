@@ -1,4 +1,4 @@
-#include "blas.hpp"
+#include "cpu/blas.hpp"
 
 #include <algorithm>
 #include <stdexcept>
@@ -25,8 +25,7 @@ namespace {
   X(dgesdd, (char*, int*, int*, double*, int*, double*, double*, int*, double*, int*, double*,  \
              int*, int*, int*))                                                                 \
   X(dgeqrf, (int*, int*, double*, int*, double*, double*, int*, int*))                          \
-  X(dorgqr, (int*, int*, int*, double*, int*, double*, double*, int*, int*))                    \
-  X(dpocon, (char*, int*, double*, int*, double*, double*, double*, int*, int*))
+  X(dorgqr, (int*, int*, int*, double*, int*, double*, double*, int*, int*))
 
 struct Table {
 #define CCAMERGE_MEMBER(name, params) void(*name) params = nullptr;
@@ -165,15 +164,6 @@ int qr(int m, int n, double* a, int lda, double* r, int ldr) {
     }
   }
   table.dorgqr(&m, &n, &n, a, &lda, tau.data(), work.data(), &lwork, &info);
-  return info;
-}
-
-int pocon(int n, const double* chol, int lda, double norm1, double* rcond) {
-  char uplo = 'L';
-  int info = 0;
-  std::vector<double> work(static_cast<std::size_t>(3 * std::max(1, n)));
-  std::vector<int> iwork(static_cast<std::size_t>(std::max(1, n)));
-  table.dpocon(&uplo, &n, mut(chol), &lda, &norm1, rcond, work.data(), iwork.data(), &info);
   return info;
 }
 

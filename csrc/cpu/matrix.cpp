@@ -1,9 +1,9 @@
-#include "matrix.hpp"
+#include "cpu/matrix.hpp"
 
 #include <algorithm>
 #include <cmath>
 
-#include "blas.hpp"
+#include "cpu/blas.hpp"
 
 namespace ccamerge {
 namespace {
@@ -25,8 +25,12 @@ void transpose_tile(ConstView from, View to) {
 
 Matrix copy_of(ConstView a) {
   Matrix out(a.rows, a.cols);
-  for (int j = 0; j < a.cols; ++j) std::copy_n(a.col(j), a.rows, out.view().col(j));
+  copy(a, out.view());
   return out;
+}
+
+void copy(ConstView from, View to) {
+  for (int j = 0; j < from.cols; ++j) std::copy_n(from.col(j), from.rows, to.col(j));
 }
 
 void transpose(ConstView from, View to) {

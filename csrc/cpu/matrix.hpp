@@ -1,33 +1,20 @@
-// Column-major float64 storage and views. A NumPy array in C order is the transpose of what these
-// see, so the bindings hand over (and take back) transposes instead of copying.
+// Column-major float64 storage in host memory, and what is done with a single matrix there.
 #pragma once
 
 #include <cstddef>
 #include <utility>
 
-#include "buffers.hpp"
+#include "cpu/buffers.hpp"
+#include "solve/stack.hpp"
 
 namespace ccamerge {
 
-// Not owning. at(i, j) is row i, column j.
-template <class T>
-struct BasicView {
-  T* data = nullptr;
-  int rows = 0, cols = 0, ld = 1;
-
-  T* col(int j) const { return data + static_cast<std::ptrdiff_t>(j) * ld; }
-  T& at(int i, int j) const { return col(j)[i]; }
-  BasicView block(int i, int j, int m, int n) const { return {col(j) + i, m, n, ld}; }
-  operator BasicView<const T>() const { return {data, rows, cols, ld}; }
-};
-using View = BasicView<double>;
-using ConstView = BasicView<const double>;
-
-// Owning, contiguous, uninitialised until written.
+// A stack of matrices: owning, contiguous, uninitialised until written.
 class Matrix {
  public:
   Matrix() = default;
-  Matrix(int rows, int cols) : rows_(rows), cols_(cols), data_(acquire_buffer(size())) {}
+  Matrix(int rows, int cols, int count = 1)
+      : rows_(rows), cols_(cols), count_(count), data_(acquire_buffer(size())) {}
   Matrix(Matrix&& other) noexcept { swap(other); }
   Matrix& operator=(Matrix&& other) noexcept {
     Matrix(std::move(other)).swap(*this);
@@ -37,16 +24,18 @@ class Matrix {
 
   int rows() const { return rows_; }
   int cols() const { return cols_; }
-  std::size_t size() const {
-    return static_cast<std::size_t>(rows_) * static_cast<std::size_t>(cols_);
+  int count() const { return count_; }
+  std::size_t size() const {  // of all members
+    return static_cast<std::size_t>(rows_) * static_cast<std::size_t>(cols_) *
+           static_cast<std::size_t>(count_);
   }
   bool empty() const { return size() == 0; }
   double* data() { return data_; }
   const double* data() const { return data_; }
   double& at(int i, int j) { return view().at(i, j); }
   double at(int i, int j) const { return view().at(i, j); }
-  View view() { return {data_, rows_, cols_, rows_ > 0 ? rows_ : 1}; }
-  ConstView view() const { return {data_, rows_, cols_, rows_ > 0 ? rows_ : 1}; }
+  View view() { return {data_, rows_, cols_, rows_ > 0 ? rows_ : 1, count_, stride()}; }
+  ConstView view() const { return {data_, rows_, cols_, rows_ > 0 ? rows_ : 1, count_, stride()}; }
 
   // Gives the storage away, to be freed by std::free, for an array that outlives this object.
   double* release() {
@@ -55,17 +44,21 @@ class Matrix {
   }
 
  private:
+  std::ptrdiff_t stride() const { return static_cast<std::ptrdiff_t>(rows_) * cols_; }
   void swap(Matrix& other) noexcept {
     std::swap(rows_, other.rows_);
     std::swap(cols_, other.cols_);
+    std::swap(count_, other.count_);
     std::swap(data_, other.data_);
   }
 
-  int rows_ = 0, cols_ = 0;
+  int rows_ = 0, cols_ = 0, count_ = 1;
   double* data_ = nullptr;
 };
 
+// Of a single matrix, as everything below.
 Matrix copy_of(ConstView a);
+void copy(ConstView from, View to);
 Matrix transpose_of(ConstView a);
 void transpose(ConstView from, View to);  // to = from^T; they must not overlap
 // Ones on the main diagonal, also of a rectangle.

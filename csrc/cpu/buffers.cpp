@@ -1,4 +1,4 @@
-#include "buffers.hpp"
+#include "cpu/buffers.hpp"
 
 #include <sys/mman.h>
 

@@ -44,7 +44,4 @@ int gesdd(bool full, int m, int n, double* a, int lda, double* s, double* u, int
 // Thin QR of a (m, n), m >= n: a becomes Q (m, n), r its upper triangle (n, n), zero below.
 int qr(int m, int n, double* a, int lda, double* r, int ldr);
 
-// Estimate of the reciprocal condition number (1-norm) of a lower Cholesky factor's matrix.
-int pocon(int n, const double* chol, int lda, double norm1, double* rcond);
-
 }  // namespace ccamerge::blas

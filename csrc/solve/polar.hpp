@@ -1,0 +1,160 @@
+// The orthonormal polar factors of matrices: the nearest matrices with orthonormal columns (or
+// rows).
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu/singular.hpp"
+#include "solve/backend.hpp"
+#include "solve/covariance.hpp"
+#include "solve/norms.hpp"
+#include "solve/operands.hpp"
+#include "solve/qdwh.hpp"
+
+namespace ccamerge {
+
+enum class PolarMethod { qdwh, svd };
+
+template <Backend B>
+struct Polar {
+  typename B::Matrix q;  // (m, n) like the input; min(m, n) singular values of one
+  std::vector<int> rank;
+  std::vector<PolarMethod> method;
+};
+
+// a (m, n), finite. Singular values at or below rank_tolerance * (the largest) count as zero; there
+// the factor is not unique, and the one nearest the identity among the choices is returned:
+// U1 V1^T + U2 polar(U2^T I V2) V2^T, with the null spaces U2, V2 and I = eye(m, n). A tolerance
+// below max(m, n) * eps means that. NumericalError if an SVD does not converge.
+template <Backend B>
+Polar<B> polar(B& b, ConstView a, const Coefficients& rank_tolerance = 0.0);
+
+template <Backend B>
+struct PolarFactor {
+  typename B::Matrix q;
+  int rank = 0;
+  PolarMethod method = PolarMethod::qdwh;
+};
+
+// Of many matrices, each of one member and named, in parallel; std::invalid_argument, naming the
+// matrix, unless every entry is finite.
+template <Backend B>
+std::vector<PolarFactor<B>> solve_polar(B& b, const std::vector<ConstView>& matrices,
+                                        const std::vector<std::string>& names);
+
+namespace detail {
+
+// The entries that are not zero rows or columns, as dead units leave them.
+struct Alive {
+  std::vector<int> rows, cols;
+};
+
+template <Backend B>
+std::vector<Alive> alive_parts(B& b, ConstView a) {
+  const auto turned = transpose_of(b, a);
+  const std::vector<ColumnSums> cols = b.column_sums(a), rows = b.column_sums(turned.view());
+  std::vector<Alive> out;
+  for (int k = 0; k < a.count; ++k) {
+    out.push_back({alive(member_columns(rows, a.rows, k)), alive(member_columns(cols, a.cols, k))});
+  }
+  return out;
+}
+
+template <Backend B>
+Matrix on_host(B& b, ConstView a) {
+  Matrix out(a.rows, a.cols);
+  b.download(a, out.data());
+  return out;
+}
+
+// The polar factor of one a with zero rows or columns: of the rest, then linked. False if the rest
+// is rank-deficient too.
+template <Backend B>
+bool polar_of_alive(B& b, ConstView a, const Alive& alive, View q) {
+  const int r = static_cast<int>(alive.rows.size()), c = static_cast<int>(alive.cols.size());
+  b.combine(q, 0.0);
+  Matrix u, v;  // what the wider side of the rest misses
+  if (r > 0) {
+    auto rest = b.matrix(r, c);
+    b.gather(a, alive.rows, alive.cols, rest.view());
+    const Qdwh<B> found = qdwh(b, rest.view());
+    if (!found.converged.front()) return false;
+    b.scatter(found.q.view(), alive.rows, alive.cols, q);
+    if (r > c && c < a.cols) u = complement_of(on_host(b, found.q.view()).view());
+    if (r < c && r < a.rows) {
+      v = complement_of(on_host(b, transpose_of(b, found.q.view()).view()).view());
+    }
+  }
+  const NullSpaceLink link = link_null_spaces(null_space(a.rows, alive.rows, u).view(),
+                                              null_space(a.cols, alive.cols, v).view());
+  if (link.left.empty()) return true;
+  auto left = b.matrix(link.left.rows(), link.left.cols());
+  auto right = b.matrix(link.right.rows(), link.right.cols());
+  b.upload(link.left.data(), left.view());
+  b.upload(link.right.data(), right.view());
+  b.multiply(false, left.view(), false, right.view(), q, 1.0, 1.0);
+  return true;
+}
+
+}  // namespace detail
+
+template <Backend B>
+Polar<B> polar(B& b, ConstView a, const Coefficients& rank_tolerance) {
+  const int m = a.rows, n = a.cols;
+  const auto count = static_cast<std::size_t>(a.count);
+  const std::vector<detail::Alive> parts = detail::alive_parts(b, a);
+  Flags dead(count, 0);
+  for (std::size_t k = 0; k < count; ++k) {
+    dead[k] =
+        static_cast<int>(parts[k].rows.size()) < m || static_cast<int>(parts[k].cols.size()) < n;
+  }
+  Qdwh<B> found = qdwh(b, a, dead);
+  Polar<B> out{std::move(found.q), std::vector<int>(count, std::min(m, n)),
+               std::vector<PolarMethod>(count, PolarMethod::qdwh)};
+  if (out.q.empty()) out.q = b.matrix(m, n, a.count);
+  for (std::size_t k = 0; k < count; ++k) {
+    if (found.converged[k]) continue;
+    const int member = static_cast<int>(k);
+    const View q = out.q.view().member(member);
+    if (dead[k] && detail::polar_of_alive(b, a.member(member), parts[k], q)) {
+      out.rank[k] = static_cast<int>(std::min(parts[k].rows.size(), parts[k].cols.size()));
+      continue;
+    }
+    const double least = std::max(m, n) * std::numeric_limits<double>::epsilon();
+    const SvdPolar svd =
+        polar_by_svd(detail::on_host(b, a.member(member)), std::max(rank_tolerance[member], least));
+    b.upload(svd.q.data(), q);
+    out.rank[k] = svd.rank;
+    out.method[k] = PolarMethod::svd;
+  }
+  return out;
+}
+
+template <Backend B>
+std::vector<PolarFactor<B>> solve_polar(B& b, const std::vector<ConstView>& matrices,
+                                        const std::vector<std::string>& names) {
+  std::vector<WorkItem> items;
+  for (const ConstView a : matrices) {
+    const double size = static_cast<double>(a.rows) * a.cols;
+    items.push_back(
+        {{a.rows, a.cols, 0}, size * std::min(a.rows, a.cols), 8 * static_cast<std::size_t>(size)});
+  }
+  std::vector<PolarFactor<B>> out(matrices.size());
+  b.groups(items, [&](const std::vector<std::size_t>& group) {
+    const Gathered<B> a(b, picked(matrices, group));
+    check_finite(b, a.view(), picked(names, group));
+    Polar<B> found = polar(b, a.view());
+    std::vector<typename B::Matrix> q = b.split(std::move(found.q));
+    for (std::size_t k = 0; k < group.size(); ++k) {
+      out[group[k]] = {std::move(q[k]), found.rank[k], found.method[k]};
+    }
+  });
+  return out;
+}
+
+}  // namespace ccamerge
