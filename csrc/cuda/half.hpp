@@ -21,6 +21,19 @@ __host__ __device__ inline std::uint32_t bits_of(float x) {
   return bits;
 }
 
+__host__ __device__ inline float infinity32() { return float_of(0x7f800000u); }
+
+// Beyond this (2^58), sums of squares over an update could overflow float32.
+inline constexpr float kLargestFloat = 2.882303761517117e17f;
+
+// The bits of a number of a 16-bit type, and of its one.
+template <class T>
+__host__ __device__ inline std::uint16_t bits16(T x) {
+  return x.bits;
+}
+__host__ __device__ inline std::uint16_t one16(Half) { return 0x3c00u; }
+__host__ __device__ inline std::uint16_t one16(Bfloat) { return 0x3f80u; }
+
 __host__ __device__ inline float to_float(Bfloat x) {
   return float_of(static_cast<std::uint32_t>(x.bits) << 16);
 }

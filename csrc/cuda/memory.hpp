@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
-#include <vector>
+#include <type_traits>
 
 namespace ccamerge::cuda {
 
@@ -22,33 +22,32 @@ struct Buffer {
   }
 };
 
-// Returns at least so many bytes, aligned to 256; throws std::runtime_error that says how many were
-// wanted.
+// Returns at least so many bytes, aligned to 256; throws if there are not so many.
 using Allocate = std::function<Buffer(std::size_t bytes)>;
 
-// One allocation, handed out in parts.
+// One allocation, shared out. `lay_out(part)` names its parts by part(count, pointer&), and is
+// called twice: once to count the bytes, once to set the pointers.
 class Arena {
  public:
-  // First count what is needed, then take it in the same order.
-  template <class T>
-  void need(std::size_t count) {
-    needed_ += rounded(count * sizeof(T));
+  template <class LayOut>
+  Arena(const Allocate& allocate, LayOut&& lay_out) {
+    lay_out([this](std::size_t count, auto*& at) { bytes_ += rounded(count * sizeof(*at)); });
+    memory_ = allocate(bytes_ ? bytes_ : 1);
+    std::byte* next = memory_.data;
+    lay_out([&next](std::size_t count, auto*& at) {
+      at = reinterpret_cast<std::remove_reference_t<decltype(at)>>(next);
+      next += rounded(count * sizeof(*at));
+    });
   }
-  void allocate(const Allocate& allocate) { memory_ = allocate(needed_ ? needed_ : 1); }
-  template <class T>
-  T* take(std::size_t count) {
-    T* const at = reinterpret_cast<T*>(memory_.data + used_);
-    used_ += rounded(count * sizeof(T));
-    return at;
-  }
-  std::size_t needed() const { return needed_; }
+
+  std::size_t bytes() const { return bytes_; }
   const Buffer& memory() const { return memory_; }
 
  private:
   static std::size_t rounded(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
   Buffer memory_;
-  std::size_t needed_ = 0, used_ = 0;
+  std::size_t bytes_ = 0;
 };
 
 }  // namespace ccamerge::cuda

@@ -1,13 +1,21 @@
 # The library of the CUDA backend and the module over it, by nvcc or emulated. Sets _cuda_built.
 set(_kernels
+  csrc/cuda/cholesky_block.cu
+  csrc/cuda/elementwise.cu
+  csrc/cuda/reductions.cu
+  csrc/cuda/small.cu
   csrc/cuda/statistics.cu
   csrc/cuda/totals.cu)
 set(_sources
+  csrc/cuda/backend.cpp
   csrc/cuda/device.cpp
   csrc/cuda/libraries.cpp
   csrc/cuda/moments.cpp
   csrc/cuda/runtime.cpp
-  csrc/cuda/update.cpp)
+  csrc/cuda/update.cpp
+  csrc/cuda/update_input.cpp
+  csrc/cuda/update_products.cpp
+  csrc/cuda/update_small.cpp)
 if(CCAMERGE_CUDA STREQUAL "EMULATED")
   set_source_files_properties(${_kernels} PROPERTIES
     LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
@@ -22,7 +30,8 @@ else()
     return()
   endif()
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
-    set(CMAKE_CUDA_ARCHITECTURES all-major)  # "native" fails on a machine without a GPU
+    # Matrix units that take bfloat16 begin with 8.0; "native" fails on a machine without a GPU.
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100-real 120)
   endif()
   enable_language(CUDA)
   add_library(ccamerge_cuda STATIC ${_kernels} ${_sources} csrc/cuda/loading.cpp)

@@ -9,36 +9,33 @@ namespace ccamerge::cuda {
 Moments::Moments(BlockTable table, const Allocate& allocate, int device)
     : table_(std::move(table)), device_(device) {
   const DeviceGuard guard(device_);
-  Arena arena;
-  arena.need<State>(1);
-  for (int i = 0; i < table_.models(); ++i) {
-    arena.need<double>(features(i));
-    arena.need<double>(features(i));
-  }
+  const auto models = static_cast<std::size_t>(table_.models());
+  storage_.means.resize(models);
+  storage_.shifts.resize(models);
   for (const auto& [row, column] : table_.blocks()) {
-    arena.need<double>(features(row) * features(column));
+    storage_.totals.push_back({nullptr, table_.dim(row), table_.dim(column), row == column});
   }
-  arena.allocate(allocate);
+  const Arena arena(allocate, [this](auto&& part) {
+    part(1, storage_.state);
+    for (int i = 0; i < table_.models(); ++i) {
+      part(features(i), storage_.means[static_cast<std::size_t>(i)]);
+      part(features(i), storage_.shifts[static_cast<std::size_t>(i)]);
+    }
+    for (Total& total : storage_.totals) {
+      part(static_cast<std::size_t>(total.rows * total.columns), total.data);
+    }
+  });
   memory_ = arena.memory();
-  state_ = arena.take<State>(1);
-  for (int i = 0; i < table_.models(); ++i) {
-    means_.push_back(arena.take<double>(features(i)));
-    shifts_.push_back(arena.take<double>(features(i)));
-  }
-  for (const auto& [row, column] : table_.blocks()) {
-    totals_.push_back({arena.take<double>(features(row) * features(column)), table_.dim(row),
-                       table_.dim(column), row == column});
-  }
   // Not on the stream of any update: wait, so that all of them come after.
-  cuda::check(cudaMemsetAsync(memory_.data, 0, arena.needed(), nullptr), "cudaMemsetAsync");
+  cuda::check(cudaMemsetAsync(memory_.data, 0, arena.bytes(), nullptr), "cudaMemsetAsync");
   const State fresh{0, 0, 0, kNothingBad, -1};
-  to_device(state_, &fresh, sizeof(fresh), nullptr);
+  to_device(storage_.state, &fresh, sizeof(fresh), nullptr);
   cuda::check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
 }
 
 State Moments::checked(cudaStream_t stream) {
   State state;
-  to_host(&state, state_, sizeof(state), stream);
+  to_host(&state, storage_.state, sizeof(state), stream);
   std::vector<std::string> labels;
   labels.swap(labels_);
   if (state.failed < 0) return state;
@@ -48,7 +45,7 @@ State Moments::checked(cudaStream_t stream) {
   };
   constexpr int feature = Position::kFeatureBits, sample = Position::kSampleBits;
   const State mended{state.count, 0, 0, kNothingBad, -1};
-  to_device(state_, &mended, sizeof(mended), stream);
+  to_device(storage_.state, &mended, sizeof(mended), stream);
   throw std::invalid_argument(format_message(
       label.empty() ? "" : label + ": ", "features of model ", bits(feature + sample, 10),
       " are not finite, or too large to be squared: first at sample ", bits(feature, sample),
@@ -87,7 +84,7 @@ std::vector<double> Moments::mean(int model, cudaStream_t stream) {
   std::lock_guard lock(mutex_);
   const DeviceGuard guard(device_);
   demand_samples(checked(stream));
-  return vector_of(means_[static_cast<std::size_t>(model)], model, stream);
+  return vector_of(storage_.means[static_cast<std::size_t>(model)], model, stream);
 }
 
 std::vector<double> Moments::shift(int model, cudaStream_t stream) {
@@ -95,7 +92,7 @@ std::vector<double> Moments::shift(int model, cudaStream_t stream) {
   std::lock_guard lock(mutex_);
   const DeviceGuard guard(device_);
   checked(stream);
-  return vector_of(shifts_[static_cast<std::size_t>(model)], model, stream);
+  return vector_of(storage_.shifts[static_cast<std::size_t>(model)], model, stream);
 }
 
 void Moments::copy_out(int row, int column, bool divided, double* out, const Allocate& allocate,
@@ -105,10 +102,10 @@ void Moments::copy_out(int row, int column, bool divided, double* out, const All
   const DeviceGuard guard(device_);
   const State state = checked(stream);
   if (divided) demand_samples(state);
-  const Total& total = totals_[place.index];
+  const Total& total = storage_.totals[place.index];
   const std::size_t bytes = features(row) * features(column) * sizeof(double);
   const Buffer copy = allocate(bytes);
-  read(total, place.transposed, divided, state_, copy.as<double>(), stream);
+  read(total, place.transposed, divided, storage_.state, copy.as<double>(), stream);
   to_host(out, copy.data, bytes, stream);
 }
 
@@ -126,14 +123,14 @@ void Moments::covariance_into(int row, int column, double* out, cudaStream_t str
   const auto place = table_.place(row, column);
   std::lock_guard lock(mutex_);
   const DeviceGuard guard(device_);
-  read(totals_[place.index], place.transposed, true, state_, out, stream);
+  read(storage_.totals[place.index], place.transposed, true, storage_.state, out, stream);
 }
 
 void Moments::mean_into(int model, double* out, cudaStream_t stream) {
   table_.check_model(model);
   std::lock_guard lock(mutex_);
   const DeviceGuard guard(device_);
-  cuda::check(cudaMemcpyAsync(out, means_[static_cast<std::size_t>(model)],
+  cuda::check(cudaMemcpyAsync(out, storage_.means[static_cast<std::size_t>(model)],
                               features(model) * sizeof(double), cudaMemcpyDeviceToDevice, stream),
               "cudaMemcpyAsync");
 }
@@ -156,40 +153,37 @@ void Moments::merge(Moments& other, const Allocate& allocate, cudaStream_t strea
   if (added.count == 0) return;
   state.before = state.count;
   state.selected = added.count;
-  to_device(state_, &state, sizeof(state), stream);
+  to_device(storage_.state, &state, sizeof(state), stream);
 
-  Arena arena;
-  for (int pass = 0; pass < 4; ++pass) {
-    for (int i = 0; i < table_.models(); ++i) arena.need<double>(features(i));
+  std::vector<Centre> centres(storage_.means.size());
+  const Arena arena(allocate, [&](auto&& part) {
+    for (int i = 0; i < table_.models(); ++i) {
+      Centre& centre = centres[static_cast<std::size_t>(i)];
+      for (double** of : {&centre.sum, &centre.offset, &centre.delta, &centre.keep}) {
+        part(features(i), *of);
+      }
+    }
+  });
+  for (std::size_t m = 0; m < centres.size(); ++m) {
+    centre_on(storage_.means[m], other.storage_.means[m], table_.dims()[m], centres[m], stream);
   }
-  arena.allocate(allocate);
-  std::vector<Centre> centres;
-  for (int i = 0; i < table_.models(); ++i) {
-    const auto m = static_cast<std::size_t>(i);
-    const auto take = [&] { return arena.take<double>(features(i)); };
-    double* const sum = take();
-    double* const offset = take();
-    double* const delta = take();
-    centres.push_back({sum, offset, delta, take()});
-    centre_on(means_[m], other.means_[m], table_.dim(i), centres.back(), stream);
-  }
-  for (std::size_t b = 0; b < totals_.size(); ++b) {
+  for (std::size_t b = 0; b < storage_.totals.size(); ++b) {
     const auto& [row, column] = table_.blocks()[b];
-    const Total& total = totals_[b];
+    const Total& total = storage_.totals[b];
     Products<double> products;
-    products.data = other.totals_[b].data;
+    products.data = other.storage_.totals[b].data;
     products.rows = total.rows;
     products.columns = products.stride = total.columns;
     products.parts = 1;
     add(total, products, centres[static_cast<std::size_t>(row)],
-        centres[static_cast<std::size_t>(column)], state_, stream);
+        centres[static_cast<std::size_t>(column)], storage_.state, stream);
   }
   for (int i = 0; i < table_.models(); ++i) {
     const auto m = static_cast<std::size_t>(i);
-    move_mean(centres[m], means_[m], table_.dim(i), state_, stream);
+    move_mean(centres[m], storage_.means[m], table_.dim(i), storage_.state, stream);
   }
   state.count += added.count;
-  to_device(state_, &state, sizeof(state), stream);
+  to_device(storage_.state, &state, sizeof(state), stream);
 }
 
 std::unique_ptr<Moments> Moments::subset(const std::vector<int>& models, Pairs pairs, int reference,
@@ -201,19 +195,19 @@ std::unique_ptr<Moments> Moments::subset(const std::vector<int>& models, Pairs p
   const DeviceGuard guard(device_);
   const State state = checked(stream);
   for (std::size_t b = 0; b < places.size(); ++b) {
-    read(totals_[places[b].index], places[b].transposed, false, state_, result->totals_[b].data,
-         stream);
+    read(storage_.totals[places[b].index], places[b].transposed, false, storage_.state,
+         result->storage_.totals[b].data, stream);
   }
   for (std::size_t i = 0; i < models.size(); ++i) {
     const auto m = static_cast<std::size_t>(models[i]);
     const std::size_t bytes = features(models[i]) * sizeof(double);
-    for (const auto& [to, from] :
-         {std::pair{result->means_[i], means_[m]}, std::pair{result->shifts_[i], shifts_[m]}}) {
+    for (const auto& [to, from] : {std::pair{result->storage_.means[i], storage_.means[m]},
+                                   std::pair{result->storage_.shifts[i], storage_.shifts[m]}}) {
       cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream),
                   "cudaMemcpyAsync");
     }
   }
-  to_device(result->state_, &state, sizeof(state), stream);
+  to_device(result->storage_.state, &state, sizeof(state), stream);
   return result;
 }
 
@@ -224,13 +218,13 @@ void Moments::restore(std::int64_t count, const std::vector<std::vector<double>>
   const DeviceGuard guard(device_);
   labels_.clear();
   const State state{count, 0, 0, kNothingBad, -1};
-  to_device(state_, &state, sizeof(state), stream);
+  to_device(storage_.state, &state, sizeof(state), stream);
   for (std::size_t i = 0; i < means.size(); ++i) {
-    to_device(means_[i], means[i].data(), means[i].size() * sizeof(double), stream);
-    to_device(shifts_[i], shifts[i].data(), shifts[i].size() * sizeof(double), stream);
+    to_device(storage_.means[i], means[i].data(), means[i].size() * sizeof(double), stream);
+    to_device(storage_.shifts[i], shifts[i].data(), shifts[i].size() * sizeof(double), stream);
   }
   for (std::size_t b = 0; b < m2.size(); ++b) {
-    const Total& total = totals_[b];
+    const Total& total = storage_.totals[b];
     to_device(total.data, m2[b],
               static_cast<std::size_t>(total.rows * total.columns) * sizeof(double), stream);
   }

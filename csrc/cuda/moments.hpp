@@ -18,6 +18,13 @@
 
 namespace ccamerge::cuda {
 
+// What an accumulator keeps in device memory.
+struct Storage {
+  State* state = nullptr;
+  std::vector<double*> means, shifts;  // (d,) of each model
+  std::vector<Total> totals;           // in the table's order
+};
+
 class Moments {
  public:
   // Memory for totals and means is taken from `allocate` once.
@@ -51,9 +58,17 @@ class Moments {
                const std::vector<std::vector<double>>& shifts, const std::vector<const double*>& m2,
                cudaStream_t stream);
 
- private:
-  friend class Updater;
+  // For updates: holds off other calls while `run(storage, number)` queues one. The label goes into
+  // the message of a bad element.
+  template <class Run>
+  void updating(const std::string& label, Run&& run) {
+    std::lock_guard lock(mutex_);
+    const DeviceGuard guard(device_);
+    labels_.push_back(label);
+    run(static_cast<const Storage&>(storage_), static_cast<long long>(labels_.size()) - 1);
+  }
 
+ private:
   std::size_t features(int model) const { return static_cast<std::size_t>(table_.dim(model)); }
   std::vector<double> vector_of(const double* from, int model, cudaStream_t stream);
   void copy_out(int row, int column, bool divided, double* out, const Allocate& allocate,
@@ -63,10 +78,8 @@ class Moments {
   BlockTable table_;
   int device_;
   Buffer memory_;
-  State* state_ = nullptr;
-  std::vector<double*> means_, shifts_;  // (d,) of each model
-  std::vector<Total> totals_;            // in the table's order
-  std::vector<std::string> labels_;      // of updates since the last check
+  Storage storage_;
+  std::vector<std::string> labels_;  // of updates since the last check
   std::mutex mutex_;
 };
 

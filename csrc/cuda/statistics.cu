@@ -13,14 +13,12 @@ constexpr int kLanes = 32, kRows = 8;              // of blocks that look at a f
 constexpr std::int64_t kLeastPartial = 512, kMostPartials = 1024;
 constexpr std::int64_t kProbed = 256;
 
-// Beyond these, sums of squares over an update could overflow: of float32, of float64.
-constexpr float kLargestFloat = 2.882303761517117e17f;  // 2^58
-constexpr double kLargestDouble = 1e150;
+constexpr double kLargestDouble = 1e150;  // beyond it, sums of squares could overflow
 
 __device__ float largest(float) { return kLargestFloat; }
 __device__ double largest(double) { return kLargestDouble; }
 
-__device__ double infinity() { return static_cast<double>(float_of(0x7f800000u)); }
+__device__ double infinity() { return static_cast<double>(infinity32()); }
 
 __device__ void include(Partial& into, const Partial& other) {
   into.sum += other.sum;
@@ -36,14 +34,6 @@ __device__ void reduce_rows(Partial& own) {
   __syncthreads();
   if (threadIdx.y != 0) return;
   for (int r = 1; r < kRows; ++r) include(own, shared[r][threadIdx.x]);
-}
-
-__device__ void note(State* state, int model, std::int64_t sample, std::int64_t feature) {
-  const auto key =
-      (static_cast<unsigned long long>(model) << (Position::kFeatureBits + Position::kSampleBits)) |
-      (static_cast<unsigned long long>(sample) << Position::kFeatureBits) |
-      static_cast<unsigned long long>(feature);
-  atomicMin(&state->bad, key);
 }
 
 // A row of the operand at `at`, for a form with elements y (x - shift) and x.
@@ -177,13 +167,13 @@ __device__ double rounded(double x, bool wide) {
 }
 
 __global__ void __launch_bounds__(kLanes* kRows)
-    choose_kernel(const __grid_constant__ Batch batch, const __grid_constant__ Pointers chosen,
+    choose_kernel(const __grid_constant__ Batch batch, const __grid_constant__ Choices choices,
                   bool wide) {
   const int z = static_cast<int>(blockIdx.y);
   const Features& features = batch.features[z];
   const std::int64_t f = static_cast<std::int64_t>(blockIdx.x) * kLanes + threadIdx.x;
   const bool inside = f < features.count;
-  const double shift = inside ? batch.shift[z][f] : 0;
+  const double shift = inside && batch.shift[z] ? batch.shift[z][f] : 0;
   const std::int64_t at = inside ? features.features.offset(f) : 0;
   const std::int64_t probed = batch.samples < kProbed ? batch.samples : kProbed;
   Partial own{0, infinity(), -infinity()}, squares{0, 0, 0}, seen{0, 0, 0};
@@ -201,6 +191,8 @@ __global__ void __launch_bounds__(kLanes* kRows)
   reduce_rows(squares);
   reduce_rows(seen);
   if (threadIdx.y != 0 || !inside) return;
+  if (choices.seen[z]) choices.seen[z][f] = own.lowest;
+  if (!choices.shift[z]) return;
   const double mean = own.sum / seen.sum, square = squares.sum / seen.sum;
   double next = shift;
   // Comparisons with NaN, of bad values or no samples, leave the shift as it was.
@@ -210,7 +202,7 @@ __global__ void __launch_bounds__(kLanes* kRows)
     next = shift + mean;
   }
   if (!(next >= -kLargestFloat && next <= kLargestFloat)) next = shift;
-  chosen.of[z][f] = rounded(next, wide);
+  choices.shift[z][f] = rounded(next, wide);
 }
 
 __global__ void __launch_bounds__(kLanes* kRows)
@@ -290,9 +282,8 @@ std::int64_t partial_count(std::int64_t samples) {
   return ceil_div(samples, partial_samples(samples));
 }
 
-void choose_shifts(const Batch& batch, double* const* chosen, bool wide, cudaStream_t stream) {
-  launch(choose_kernel, lanes_grid(batch), {kLanes, kRows}, 0, stream, batch,
-         table_of<Pointers>(chosen, batch.models), wide);
+void choose_shifts(const Batch& batch, const Choices& choices, bool wide, cudaStream_t stream) {
+  launch(choose_kernel, lanes_grid(batch), {kLanes, kRows}, 0, stream, batch, choices, wide);
 }
 
 void pack(const Batch& batch, Form form, std::int64_t first, std::int64_t last, const Sums& sums,
@@ -323,11 +314,12 @@ void pack(const Batch& batch, Form form, std::int64_t first, std::int64_t last, 
   }
 }
 
-void derive_centres(const Batch& batch, const Sums& sums, const double* const* mean,
-                    const Centre* centres, State* state, long long update, cudaStream_t stream) {
-  launch(derive_kernel, lanes_grid(batch), {kLanes, kRows}, 0, stream, batch, sums,
-         partial_count(batch.samples), table_of<ConstPointers>(mean, batch.models),
-         table_of<Centres>(centres, batch.models), state, update);
+void derive_centres(const Batch& batch, const Sums& sums, std::int64_t partials,
+                    const double* const* mean, const Centre* centres, State* state,
+                    long long update, cudaStream_t stream) {
+  launch(derive_kernel, lanes_grid(batch), {kLanes, kRows}, 0, stream, batch, sums, partials,
+         table_of<ConstPointers>(mean, batch.models), table_of<Centres>(centres, batch.models),
+         state, update);
 }
 
 void finish(const Batch& batch, const Centre* centres, const double* const* chosen,

@@ -51,10 +51,14 @@ struct Batch {
   Target target[kModelsPerLaunch];
 };
 
-// Chooses shifts from up to 256 samples spread over the update: those of before, unless the mean
-// lies more than a standard deviation off. shift[i] (features,) are read, chosen[i] written;
-// rounded to float32 unless `wide`.
-void choose_shifts(const Batch& batch, double* const* chosen, bool wide, cudaStream_t stream);
+// Looks at up to 256 samples spread over the update. chosen[i] (features,), where given, become the
+// shifts: those of the batch unless the mean lies more than a standard deviation off; rounded to
+// float32 unless `wide`. seen[i] (features,), where given, become a value of each feature.
+struct Choices {
+  double* shift[kModelsPerLaunch] = {};
+  double* seen[kModelsPerLaunch] = {};
+};
+void choose_shifts(const Batch& batch, const Choices& choices, bool wide, cudaStream_t stream);
 
 // Samples that a block of `pack` sums over, and so many partial sums there are of `samples`.
 std::int64_t partial_samples(std::int64_t samples);
@@ -71,10 +75,11 @@ struct Sums {
 void pack(const Batch& batch, Form form, std::int64_t first, std::int64_t last, const Sums& sums,
           State* state, cudaStream_t stream);
 
-// Adds up partials (in a fixed order) and derives the centres; `update` is the update's number.
-// shift and mean are those of each model.
-void derive_centres(const Batch& batch, const Sums& sums, const double* const* mean,
-                    const Centre* centres, State* state, long long update, cudaStream_t stream);
+// Adds up so many partials (in a fixed order) and derives the centres; `update` is the update's
+// number, mean each model's.
+void derive_centres(const Batch& batch, const Sums& sums, std::int64_t partials,
+                    const double* const* mean, const Centre* centres, State* state,
+                    long long update, cudaStream_t stream);
 
 // Adds the update to count and means, and takes over the chosen shifts where given.
 void finish(const Batch& batch, const Centre* centres, const double* const* chosen,

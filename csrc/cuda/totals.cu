@@ -31,13 +31,7 @@ __global__ void __launch_bounds__(kThreads)
   for (std::int64_t p = 0; p < products.parts; ++p) {
     sum += static_cast<double>(from[p * products.part_stride]);
   }
-  sum *= rows.keep[r] * columns.keep[c];
-  if (products.last) {
-    const auto n = static_cast<double>(state->before), m = static_cast<double>(state->selected);
-    sum -= rows.keep[r] * rows.offset[r] * (columns.keep[c] * columns.sum[c]);
-    sum += n / (n + m) * m * rows.delta[r] * columns.delta[c];
-  }
-  total.data[r * total.columns + c] += sum;
+  total.data[r * total.columns + c] += centred(sum, rows, r, columns, c, *state, products.last);
 }
 
 __global__ void __launch_bounds__(kThreads)

@@ -161,3 +161,9 @@ T atomicMin(T* at, T value) {
   if (value < before) *at = value;
   return before;
 }
+template <class T>
+T atomicMax(T* at, T value) {
+  const T before = *at;
+  if (before < value) *at = value;
+  return before;
+}

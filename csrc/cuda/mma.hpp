@@ -1,0 +1,69 @@
+// One product of a warp on the matrix units: c (16, 8) += a (16, 16) b (16, 8), of 16-bit numbers
+// with exact products, summed in float32. Fragments as PTX's mma.m16n8k16 has them: with
+// g = lane / 4 and t = lane % 4,
+//   a: rows g, g + 8, g, g + 8, columns from 2t, 2t, 2t + 8, 2t + 8 on; two columns a register
+//   b: column g, rows from 2t, 2t + 8 on; two rows a register
+//   c: rows g, g, g + 8, g + 8, columns 2t, 2t + 1, 2t, 2t + 1
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/half.hpp"
+
+namespace ccamerge::cuda {
+
+#ifdef CCAMERGE_EMULATED
+
+template <class Number>
+float half_of(std::uint32_t pair, int which) {
+  return to_float(Number{static_cast<std::uint16_t>(pair >> (16 * which))});
+}
+
+template <class Number>
+void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  struct Fragments {
+    const std::uint32_t *a, *b;
+  } mine{a, b};
+  emulation::give(&mine, sizeof(mine));
+  const auto of = [](unsigned lane) {
+    return static_cast<const Fragments*>(emulation::given(lane));
+  };
+  const unsigned g = emulation::lane() / 4, t = emulation::lane() % 4;
+  for (unsigned e = 0; e < 4; ++e) {
+    const unsigned row = g + 8 * (e / 2), col = 2 * t + e % 2;
+    for (unsigned k = 0; k < 16; ++k) {
+      const unsigned owner = k % 8 / 2, high = k / 8;
+      const float x = half_of<Number>(of(4 * (row % 8) + owner)->a[2 * high + row / 8], k % 2);
+      const float y = half_of<Number>(of(4 * col + owner)->b[high], k % 2);
+      c[e] += x * y;
+    }
+  }
+  emulation::meet();
+}
+
+#else
+
+template <class Number>
+__device__ inline void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
+
+template <>
+__device__ inline void mma<Bfloat>(float (&c)[4], const std::uint32_t (&a)[4],
+                                   const std::uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+template <>
+__device__ inline void mma<Half>(float (&c)[4], const std::uint32_t (&a)[4],
+                                 const std::uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+#endif
+
+}  // namespace ccamerge::cuda

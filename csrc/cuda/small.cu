@@ -1,0 +1,400 @@
+#include <algorithm>
+
+#include "cuda/mma.hpp"
+#include "cuda/small.hpp"
+
+namespace ccamerge::cuda {
+namespace {
+
+constexpr int kWarps = 8, kLanes = 32, kThreads = kWarps * kLanes;
+constexpr int kSamples = 64;  // staged at a time
+constexpr int kSteps = kSamples / 16;
+constexpr int kPitch = kSamples + 8;   // so that fragments' loads meet no bank twice
+constexpr std::int64_t kSummed = 512;  // samples that a warp sums in float32
+constexpr int kBlocksPerMultiprocessor = 4;
+constexpr int kMostBlocks = 16;  // totals of a launch that adds to all of them
+
+__device__ unsigned char* dynamic_shared() {
+#ifdef CCAMERGE_EMULATED
+  return static_cast<unsigned char*>(emulation::dynamic_shared_memory());
+#else
+  extern __shared__ __align__(16) unsigned char shared[];
+  return shared;
+#endif
+}
+
+std::size_t shared_bytes(const SmallLayout& layout, int parts) {
+  return static_cast<std::size_t>(parts * layout.features * kPitch) * sizeof(std::uint16_t) +
+         static_cast<std::size_t>(layout.features) * (sizeof(int) + sizeof(float) * 2) +
+         static_cast<std::size_t>(layout.models) * kSamples * sizeof(std::int64_t) + 64;
+}
+
+struct Firsts {
+  const double* of[kModelsPerLaunch];
+};
+
+// What a thread block works with in shared memory.
+struct Shared {
+  std::int64_t* sample_at;  // (models, kSamples)
+  float *shift, *first;     // (features,)
+  int* varies;              // (features,)
+  std::uint16_t* staged;    // (parts, features, kPitch)
+};
+
+__device__ Shared shared_memory(const SmallLayout& layout) {
+  Shared out;
+  out.sample_at = reinterpret_cast<std::int64_t*>(dynamic_shared());
+  out.shift = reinterpret_cast<float*>(out.sample_at + layout.models * kSamples);
+  out.first = out.shift + layout.features;
+  out.varies = reinterpret_cast<int*>(out.first + layout.features);
+  auto* const end = reinterpret_cast<unsigned char*>(out.varies + layout.features);
+  const auto address = reinterpret_cast<std::uintptr_t>(end);
+  out.staged = reinterpret_cast<std::uint16_t*>(end + (16 - address % 16) % 16);
+  return out;
+}
+
+// Reads one model's features of kSamples samples from s0 on and leaves their parts, samples side by
+// side. Two neighbouring samples make one word.
+template <int parts, class Source>
+__device__ void stage(const Source* data, const Features& features, const SmallLayout& layout,
+                      const Shared& shared, const bool* chosen, int model, int number,
+                      std::int64_t s0, State* state) {
+  constexpr int pairs = kSamples / 2;
+  const int start = layout.start[model], width = layout.width[model];
+  const std::int64_t* const sample_at = shared.sample_at + model * kSamples;
+  for (int e = static_cast<int>(threadIdx.x); e < width * pairs; e += kThreads) {
+    const int f = features.by_samples ? e / pairs : e % width;
+    const int pair = features.by_samples ? e % pairs : e / width;
+    const std::int64_t feature_at = features.features.offset(f);
+    std::uint32_t words[parts];
+#pragma unroll
+    for (int p = 0; p < parts; ++p) words[p] = 0;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = 2 * pair + half;
+      if (!chosen[i]) continue;
+      const Source raw = data[sample_at[i] + feature_at];
+      const auto x = widened<float>(raw);
+      if (!(x <= kLargestFloat && x >= -kLargestFloat)) note(state, number, s0 + i, f);
+      if (x != shared.first[start + f]) shared.varies[start + f] = 1;
+      if constexpr (parts == 1) {
+        words[0] |= static_cast<std::uint32_t>(bits16(raw)) << (16 * half);
+      } else {
+        const Split split_x = split(x - shared.shift[start + f]);
+#pragma unroll
+        for (int p = 0; p < parts; ++p) {
+          words[p] |= static_cast<std::uint32_t>(split_x.parts[p].bits) << (16 * half);
+        }
+      }
+    }
+#pragma unroll
+    for (int p = 0; p < parts; ++p) {
+      const int at = (p * layout.features + start + f) * kPitch + 2 * pair;
+      *reinterpret_cast<std::uint32_t*>(shared.staged + at) = words[p];
+    }
+  }
+}
+
+__device__ std::uint32_t word(const std::uint16_t* at) {
+  return *reinterpret_cast<const std::uint32_t*>(at);
+}
+
+// sums (32, 32) of a warp += the products of 16 staged samples from k on.
+template <class Number, int parts>
+__device__ void multiply(float (&sums)[2][4][4], const std::uint16_t* staged, int features, int row,
+                         int col, int k) {
+  const int lane = static_cast<int>(threadIdx.x) % kLanes, g = lane / 4, t = lane % 4;
+  std::uint32_t b[parts][4][2];
+#pragma unroll
+  for (int p = 0; p < parts; ++p) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const auto* const at = staged + (p * features + col + 8 * n + g) * kPitch + k + 2 * t;
+      b[p][n][0] = word(at);
+      b[p][n][1] = word(at + 8);
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+#pragma unroll
+    for (int p = 0; p < parts; ++p) {
+      const auto* const at = staged + (p * features + row + 16 * m + g) * kPitch + k + 2 * t;
+      const std::uint32_t a[4] = {word(at), word(at + 8 * kPitch), word(at + 8),
+                                  word(at + 8 * kPitch + 8)};
+#pragma unroll
+      for (int q = 0; q + p < parts; ++q) {  // the products that make float32's accuracy
+#pragma unroll
+        for (int n = 0; n < 4; ++n) mma<Number>(sums[m][n], a, b[q][n]);
+      }
+    }
+  }
+}
+
+template <class Number, int parts, int tiles_per_warp>
+__global__ void __launch_bounds__(kThreads)
+    small_kernel(const __grid_constant__ Batch batch, const __grid_constant__ SmallLayout layout,
+                 const __grid_constant__ SmallPlan plan, const __grid_constant__ Firsts firsts,
+                 const __grid_constant__ Sums out, double* products, State* state) {
+  __shared__ bool chosen[kSamples];
+  if (state->failed >= 0) return;
+  const Shared shared = shared_memory(layout);
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes, warp = thread / kLanes;
+  const int share = warp % layout.split, slot = warp / layout.split;
+  constexpr int slots = kWarps;  // with a split of one
+
+  for (int e = thread; e < parts * layout.features * kPitch; e += kThreads) shared.staged[e] = 0;
+  for (int f = thread; f < layout.features; f += kThreads) shared.varies[f] = 0;
+  __syncthreads();
+  const std::uint16_t one = one16(Number{});
+  for (int i = thread; i < kSamples; i += kThreads) shared.staged[i] = one;
+  for (int m = 0; m < layout.models; ++m) {
+    for (int f = thread; f < layout.width[m]; f += kThreads) {
+      const int at = layout.start[m] + f;
+      shared.shift[at] = batch.shift[m] ? static_cast<float>(batch.shift[m][f]) : 0.0f;
+      shared.first[at] = static_cast<float>(firsts.of[m][f]);
+    }
+  }
+
+  const std::int64_t part = static_cast<std::int64_t>(blockIdx.x) * layout.split + share;
+  double* const own = products + part * layout.tiles * kSmallTile * kSmallTile;
+  std::int64_t selected = 0;
+  for (std::int64_t w = 0; w < plan.windows; ++w) {
+    const std::int64_t begin =
+        (static_cast<std::int64_t>(blockIdx.x) * plan.windows + w) * plan.window;
+    const std::int64_t end =
+        begin + plan.window < batch.samples ? begin + plan.window : batch.samples;
+    float sums[tiles_per_warp][2][4][4] = {};
+    for (std::int64_t s0 = begin; s0 < end; s0 += kSamples) {
+      __syncthreads();
+      for (int e = thread; e < layout.models * kSamples; e += kThreads) {
+        const int i = e % kSamples;
+        const std::int64_t s = s0 + i;
+        const bool used = s < end && (!batch.mask || batch.mask[s]);
+        if (e < kSamples) {
+          chosen[i] = used;
+          selected += used;
+        }
+        shared.sample_at[e] = used ? batch.features[e / kSamples].samples.offset(s) : 0;
+      }
+      __syncthreads();
+      for (int m = 0; m < layout.models; ++m) {
+        const Features& features = batch.features[m];
+        if constexpr (parts == 1) {
+          stage<parts>(static_cast<const Number*>(features.data), features, layout, shared, chosen,
+                       m, batch.first + m, s0, state);
+        } else {
+          with_elements(features, [&](const auto* data) {
+            stage<parts>(data, features, layout, shared, chosen, m, batch.first + m, s0, state);
+          });
+        }
+      }
+      __syncthreads();
+#pragma unroll
+      for (int t = 0; t < tiles_per_warp; ++t) {
+        const int tile = slot + t * slots;
+        if (tile >= layout.tiles) continue;
+        for (int step = share; step < kSteps; step += layout.split) {
+          multiply<Number, parts>(sums[t], shared.staged, layout.features,
+                                  layout.tile_row[tile] * kSmallTile,
+                                  layout.tile_col[tile] * kSmallTile, 16 * step);
+        }
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < tiles_per_warp; ++t) {
+      const int tile = slot + t * slots;
+      if (tile >= layout.tiles) continue;
+      double* const to = own + tile * kSmallTile * kSmallTile;
+#pragma unroll
+      for (int e = 0; e < 32; ++e) {
+        const int m = e / 16, n = e / 4 % 4, c = e % 4;
+        const int i = 16 * m + lane / 4 + 8 * (c / 2), j = 8 * n + 2 * (lane % 4) + c % 2;
+        double& total = to[i * kSmallTile + j];
+        total = (w > 0 ? total : 0) + static_cast<double>(sums[t][m][n][c]);
+      }
+    }
+  }
+
+  // Row 0 of the first row of tiles holds every feature's sum.
+  __syncthreads();
+  for (int m = 0; m < layout.models; ++m) {
+    for (int e = thread; e < layout.width[m] * layout.split; e += kThreads) {
+      const int f = e % layout.width[m], s = e / layout.width[m];
+      const int at = layout.start[m] + f, tile = at / kSmallTile;  // of row 0: in order
+      const std::int64_t p = static_cast<std::int64_t>(blockIdx.x) * layout.split + s;
+      const double sum =
+          products[(p * layout.tiles + tile) * kSmallTile * kSmallTile + at % kSmallTile];
+      const double first = firsts.of[m][f];
+      out.partials[m][p * layout.width[m] + f] = {
+          sum, first, shared.varies[at] ? static_cast<double>(infinity32()) : first};
+    }
+  }
+  __shared__ long long counts[kSamples];
+  if (thread < kSamples) counts[thread] = selected;
+  __syncthreads();
+  if (thread < layout.split) {
+    long long total = 0;
+    for (int i = 0; i < kSamples && thread == 0; ++i) total += counts[i];
+    out.selected[static_cast<std::int64_t>(blockIdx.x) * layout.split + thread] = total;
+  }
+}
+
+struct Targets {
+  Total total[kMostBlocks];
+  Centre centre[kModelsPerLaunch];
+};
+
+// Threads along x take a row of a tile, those along y share its parts.
+constexpr int kShares = 8;
+
+__global__ void __launch_bounds__(kSmallTile* kShares)
+    add_kernel(const __grid_constant__ SmallLayout layout, std::int64_t parts,
+               const double* products, const __grid_constant__ Targets targets,
+               const State* state) {
+  __shared__ double shared[kShares][kSmallTile];
+  if (state->failed >= 0 || state->selected == 0) return;
+  const int tile = static_cast<int>(blockIdx.x) / kSmallTile;
+  const int i = static_cast<int>(blockIdx.x) % kSmallTile, j = static_cast<int>(threadIdx.x);
+  const std::int64_t size = static_cast<std::int64_t>(layout.tiles) * kSmallTile * kSmallTile;
+  const double* const from =
+      products + (static_cast<std::int64_t>(tile) * kSmallTile + i) * kSmallTile + j;
+  double sum = 0;
+  for (std::int64_t p = threadIdx.y; p < parts; p += kShares) sum += from[p * size];
+  shared[threadIdx.y][j] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0) return;
+  for (int s = 1; s < kShares; ++s) sum += shared[s][j];
+
+  // Which features these are, of which models.
+  const int at[2] = {layout.tile_row[tile] * kSmallTile + i,
+                     layout.tile_col[tile] * kSmallTile + j};
+  if (at[0] > at[1]) return;
+  int model[2] = {-1, -1};
+  std::int64_t feature[2] = {0, 0};
+  for (int side = 0; side < 2; ++side) {
+    for (int m = 0; m < layout.models; ++m) {
+      const int f = at[side] - layout.start[m];
+      if (f < 0 || f >= layout.width[m]) continue;
+      model[side] = m;
+      feature[side] = f;
+    }
+  }
+  if (model[0] < 0 || model[1] < 0 || layout.block[model[0]][model[1]] < 0) return;
+  const bool swapped = layout.swapped[model[0]][model[1]];
+  const int r = swapped, c = !swapped;
+  const Total& total = targets.total[layout.block[model[0]][model[1]]];
+  total.data[feature[r] * total.columns + feature[c]] +=
+      centred(sum, targets.centre[model[r]], feature[r], targets.centre[model[c]], feature[c],
+              *state, true);
+}
+
+template <class Number, int parts>
+void launch_small(const Batch& batch, const SmallLayout& layout, const SmallPlan& plan,
+                  const Firsts& firsts, const Sums& sums, double* products, State* state,
+                  cudaStream_t stream) {
+  const std::size_t bytes = shared_bytes(layout, parts);
+  const auto run = [&](auto kernel) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes)),
+          "cudaFuncSetAttribute");
+    launch(kernel, static_cast<unsigned>(plan.blocks), kThreads, bytes, stream, batch, layout, plan,
+           firsts, sums, products, state);
+  };
+  const int per_warp = ceil_div(layout.tiles, kWarps);
+  if (per_warp <= 1) return run(small_kernel<Number, parts, 1>);
+  if (per_warp <= 2) return run(small_kernel<Number, parts, 2>);
+  return run(small_kernel<Number, parts, 4>);
+}
+
+}  // namespace
+
+bool small_layout(const BlockTable& table, SmallLayout* layout) {
+  const int models = table.models();
+  if (models > kModelsPerLaunch || table.blocks().size() > kMostBlocks) return false;
+  *layout = {};
+  layout->models = models;
+  std::int64_t at = kSmallPad;
+  for (int m = 0; m < models; ++m) {
+    if (at + table.dim(m) > kSmallMostFeatures) return false;
+    layout->start[m] = static_cast<int>(at);
+    layout->width[m] = static_cast<int>(table.dim(m));
+    at += ceil_div<std::int64_t>(table.dim(m), kSmallPad) * kSmallPad;
+  }
+  layout->features = static_cast<int>(ceil_div<std::int64_t>(at, kSmallTile)) * kSmallTile;
+  if (layout->features > kSmallMostFeatures) return false;
+  for (int i = 0; i < models; ++i) {
+    for (int j = 0; j < models; ++j) {
+      layout->block[i][j] = -1;
+      if (i > j || !table.has(i, j)) continue;
+      const auto place = table.place(i, j);
+      layout->block[i][j] = static_cast<std::int8_t>(place.index);
+      layout->swapped[i][j] = place.transposed;
+    }
+  }
+  // Of each piece of the axis, its model, or -1 for the feature that is one and for filling.
+  std::vector<int> owner(static_cast<std::size_t>(layout->features / kSmallPad), -1);
+  for (int m = 0; m < models; ++m) {
+    for (int f = 0; f < layout->width[m]; f += kSmallPad) {
+      owner[static_cast<std::size_t>((layout->start[m] + f) / kSmallPad)] = m;
+    }
+  }
+  constexpr int pieces = kSmallTile / kSmallPad;
+  const int order = layout->features / kSmallTile;
+  for (int row = 0; row < order; ++row) {
+    for (int col = row; col < order; ++col) {
+      bool wanted = row == 0;  // sums
+      for (int e = 0; e < pieces * pieces && !wanted; ++e) {
+        const int i = owner[static_cast<std::size_t>(row * pieces + e / pieces)];
+        const int j = owner[static_cast<std::size_t>(col * pieces + e % pieces)];
+        wanted = i >= 0 && j >= 0 && layout->block[std::min(i, j)][std::max(i, j)] >= 0;
+      }
+      if (!wanted) continue;
+      if (layout->tiles == kSmallMostTiles) return false;
+      layout->tile_row[layout->tiles] = static_cast<std::uint8_t>(row);
+      layout->tile_col[layout->tiles++] = static_cast<std::uint8_t>(col);
+    }
+  }
+  while (layout->split * 2 <= kSteps && layout->split * 2 * layout->tiles <= kWarps) {
+    layout->split *= 2;
+  }
+  return true;
+}
+
+SmallPlan small_plan(const SmallLayout& layout, std::int64_t samples, int multiprocessors) {
+  const std::int64_t most_blocks =
+      static_cast<std::int64_t>(multiprocessors) * kBlocksPerMultiprocessor;
+  // Short windows where there are few samples, so that every multiprocessor has some.
+  const std::int64_t fair = ceil_div(samples, most_blocks);
+  SmallPlan plan;
+  plan.window = std::clamp<std::int64_t>(ceil_div<std::int64_t>(fair, kSamples) * kSamples,
+                                         kSamples, kSummed * layout.split);
+  plan.windows = ceil_div(ceil_div(samples, plan.window), most_blocks);
+  plan.blocks = ceil_div(samples, plan.window * plan.windows);
+  return plan;
+}
+
+void small_products(const Batch& batch, bool planes, const SmallLayout& layout,
+                    const SmallPlan& plan, const double* const* first, const Sums& sums,
+                    double* products, State* state, cudaStream_t stream) {
+  Firsts firsts{};
+  for (int m = 0; m < layout.models; ++m) firsts.of[m] = first[m];
+  if (planes) {
+    launch_small<Bfloat, 3>(batch, layout, plan, firsts, sums, products, state, stream);
+  } else if (batch.features[0].dtype == DType::bfloat16) {
+    launch_small<Bfloat, 1>(batch, layout, plan, firsts, sums, products, state, stream);
+  } else {
+    launch_small<Half, 1>(batch, layout, plan, firsts, sums, products, state, stream);
+  }
+}
+
+void small_add(const SmallLayout& layout, const SmallPlan& plan, const double* products,
+               const Total* totals, std::size_t total_count, const Centre* centres,
+               const State* state, cudaStream_t stream) {
+  Targets targets{};
+  std::copy_n(totals, total_count, targets.total);
+  std::copy_n(centres, layout.models, targets.centre);
+  launch(add_kernel, static_cast<unsigned>(layout.tiles * kSmallTile), {kSmallTile, kShares}, 0,
+         stream, layout, plan.parts(layout), products, targets, state);
+}
+
+}  // namespace ccamerge::cuda

@@ -1,0 +1,59 @@
+// The update of few features in one kernel that reads each element once: conversion, shift, sums
+// and products on the matrix units together. For more features products are cuBLAS's (see
+// update.cpp).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "block_table.hpp"
+#include "cuda/memory.hpp"
+#include "cuda/statistics.hpp"
+#include "cuda/totals.hpp"
+
+namespace ccamerge::cuda {
+
+inline constexpr int kSmallTile = 32;  // order of the tiles of products that a warp sums
+inline constexpr int kSmallMostTiles = 32;
+inline constexpr int kSmallMostFeatures = 288;
+inline constexpr int kSmallPad = 16;  // every model's features are filled up to a multiple
+
+// All features of an update on one axis: first a feature that is always one, whose products are
+// sums, filled up like each model's after it. Tiles are those of the upper triangle that hold
+// something wanted.
+struct SmallLayout {
+  int models = 0, features = 0, tiles = 0;  // features with the filling
+  int split = 1;                            // warps that share a tile's samples
+  int start[kModelsPerLaunch] = {};         // of each model on the axis
+  int width[kModelsPerLaunch] = {};
+  std::uint8_t tile_row[kSmallMostTiles] = {}, tile_col[kSmallMostTiles] = {};
+  // Of the block of models i <= j in the table's order, or -1; whether rows are model j's.
+  std::int8_t block[kModelsPerLaunch][kModelsPerLaunch] = {};
+  bool swapped[kModelsPerLaunch][kModelsPerLaunch] = {};
+};
+
+// False if the features are too many.
+bool small_layout(const BlockTable& table, SmallLayout* layout);
+
+// How the samples are shared out: each thread block takes `windows` windows of `window` samples.
+struct SmallPlan {
+  std::int64_t window = 0, windows = 0, blocks = 0;
+  // Sums that are added up in the end, (kSmallTile, kSmallTile) for each tile.
+  std::int64_t parts(const SmallLayout& layout) const { return blocks * layout.split; }
+};
+SmallPlan small_plan(const SmallLayout& layout, std::int64_t samples, int multiprocessors);
+
+// products (parts, tiles, kSmallTile, kSmallTile); partials of each model (parts, features) and
+// selected (parts,) as of `pack`. `first` is a value of each feature, (features,); one that differs
+// nowhere is constant. planes splits float32 of x - shift into parts; otherwise all models have the
+// 16-bit dtype of the first.
+void small_products(const Batch& batch, bool planes, const SmallLayout& layout,
+                    const SmallPlan& plan, const double* const* first, const Sums& sums,
+                    double* products, State* state, cudaStream_t stream);
+
+// Adds the products to all totals.
+void small_add(const SmallLayout& layout, const SmallPlan& plan, const double* products,
+               const Total* totals, std::size_t total_count, const Centre* centres,
+               const State* state, cudaStream_t stream);
+
+}  // namespace ccamerge::cuda

@@ -1,0 +1,270 @@
+// An update by matrix products: operands are written to memory, cuBLAS multiplies them.
+#include <algorithm>
+
+#include "cuda/update_routes.hpp"
+
+namespace ccamerge::cuda {
+namespace {
+
+constexpr std::size_t kOperandBytes = std::size_t{384} << 20;  // at most, unless a chunk needs more
+constexpr std::size_t kProductBytes = std::size_t{128} << 20;  // likewise
+
+// Samples whose products are summed in the compute type before they are added in float64. Splitting
+// float32 makes six products a sample. Exact products of 16-bit numbers are cheap enough for
+// writing their sums out to matter, so those are written less often.
+constexpr std::int64_t kPlaneRows = 1024, kRawRows = 4096, kDoubleRows = 4096;
+
+// A model's own block is multiplied in bands of so many rows, each from its diagonal on.
+constexpr std::int64_t kBand = 1024;
+
+// Rows and columns of a block from (row, column) on.
+struct Band {
+  std::size_t row_model, column_model;
+  std::int64_t row, column, rows, columns;
+};
+
+class ProductUpdate {
+ public:
+  ProductUpdate(const UpdateInput& input, const BlockTable& table, const Storage& storage,
+                long long number, cudaStream_t stream)
+      : input_(input), table_(table), storage_(storage), number_(number), stream_(stream) {
+    plan();
+  }
+
+  void run(const Allocate& allocate) {
+    const Arena arena(allocate, [this](auto&& part) { lay_out(part); });
+    batches_ = input_.batches(storage_);
+    for (Batch& batch : batches_) {
+      for (int i = 0; i < batch.models; ++i) {
+        const std::size_t m = static_cast<std::size_t>(batch.first + i);
+        batch.target[i] = {operands_[m], rows_, stride(m)};
+      }
+    }
+    if (input_.shifted()) choose();
+    const Handles handles(stream_);
+    const bool once = input_.form != Form::none && pass_ >= input_.samples;
+    if (!once) look();
+    for (std::int64_t from = 0; from < input_.samples; from += pass_) {
+      const std::int64_t to = std::min(input_.samples, from + pass_);
+      if (input_.form != Form::none) {
+        for (const Batch& batch : batches_) {
+          pack(batch, input_.form, from, to, once ? sums_of(batch) : Sums{}, storage_.state,
+               stream_);
+        }
+      }
+      if (once) centre();
+      multiply(handles, from, to);
+    }
+    for (const Batch& batch : batches_) {
+      const auto first = static_cast<std::size_t>(batch.first);
+      finish(batch, &centres_[first], &chosen_[first], &storage_.shifts[first],
+             &storage_.means[first], storage_.state, &batch == &batches_.back(), stream_);
+    }
+  }
+
+ private:
+  std::size_t models() const { return input_.models(); }
+  std::size_t width(std::size_t model) const {
+    return static_cast<std::size_t>(input_.features[model].count);
+  }
+  // Elements between an operand's rows.
+  std::int64_t stride(std::size_t model) const {
+    constexpr std::int64_t aligned = 8;
+    const Features& features = input_.features[model];
+    return input_.form == Form::none ? features.samples.stride[0]
+                                     : ceil_div(features.count, aligned) * aligned;
+  }
+  std::size_t product_item() const {
+    return input_.form == Form::doubles ? sizeof(double) : sizeof(float);
+  }
+
+  // How many samples make a chunk, and how many a pass over the operands' memory.
+  void plan() {
+    const Form form = input_.form;
+    rows_ = form == Form::planes ? kPlaneRows : form == Form::doubles ? kDoubleRows : kRawRows;
+    rows_ = std::min(rows_, ceil_div<std::int64_t>(input_.samples, 32) * 32);
+    std::int64_t row_bytes = 0;
+    for (std::size_t m = 0; m < models(); ++m) {
+      row_bytes += stride(m) * slabs_of(form) * static_cast<std::int64_t>(item_of(form));
+    }
+    constexpr auto most = static_cast<std::int64_t>(kOperandBytes);
+    const std::int64_t all = ceil_div(input_.samples, rows_);
+    pass_ = all * rows_;
+    if (form == Form::none) return;
+    while (rows_ > 256 && rows_ * row_bytes > most) {
+      rows_ = ceil_div<std::int64_t>(rows_ / 2, 32) * 32;
+    }
+    pass_ =
+        std::clamp<std::int64_t>(most / (rows_ * row_bytes), 1, ceil_div(input_.samples, rows_)) *
+        rows_;
+  }
+
+  template <class Part>
+  void lay_out(Part&& part) {
+    const auto partials = static_cast<std::size_t>(partial_count(input_.samples));
+    partials_.resize(models());
+    chosen_.resize(models());
+    centres_.resize(models());
+    operands_.resize(models());
+    part(partials, selected_);
+    for (std::size_t m = 0; m < models(); ++m) {
+      part(partials * width(m), partials_[m]);
+      if (input_.shifted()) part(width(m), chosen_[m]);
+      for (double** of :
+           {&centres_[m].sum, &centres_[m].offset, &centres_[m].delta, &centres_[m].keep}) {
+        part(width(m), *of);
+      }
+      if (input_.form != Form::none) {
+        part(static_cast<std::size_t>(pass_ * stride(m)) *
+                 static_cast<std::size_t>(slabs_of(input_.form)) * item_of(input_.form),
+             operands_[m]);
+      }
+    }
+    part(product_bytes(), products_);
+  }
+
+  // Of the largest set of products that is formed before it is added.
+  std::size_t product_bytes() const {
+    std::size_t most = 0;
+    for (const auto& [row, column] : table_.blocks()) {
+      const std::size_t one = static_cast<std::size_t>(std::min(table_.dim(row), kBand)) *
+                              static_cast<std::size_t>(table_.dim(column)) * product_item();
+      most = std::max(most, one * static_cast<std::size_t>(group_of(one, ceil_div(pass_, rows_))));
+    }
+    return most;
+  }
+
+  // How many chunks' products, of so many bytes each, are formed before they are added.
+  static std::int64_t group_of(std::size_t bytes, std::int64_t chunks) {
+    return std::clamp<std::int64_t>(static_cast<std::int64_t>(kProductBytes / bytes), 1, chunks);
+  }
+
+  Sums sums_of(const Batch& batch) const {
+    Sums sums;
+    std::copy_n(partials_.begin() + batch.first, batch.models, sums.partials);
+    sums.selected = selected_;
+    return sums;
+  }
+
+  void choose() {
+    for (Batch& batch : batches_) {
+      Choices choices;
+      std::copy_n(chosen_.begin() + batch.first, batch.models, choices.shift);
+      choose_shifts(batch, choices, input_.form == Form::doubles, stream_);
+      std::copy_n(choices.shift, batch.models, batch.shift);
+    }
+  }
+
+  // Sums of all samples, before any is multiplied: nothing must be added of an update that turns
+  // out to hold a bad element further on.
+  void look() {
+    for (const Batch& batch : batches_) {
+      pack(batch, Form::none, 0, input_.samples, sums_of(batch), storage_.state, stream_);
+    }
+    centre();
+  }
+
+  void centre() {
+    for (const Batch& batch : batches_) {
+      const auto first = static_cast<std::size_t>(batch.first);
+      derive_centres(batch, sums_of(batch), partial_count(input_.samples), &storage_.means[first],
+                     &centres_[first], storage_.state, number_, stream_);
+    }
+  }
+
+  void multiply(const Handles& handles, std::int64_t from, std::int64_t to) {
+    for (std::size_t b = 0; b < storage_.totals.size(); ++b) {
+      const Total& total = storage_.totals[b];
+      const auto [row, column] = table_.blocks()[b];
+      for (std::int64_t r = 0; r < total.rows; r += kBand) {
+        const std::int64_t c = total.own ? r : 0;
+        const Band band{static_cast<std::size_t>(row),
+                        static_cast<std::size_t>(column),
+                        r,
+                        c,
+                        std::min(kBand, total.rows - r),
+                        total.columns - c};
+        if (input_.form == Form::doubles) {
+          multiply_band<double>(handles, total, band, from, to);
+        } else {
+          multiply_band<float>(handles, total, band, from, to);
+        }
+      }
+    }
+  }
+
+  template <class T>
+  void multiply_band(const Handles& handles, const Total& total, const Band& band,
+                     std::int64_t from, std::int64_t to) {
+    const std::int64_t size = band.rows * band.columns;
+    const std::int64_t chunks = ceil_div(to - from, rows_);
+    const std::int64_t group = group_of(static_cast<std::size_t>(size) * sizeof(T), chunks);
+    T* const memory = reinterpret_cast<T*>(products_);
+    for (std::int64_t chunk = 0; chunk < chunks; chunk += group) {
+      const std::int64_t parts = std::min(group, chunks - chunk);
+      // Operands are filled up with zeros, but what is read in place ends in a shorter chunk.
+      const std::int64_t end = std::min(to - from, (chunk + parts) * rows_) - chunk * rows_;
+      const std::int64_t full = input_.form == Form::none ? end / rows_ : parts;
+      if (full > 0) product(handles, band, chunk, rows_, full, memory);
+      if (full < parts) {
+        product(handles, band, chunk + full, end - full * rows_, 1, memory + full * size);
+      }
+      Products<T> products;
+      products.data = memory;
+      products.row = band.row;
+      products.column = band.column;
+      products.rows = band.rows;
+      products.columns = products.stride = band.columns;
+      products.part_stride = size;
+      products.parts = parts;
+      products.last = to == input_.samples && chunk + parts == chunks;
+      add(total, products, centres_[band.row_model], centres_[band.column_model], storage_.state,
+          stream_);
+    }
+  }
+
+  // `count` products over `rows` samples each, from a chunk on. Row-major results are column-major
+  // ones of the transpose, so the columns' operand comes first.
+  void product(const Handles& handles, const Band& band, std::int64_t chunk, std::int64_t rows,
+               std::int64_t count, void* to) const {
+    const auto operand = [&](std::size_t model, std::int64_t feature, bool second) {
+      const std::int64_t slab = rows_ * stride(model), step = slab * slabs_of(input_.form);
+      const auto* const base = input_.form == Form::none
+                                   ? static_cast<const std::byte*>(input_.features[model].data)
+                                   : operands_[model];
+      std::int64_t at = chunk * step + feature;
+      if (second && input_.form == Form::planes) at += slab;
+      return Handles::Operand{base + at * static_cast<std::int64_t>(item_of(input_.form)),
+                              static_cast<int>(stride(model)), step, second};
+    };
+    const std::int64_t inner = rows * (input_.form == Form::planes ? kPlaneProducts : 1);
+    handles.multiply(input_.number, static_cast<int>(band.columns), static_cast<int>(band.rows),
+                     static_cast<int>(inner), 1.0, operand(band.column_model, band.column, false),
+                     operand(band.row_model, band.row, true), 0.0, to,
+                     static_cast<int>(band.columns), band.rows * band.columns,
+                     static_cast<int>(count));
+  }
+
+  const UpdateInput& input_;
+  const BlockTable& table_;
+  const Storage& storage_;
+  long long number_;
+  cudaStream_t stream_;
+  std::int64_t rows_ = 0, pass_ = 0;
+  std::vector<Batch> batches_;
+  std::vector<Partial*> partials_;  // in the workspace, as all that follow
+  std::vector<double*> chosen_;
+  std::vector<Centre> centres_;
+  std::vector<std::byte*> operands_;
+  long long* selected_ = nullptr;
+  std::byte* products_ = nullptr;
+};
+
+}  // namespace
+
+void update_by_products(const UpdateInput& input, const BlockTable& table, const Storage& storage,
+                        long long number, const Allocate& allocate, cudaStream_t stream) {
+  ProductUpdate(input, table, storage, number, stream).run(allocate);
+}
+
+}  // namespace ccamerge::cuda
