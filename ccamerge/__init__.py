@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ccamerge._threads import num_threads, set_num_threads
     from ccamerge.apply import FeatureMap
-    from ccamerge.collecting import Collected, collect
+    from ccamerge.collected import Collected
+    from ccamerge.collecting import collect
     from ccamerge.comparing import Comparison, compare
     from ccamerge.cuda import cuda_status
     from ccamerge.evaluation import evaluate
@@ -35,7 +36,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "ccamerge._threads": ("num_threads", "set_num_threads"),
     "ccamerge.apply": ("FeatureMap",),
-    "ccamerge.collecting": ("Collected", "collect"),
+    "ccamerge.collected": ("Collected",),
+    "ccamerge.collecting": ("collect",),
     "ccamerge.comparing": ("Comparison", "compare"),
     "ccamerge.cuda": ("cuda_status",),
     "ccamerge.evaluation": ("evaluate",),

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ccamerge.apply import FeatureMap
-from ccamerge.collecting import Collected, Pairs
+from ccamerge.collected import Collected, Pairs
+from ccamerge.device import memory_of, resolve
+from ccamerge.graph.batches import moved
 from ccamerge.graph.spaces import Group, Space, Spaces
 from ccamerge.methods import METHODS, Alignment, Method, Mode, Solution, Solutions
 from ccamerge.patterns import by_pattern
@@ -31,6 +33,7 @@ class Aligned:
     methods : for each space, the method
     ridges : for each space, the ridge; None where gamma was given or the method takes none
     method, options, gamma, mode, reference : as they were asked for
+    on_cpu : methods that solved on the CPU what was collected on a device
     """
 
     solutions: Solutions
@@ -41,6 +44,7 @@ class Aligned:
     gamma: float | None
     mode: Mode
     reference: int
+    on_cpu: tuple[str, ...] = ()
 
     @property
     def maps(self) -> dict[str, list[FeatureMap]]:
@@ -184,6 +188,9 @@ def align(
 ) -> Aligned:
     """Maps of every model in every space, each method's problems solved in one call.
 
+    They are solved where the moments are, or on the CPU by methods that know NumPy only; the maps
+    are where the moments are.
+
     Parameters
     ----------
     found : spaces of the reference
@@ -208,12 +215,17 @@ def align(
         regularised = {name for name, entry in methods.items() if entry.regularised}
         ridges = ridges_of(ridge, found, collected, reference, regularised)
     solutions: Solutions = {}
+    memory = memory_of(resolve(collected.device))
+    on_cpu = {n for n, entry in used.items() if collected.device != "cpu" and not entry.on_device}
     for name, entry in used.items():
         own = [space for space in found.spaces if methods[space.name] is entry]
+        place = "cpu" if name in on_cpu else collected.device
         alignment = Alignment(
             own,
-            {space.name: collected.pooled(space) for space in own},
-            states,
+            {space.name: collected.pooled(space).to(place) for space in own},
+            [moved(dict(state), torch.device("cpu")) for state in states]
+            if name in on_cpu
+            else states,
             reference,
             mode,
             ridges,
@@ -223,7 +235,11 @@ def align(
         chosen = {key: value for key, value in options.items() if key in entry.options}
         solved = entry.solve(alignment, **chosen)
         check_solutions(name, solved, own, widths)
-        solutions.update({space.name: solved[space.name] for space in own})
+        for space in own:
+            solutions[space.name] = [
+                dataclasses.replace(s, feature_map=s.feature_map.to(memory))
+                for s in solved[space.name]
+            ]
     return Aligned(
         {space.name: solutions[space.name] for space in found.spaces},
         {name: m.name for name, m in methods.items()},
@@ -233,4 +249,5 @@ def align(
         gamma,
         mode,
         reference,
+        tuple(name for name in used if name in on_cpu),
     )

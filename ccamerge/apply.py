@@ -24,10 +24,14 @@ class FeatureMap:
     forward: Tensor
     inverse: Tensor
 
+    def to(self, device: torch.device) -> FeatureMap:
+        """The same map with its matrices on a device."""
+        return FeatureMap(self.forward.to(device), self.inverse.to(device))
+
     @classmethod
-    def identity(cls, size: int) -> FeatureMap:
+    def identity(cls, size: int, device: torch.device | None = None) -> FeatureMap:
         """The map that changes nothing."""
-        eye = torch.eye(size, dtype=torch.float64)
+        eye = torch.eye(size, dtype=torch.float64, device=device)
         return cls(eye, eye)
 
     @classmethod

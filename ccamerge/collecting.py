@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import json
+import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +13,23 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+from ccamerge.collected import Collected, Pairs
+from ccamerge.device import Device, DeviceLike, memory_of, obstacle, resolve
 from ccamerge.fingerprints import program_fingerprint, state_fingerprint
-from ccamerge.graph.batches import batch_size, split_batch
+from ccamerge.graph.batches import batch_size, model_device, moved, split_batch
 from ccamerge.graph.program import Program
-from ccamerge.graph.spaces import Space, Spaces, Tap, spaces_of_call
-from ccamerge.graph.states import check_same_function, fast_layout, folded_state, same_architecture
-from ccamerge.graph.widths import Shapes, given_spaces, shapes_of, spaces_of_models
+from ccamerge.graph.spaces import Space, Spaces, Tap
+from ccamerge.graph.states import (
+    check_same_function,
+    fast_layout,
+    folded_state,
+    placed,
+    same_architecture,
+)
+from ccamerge.graph.widths import given_spaces, shapes_of, spaces_of_models
 from ccamerge.moments import Moments, update_many
+from ccamerge.overlap import Overlap
 from ccamerge.reservoir import Reservoir
-from ccamerge.tensorfile import load_tensors, save_tensors
-
-Pairs = Literal["reference", "all"]
 
 KEEP_SAMPLES = 4096
 """Inputs kept for repair, whole batches, at most so many."""
@@ -35,8 +39,6 @@ KEEP_BYTES = 256 << 20
 
 FOLDS = 2
 """Parts of the data whose moments are kept apart, so that one can judge maps found on the other."""
-
-_FORMAT = "ccamerge-moments-3"
 
 
 def alignment_taps(space: Space) -> list[Tap]:
@@ -53,147 +55,6 @@ def repair_taps(space: Space) -> list[Tap]:
     return [t for t in space.taps if t.kind in ("write", "norm")]
 
 
-@dataclasses.dataclass
-class Collected:
-    """Moments of several models on the same data, sufficient for any merge of them.
-
-    Attributes
-    ----------
-    matched : for each space, a `Moments` over the models for each fold of the data, over all
-        taps that are matched as if they were more samples; with the crosses that ``pairs`` says
-    outputs : for each space and each tap whose variance repair restores, a `Moments` with each
-        model's own covariance
-    inputs : whole batches of flattened model inputs, kept for repair
-    models : number of models
-    samples : number of inputs seen
-    pairs, reference : which cross-covariances there are
-    structure : of a call's arguments, as `torch.utils._pytree` writes it
-    fingerprint : of each model's program and parameters; a merge checks them
-    found : the models' spaces by the shapes of their parameters; derived again when they are asked
-        for where a file was loaded
-    """
-
-    matched: dict[str, list[Moments]]
-    outputs: dict[str, dict[str, Moments]]
-    inputs: list[list[Any]]
-    models: int
-    samples: int
-    pairs: Pairs
-    reference: int
-    structure: str
-    fingerprint: dict[str, list[str]]
-    found: dict[Shapes, Spaces] = dataclasses.field(default_factory=dict)
-
-    def spaces_of(self, model: nn.Module) -> Spaces:
-        """The spaces of one of the models, from the kept inputs if they are not known yet."""
-        shapes = shapes_of(model)
-        if shapes not in self.found:
-            spec = pytree.treespec_loads(self.structure)
-            call = pytree.tree_unflatten(self.inputs[0], spec)
-            self.found[shapes] = spaces_of_call(model, *call)
-        return self.found[shapes]
-
-    def pooled(self, space: Space, without: int | None = None) -> Moments:
-        """The moments of a space over all data, or over all but one fold."""
-        parts = [m for k, m in enumerate(self.matched[space.name]) if k != without]
-        total = copy.deepcopy(parts[0])
-        for other in parts[1:]:
-            total.merge(other)
-        return total
-
-    def subset(self, models: Sequence[int], reference: int | None = None) -> Collected:
-        """The statistics of some of the models, in the given order, without a pass over data.
-
-        Parameters
-        ----------
-        models : indices of two or more distinct models
-        reference : index *within* ``models`` of the reference; by default the old one if it is
-            among them, else the first
-
-        Raises
-        ------
-        ValueError
-            If the cross-covariances that this needs were not collected (see ``pairs``).
-        """
-        chosen = list(models)
-        if reference is None:
-            reference = chosen.index(self.reference) if self.reference in chosen else 0
-        matched = {
-            space: [m.subset(chosen, reference) for m in folds]
-            for space, folds in self.matched.items()
-        }
-        outputs = {
-            space: {tap: m.subset(chosen, reference) for tap, m in taps.items()}
-            for space, taps in self.outputs.items()
-        }
-        prints = {kind: [of[i] for i in chosen] for kind, of in self.fingerprint.items()}
-        return dataclasses.replace(
-            self,
-            matched=matched,
-            outputs=outputs,
-            models=len(chosen),
-            reference=reference,
-            fingerprint=prints,
-        )
-
-    def save(self, path: str | Path) -> None:
-        """Write everything to one safetensors file, beside and renamed into place."""
-        tensors: dict[str, Any] = {}
-        for space, folds in self.matched.items():
-            for fold, moments in enumerate(folds):
-                for key, value in moments.state_dict().items():
-                    tensors[json.dumps(["matched", space, fold, key])] = value
-        for space, taps in self.outputs.items():
-            for tap, moments in taps.items():
-                for key, value in moments.state_dict().items():
-                    tensors[json.dumps(["outputs", space, tap, key])] = value
-        structure = []
-        for index, leaves in enumerate(self.inputs):
-            row = []
-            for position, leaf in enumerate(leaves):
-                if isinstance(leaf, Tensor):
-                    tensors[json.dumps(["inputs", index, position])] = leaf
-                row.append(None if isinstance(leaf, Tensor) else leaf)
-            structure.append(row)
-        header = {
-            "models": self.models,
-            "samples": self.samples,
-            "pairs": self.pairs,
-            "reference": self.reference,
-            "structure": self.structure,
-            "fingerprint": self.fingerprint,
-            "inputs": structure,
-        }
-        save_tensors(path, tensors, {"format": _FORMAT, "header": json.dumps(header)})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Collected:
-        """Read what `save` wrote; ValueError naming the file if it is anything else."""
-        tensors, metadata = load_tensors(path)
-        if metadata.get("format") != _FORMAT:
-            message = f"{path}: not a file of collected moments ({metadata.get('format')!r})"
-            raise ValueError(message)
-        header = json.loads(metadata["header"])
-        states: dict[str, dict[str, dict[Any, dict[str, Any]]]] = {"matched": {}, "outputs": {}}
-        inputs: list[list[Any]] = [list(row) for row in header.pop("inputs")]
-        for name, tensor in tensors.items():
-            kind, *where = json.loads(name)
-            if kind == "inputs":
-                inputs[where[0]][where[1]] = tensor
-            else:
-                space, part, key = where
-                states[kind].setdefault(space, {}).setdefault(part, {})[key] = tensor.numpy()
-        matched = {
-            space: [Moments.from_state(state) for _, state in sorted(folds.items())]
-            for space, folds in states["matched"].items()
-        }
-        outputs = {
-            space: {tap: Moments.from_state(state) for tap, state in taps.items()}
-            for space, taps in states["outputs"].items()
-        }
-        return cls(matched=matched, outputs=outputs, inputs=inputs, **header)
-
-
 def collect(
     models: Sequence[nn.Module],
     data: Iterable[Any],
@@ -204,10 +65,13 @@ def collect(
     found: Spaces | Sequence[Spaces] | None = None,
     progress: bool = True,
     seed: int = 0,
+    device: DeviceLike | None = None,
 ) -> Collected:
     """Stream the moments of several models' features out of one pass over calibration data.
 
-    Of feature maps with 16 rows and columns or more, every second row and column is counted.
+    Of feature maps with 16 rows and columns or more, every second row and column is counted. On a
+    CUDA device nothing is waited for until the end of the pass, and counting goes on beside the
+    forward passes; their precision is what torch is set to, TF32 for convolutions included.
 
     Parameters
     ----------
@@ -221,6 +85,9 @@ def collect(
     found : the models' spaces, or each one's if their widths differ, if known already
     progress : whether to show a progress bar
     seed : of the choice of batches kept for repair
+    device : where the networks run and moments are kept: "cpu", "cuda", "cuda:N", or "auto" for
+        CUDA where it is usable. Default: the models' device. Models stay where they are, and
+        batches may be anywhere.
 
     Returns
     -------
@@ -231,6 +98,13 @@ def collect(
     ValueError
         For fewer than two models, different architectures, a batch of another shape, no data, or
         a value that is not finite; the message names the model, the space and the batch.
+    RuntimeError
+        If the device cannot be used, or has too little memory.
+
+    Warns
+    -----
+    RuntimeWarning
+        If the models are on a CUDA device that cannot be used: all is done on the CPU then.
     """
     models = same_architecture(models)
     if isinstance(data, (Tensor, np.ndarray, Mapping, str)):  # iterable, but not over batches
@@ -242,42 +116,80 @@ def collect(
     if folds < 1:
         message = f"folds must be at least 1, got {folds}"
         raise ValueError(message)
+    where = device_for(models, device)
+    memory = memory_of(where)
     every = given_spaces(found, models)
     result: Collected | None = None
     reservoir = Reservoir(KEEP_SAMPLES, KEEP_BYTES, seed)
     watched: list[_Watched] = []
     states: list[dict[str, Tensor]] = []
+    overlap = Overlap(where)
     bar = tqdm(data, desc="collect", unit="batch", disable=not progress)
     for index, batch in enumerate(bar):
         args, kwargs = split_batch(batch, models[0])
         if result is None:
             every = every or spaces_of_models(models, args, kwargs)
             states = [
-                {key: fast_layout(value) for key, value in folded_state(model, own).items()}
+                {key: fast_layout(value) for key, value in folded_state(model, own, memory).items()}
                 for model, own in zip(models, every, strict=True)
             ]
-            result, watched = _empty(every, models, pairs, reference, folds)
-        program = every[0].program
-        leaves = [fast_layout(x) for x in _checked_leaves(program, args, kwargs, index)]
+            result, watched = _empty(every, models, pairs, reference, folds, where)
+            every = [placed(own, memory) for own in every]
+        leaves = _checked_leaves(every[0].program, args, kwargs, index)
+        here = [fast_layout(x) for x in moved(leaves, memory)]
         size = batch_size(args, kwargs)
-        runs = [(s.program, state, leaves) for s, state in zip(every, states, strict=True)]
-        _accumulate(runs, watched[index % folds], index)
+        runs = [(s.program, state, here) for s, state in zip(every, states, strict=True)]
+        try:
+            _accumulate(runs, watched[index % folds], index, overlap)
+        finally:
+            overlap.join()
         if index == 0:  # after the moments, which name the space if something is not finite
-            check_same_function(models, every, states, args, kwargs)
+            _check(watched)
+            check_same_function(models, every, states, *moved((args, kwargs), memory))
         reservoir.offer(leaves, size)
         result.samples += size
     if result is None:
         message = "data is empty: no batch came from it"
         raise ValueError(message)
+    _check(watched)
     result.inputs = reservoir.batches
     return result
+
+
+def device_for(models: Sequence[nn.Module], device: DeviceLike | None) -> Device | None:
+    """Where to work on some models: where the caller says, else where they are.
+
+    Raises and warns as `collect`.
+    """
+    if device is not None:
+        return resolve(device)
+    there = next((d for d in map(model_device, models) if d.type == "cuda"), None)
+    if there is None or obstacle() is None:
+        return resolve(there)
+    message = f"the models are on {there}, but work is done on the CPU: CUDA is {obstacle()}"
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return None
 
 
 Run = tuple[Program, Mapping[str, Tensor], list[Any]]
 """A program, its parameters and its inputs."""
 
-_Watched = dict[str, list[tuple[str, Sequence[Tap], Moments]]]
-"""For a node, what is to be counted of its values: where it is in each model's."""
+
+@dataclasses.dataclass(frozen=True)
+class _Counted:
+    """What is to be counted of a node's values, features on axis ``dim``, in one native call.
+
+    ``parts`` say where it is in each model's value, and by which moments. ``title`` is for
+    messages.
+    """
+
+    dim: int
+    title: str
+    parts: list[tuple[Sequence[Tap], Moments]]
+
+
+_Watched = dict[str, list[_Counted]]
+"""By nodes."""
 
 
 def _empty(
@@ -286,25 +198,25 @@ def _empty(
     pairs: Pairs,
     reference: int,
     folds: int,
+    device: Device | None,
 ) -> tuple[Collected, list[_Watched]]:
     """Nothing counted yet, and what to watch in the batches of each fold."""
     count = len(models)
+    options: Any = {"reference": reference, "device": device}
     matched: dict[str, list[Moments]] = {}
     outputs: dict[str, dict[str, Moments]] = {}
     watched: list[_Watched] = [{} for _ in range(folds)]
     for space in zip(*(own.spaces for own in found), strict=True):  # each model's
         name, sizes = space[0].name, [own.size for own in space]
-        matched[name] = [Moments(sizes, pairs=pairs, reference=reference) for _ in range(folds)]
+        matched[name] = [Moments(sizes, pairs=pairs, **options) for _ in range(folds)]
         outputs[name] = {
-            tap.name: Moments(sizes, pairs="none", reference=reference)
-            for tap in repair_taps(space[0])
+            tap.name: Moments(sizes, pairs="none", **options) for tap in repair_taps(space[0])
         }
         for fold, moments in zip(watched, matched[name], strict=True):
             for taps in zip(*map(alignment_taps, space), strict=True):
-                fold.setdefault(taps[0].node, []).append((name, taps, moments))
+                _watch(fold, name, taps, moments)
             for taps in zip(*map(repair_taps, space), strict=True):
-                own = outputs[name][taps[0].name]
-                fold.setdefault(taps[0].node, []).append((name, taps, own))
+                _watch(fold, name, taps, outputs[name][taps[0].name])
     fingerprint = {
         "programs": [program_fingerprint(own.program) for own in found],
         "models": [state_fingerprint(model.state_dict()) for model in models],
@@ -317,21 +229,45 @@ def _empty(
     return result, watched
 
 
-def _accumulate(runs: Sequence[Run], watched: _Watched, index: int) -> None:
+def _watch(watched: _Watched, space: str, taps: Sequence[Tap], moments: Moments) -> None:
+    """Add a tap, by each model's, to what is watched; one call counts a node's along an axis."""
+    counted = watched.setdefault(taps[0].node, [])
+    title = f"space {space!r}, tap {taps[0].name!r}"
+    for index, known in enumerate(counted):
+        # The same moments twice in one call would be two updates of one object at a time.
+        if known.dim == taps[0].dim and all(m is not moments for _, m in known.parts):
+            both = f"{known.title}; {title}"
+            counted[index] = _Counted(known.dim, both, [*known.parts, (taps, moments)])
+            return
+    counted.append(_Counted(taps[0].dim, title, [(taps, moments)]))
+
+
+def _accumulate(runs: Sequence[Run], watched: _Watched, index: int, overlap: Overlap) -> None:
     """Run all models side by side, so that a tap's features live only until they are counted."""
     with torch.inference_mode():
         for name, values in lockstep(runs):
-            for space, taps, moments in watched.get(name, ()):
-                dim = taps[0].dim
-                parts = [
-                    thinned(value.narrow(dim, tap.start, tap.size), dim)
-                    for value, tap in zip(values, taps, strict=True)
+            for counted in watched.get(name, ()):
+                dim = counted.dim
+                updates = [
+                    (
+                        moments,
+                        [
+                            thinned(value.narrow(dim, tap.start, tap.size), dim)
+                            for value, tap in zip(values, taps, strict=True)
+                        ],
+                    )
+                    for taps, moments in counted.parts
                 ]
-                try:
-                    update_many([(moments, parts)], axis=dim)
-                except ValueError as error:
-                    message = f"space {space!r}, tap {taps[0].name!r}, batch {index}: {error}"
-                    raise ValueError(message) from error
+                with overlap.counting(values):
+                    update_many(updates, axis=dim, label=f"{counted.title}, batch {index}")
+
+
+def _check(watched: Sequence[_Watched]) -> None:
+    """Wait for all that is counted; ValueError for the first value that is not finite."""
+    for fold in watched:
+        for counted in (c for node in fold.values() for c in node):
+            for _, moments in counted.parts:
+                moments.check()
 
 
 THIN_FROM = 16

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ccamerge.aligning import DEFAULT_METHOD, check_options, methods_of
-from ccamerge.collecting import Collected
+from ccamerge.collected import Collected
 from ccamerge.config import METRICS, Ensemble
 from ccamerge.evaluation import Row, measure
 from ccamerge.interpolation import Barrier, check_points, path

@@ -15,19 +15,19 @@ import re
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
-    from typing import TypeAlias
 
     import torch
     from torch import Tensor
 
-    DeviceLike: TypeAlias = "str | int | torch.device | Device"
+__all__ = ["Device", "DeviceLike", "array_device", "memory_of", "obstacle", "resolve"]
 
-__all__ = ["Device", "array_device", "memory_of", "obstacle", "resolve"]
+DeviceLike: TypeAlias = "str | int | torch.device | Device"
+"""What users give for a device; see `resolve`."""
 
 
 _DLPACK_CUDA = 2
@@ -76,6 +76,13 @@ class Device:
         import torch
 
         return torch.cuda.Stream(self.index)
+
+    def synchronize(self) -> None:
+        """Wait for everything that was put on the device's streams."""
+        if not _emulated():
+            import torch
+
+            torch.cuda.synchronize(self.index)
 
     def queue(self, arrays: Iterable[Any]) -> AbstractContextManager[int]:
         """The stream on which the producer of some arrays works, current while the context lasts.

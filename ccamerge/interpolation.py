@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ccamerge.collecting import Collected
+from ccamerge.collected import Collected
 from ccamerge.evaluation import measure
 from ccamerge.merging import merge
 from ccamerge.metrics import Metric

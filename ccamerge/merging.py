@@ -24,7 +24,8 @@ from ccamerge.aligning import (
     pairs_needed,
 )
 from ccamerge.apply import FeatureMap, average, transform
-from ccamerge.collecting import Collected, collect
+from ccamerge.collected import Collected
+from ccamerge.collecting import collect
 from ccamerge.fingerprints import program_fingerprint, state_fingerprint
 from ccamerge.graph.rules import Effect
 from ccamerge.graph.spaces import ANY_MAP, Space, Spaces

@@ -6,7 +6,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from ccamerge.collecting import FOLDS, Pairs, alignment_taps, repair_taps
+from ccamerge.collected import Pairs
+from ccamerge.collecting import FOLDS, alignment_taps, repair_taps
 from ccamerge.graph.spaces import Spaces, Tap
 
 

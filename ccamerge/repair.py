@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ccamerge.apply import FeatureMap
-from ccamerge.collecting import Collected, lockstep, repair_taps, thinned
+from ccamerge.collected import Collected
+from ccamerge.collecting import lockstep, repair_taps, thinned
 from ccamerge.graph.fold import LINEAR_OPS
 from ccamerge.graph.program import Node, Program, Ref
 from ccamerge.graph.spaces import Spaces

@@ -13,8 +13,10 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ccamerge.collecting import Collected
+from ccamerge.collected import Collected
 from ccamerge.graph.spaces import Space, Spaces
 from ccamerge.patterns import by_pattern
 from ccamerge.solve import cca_batch
@@ -96,26 +98,27 @@ def held_out_errors(space: Space, collected: Collected, reference: int) -> Array
     errors = []
     for k in used:
         train, test = collected.pooled(space, without=k), folds[k]
-        own, wanted = train.cov(reference), test.cov(reference)
+        own, wanted = train.cov_tensor(reference), test.cov_tensor(reference)
         if not (own.trace() > 0 and wanted.trace() > 0):
             continue
-        varying = [i for i in others if train.cov(i).trace() > 0 and test.cov(i).trace() > 0]
-        solved = cca_batch(
-            [(own, train.cov(i), train.cov(reference, i)) for i in varying], ridge=list(GRID)
-        )
+        varying = [
+            i for i in others if train.cov_tensor(i).trace() > 0 and test.cov_tensor(i).trace() > 0
+        ]
+        problems = [(own, train.cov_tensor(i), train.cov_tensor(reference, i)) for i in varying]
+        solved = cca_batch(problems, ridge=list(GRID), device=collected.device)
         for i, sweep in zip(varying, solved, strict=True):
-            cross, square = test.cov(reference, i), test.cov(i)
+            cross, square = test.cov_tensor(reference, i), test.cov_tensor(i)
             errors.append(
                 [
-                    _error(wanted, square, cross, result.map)
-                    + _error(square, wanted, cross.T, result.inverse)
+                    _error(wanted, square, cross, torch.as_tensor(result.map))
+                    + _error(square, wanted, cross.T, torch.as_tensor(result.inverse))
                     for result in sweep
                 ]
             )
     return np.array(errors).reshape(-1, len(GRID))
 
 
-def _error(wanted: Array, own: Array, cross: Array, forward: Array) -> float:
+def _error(wanted: Tensor, own: Tensor, cross: Tensor, forward: Tensor) -> float:
     """``E |x - y T|^2 / E |x|^2`` from covariances; ``cross`` (p, q) with rows of x."""
     explained = 2 * (cross * forward.T).sum()
     mapped = (forward * (own @ forward)).sum()

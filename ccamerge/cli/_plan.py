@@ -14,7 +14,7 @@ from ccamerge.settings import Settings
 if TYPE_CHECKING:
     from torch import nn
 
-    from ccamerge.collecting import Pairs
+    from ccamerge.collected import Pairs
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:

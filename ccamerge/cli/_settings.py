@@ -16,7 +16,7 @@ from ccamerge.settings import Settings
 if TYPE_CHECKING:
     from torch import nn
 
-    from ccamerge.collecting import Collected
+    from ccamerge.collected import Collected
     from ccamerge.graph.spaces import Spaces
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccamerge.collecting import Collected
+from ccamerge.collected import Collected
 from ccamerge.evaluation import evaluate
 from ccamerge.merging import merge
 from ccamerge.report import Report

@@ -1,4 +1,4 @@
-"""What a batch of calibration data may look like."""
+"""What a batch of calibration data may look like, and bringing one to where a model is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 LABELS = ("labels", "label", "label_ids")
@@ -63,3 +64,31 @@ def batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
             return int(value.shape[0])
     message = "a batch holds no tensor with a batch axis"
     raise TypeError(message)
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Where a model's parameters and buffers are; the CPU if it has none."""
+    tensors = (*model.parameters(), *model.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """A batch, or a part of one, with its tensors on a device; itself if they are there.
+
+    Copies from the CPU to a GPU go through pinned memory and are not waited for: what is put on
+    the current stream later finds them done.
+    """
+    if isinstance(value, Tensor):
+        if value.device.type == "cpu" and device.type == "cuda":
+            pinned = value if value.is_pinned() else value.pin_memory()
+            return pinned.to(device, non_blocking=True)
+        return value.to(device)
+    if isinstance(value, Mapping):
+        there: Any = {key: moved(item, device) for key, item in value.items()}
+        return value if all(there[key] is item for key, item in value.items()) else there
+    if isinstance(value, (tuple, list)):
+        items = [moved(item, device) for item in value]
+        if all(a is b for a, b in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value

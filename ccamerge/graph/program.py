@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ccamerge.graph.aliases import check_changes_in_place
+from ccamerge.graph.batches import model_device, moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,32 @@ class Program:
             for name in dict.fromkeys(node.refs()):
                 table.setdefault(name, []).append(node)
         return table
+
+    def to(self, device: torch.device) -> Program:
+        """The same operations for inputs on a device: itself if it is traced there.
+
+        Constants are brought there, and so is what operations make anew, such as ranges.
+        """
+        changed = False
+
+        def there(value: Any) -> Any:
+            nonlocal changed
+            if isinstance(value, Tensor) and value.device != device:
+                changed = True
+                return value.to(device)
+            if isinstance(value, torch.device) and value != device:
+                changed = True
+                return device
+            return value
+
+        constants = {name: there(value) for name, value in self.constants.items()}
+        nodes = []
+        for node in self.nodes:
+            args, kwargs = pytree.tree_map(there, (node.args, node.kwargs))
+            nodes.append(dataclasses.replace(node, args=args, kwargs=kwargs))
+        if not changed:
+            return self
+        return dataclasses.replace(self, nodes=tuple(nodes), constants=constants)
 
     def last_uses(self) -> list[list[str]]:
         """For each operation the values that nothing after it reads."""
@@ -147,7 +174,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
     Parameters
     ----------
     model : the module; it is neither modified nor kept
-    args, kwargs : example inputs of one call; tensors have the batch first
+    args, kwargs : example inputs of one call, on any device; tensors have the batch first
 
     Raises
     ------
@@ -155,7 +182,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
         If ``torch.export`` cannot follow the model; the message carries its reason.
     """
     model = copy.deepcopy(model).eval()
-    kwargs = kwargs or {}
+    args, kwargs = moved((args, kwargs or {}), model_device(model))
     spec = pytree.tree_flatten((args, kwargs))[1]
     leaves = pytree.tree_leaves((args, kwargs))
     if all(isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == 1 for x in leaves):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ccamerge.graph.batches import batch_size
+from ccamerge.graph.batches import batch_size, model_device, moved
 from ccamerge.graph.program import Program
 from ccamerge.graph.spaces import Spaces
 
@@ -47,12 +48,22 @@ def same_architecture(models: Sequence[nn.Module]) -> list[nn.Module]:
     return models
 
 
-def folded_state(model: nn.Module, spaces: Spaces) -> dict[str, Tensor]:
-    """The parameters and buffers of a model for the folded program.
+def placed(spaces: Spaces, device: torch.device) -> Spaces:
+    """The spaces with programs that run on a device."""
+    program, unfolded = spaces.program.to(device), spaces.unfolded.to(device)
+    if program is spaces.program and unfolded is spaces.unfolded:
+        return spaces
+    return dataclasses.replace(spaces, program=program, unfolded=unfolded)
 
-    What folding does not change is shared with the model, and not to be written to.
+
+def folded_state(
+    model: nn.Module, spaces: Spaces, device: torch.device | None = None
+) -> dict[str, Tensor]:
+    """The parameters and buffers of a model for the folded program, on a device if one is given.
+
+    What folding and moving do not change is shared with the model, and not to be written to.
     """
-    state = {key: value.detach() for key, value in model.state_dict().items()}
+    state = {key: value.detach().to(device) for key, value in model.state_dict().items()}
     for fold in spaces.folds:
         fold.apply(state)
     return state
@@ -67,7 +78,8 @@ def check_same_function(
 ) -> None:
     """Raise ValueError unless each model computes what its program does with its parameters.
 
-    Equal parameter names and shapes do not make equal networks: this runs both on a few samples.
+    Equal parameter names and shapes do not make equal networks: this runs both on a few samples,
+    the model where it is, the program where its parameters and the inputs are.
     """
     size = batch_size(args, kwargs)
     few = lambda x: x[:4] if isinstance(x, Tensor) and x.shape[:1] == (size,) else x  # noqa: E731
@@ -79,13 +91,15 @@ def check_same_function(
         model.eval()
         try:
             with torch.inference_mode():
-                theirs = pytree.tree_leaves(model(*args, **kwargs))
+                there, named = moved((args, kwargs), model_device(model))
+                theirs = pytree.tree_leaves(model(*there, **named))
         finally:
             for module in training:
                 module.training = True
         for a, b in zip(ours, theirs, strict=True):
             if not isinstance(b, Tensor) or not b.is_floating_point():
                 continue
+            b = b.to(a.device)
             scale = b.abs().max().clamp_min(1e-30)
             error = ((a - b).abs().max() / scale).item()
             # Rounding of folded BatchNorm is far below, in half precision some units; NaN is above.
@@ -109,7 +123,7 @@ def _run(program: Program, state: Mapping[str, Tensor], leaves: list[Any]) -> li
 
 
 def fast_layout(value: Any) -> Any:
-    """Images and convolution kernels with channels last, which convolutions on a CPU prefer.
+    """Images and convolution kernels with channels last, which convolutions prefer.
 
     Moments read either layout in place. Anything else is returned as it is.
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from ccamerge.apply import FeatureMap
 from ccamerge.methods.base import (
     Alignment,
@@ -15,16 +17,16 @@ from ccamerge.methods.base import (
 )
 
 
-@register("average", modes=("reference", "universe"), permutes=True)
+@register("average", modes=("reference", "universe"), permutes=True, on_device=True)
 def average(alignment: Alignment) -> Solutions:
     """Identity maps; a space with this method keeps its basis."""
-    return alignment.each_pair(_identities)
+    return alignment.each_pair_of_tensors(_identities)
 
 
-def _identities(problems: Sequence[AlignmentProblem]) -> list[Solution]:
+def _identities(problems: Sequence[AlignmentProblem[Tensor]]) -> list[Solution]:
     solutions = []
     for problem in problems:
-        feature_map = FeatureMap.identity(len(problem.own))
-        rho = matched_correlations(problem, feature_map.forward.numpy())
+        feature_map = FeatureMap.identity(len(problem.own), problem.own.device)
+        rho = matched_correlations(problem, feature_map.forward)
         solutions.append(Solution(feature_map, rho))
     return solutions

@@ -5,32 +5,43 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ccamerge.apply import FeatureMap
+from ccamerge.device import Device, memory_of, resolve
 from ccamerge.graph.spaces import Space
 from ccamerge.moments import Moments
 
 Array = np.ndarray[Any, Any]
 Mode = Literal["reference", "universe"]
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    Matrix = TypeVar("Matrix", default=Array)
+else:
+    from typing import TypeVar
+
+    Matrix = TypeVar("Matrix")
+
 
 @dataclasses.dataclass(frozen=True)
-class AlignmentProblem:
+class AlignmentProblem(Generic[Matrix]):
     """One space of one model against the reference.
 
     Covariances are float64: ``reference`` (p, p) and ``own`` (q, q) of each side, ``cross`` (p, q)
-    with rows of the reference. ``name`` is for messages. One of ``ridge`` and ``gamma`` is a
-    number if the method is to regularise.
+    with rows of the reference; NumPy arrays, or tensors for a method that asks for these. ``name``
+    is for messages. One of ``ridge`` and ``gamma`` is a number if the method is to regularise.
     """
 
     name: str
-    reference: Array
-    own: Array
-    cross: Array
+    reference: Matrix
+    own: Matrix
+    cross: Matrix
     ridge: float | None = None
     gamma: float | None = None
 
@@ -61,7 +72,8 @@ class Alignment:
     ----------
     spaces : to be aligned, of the reference
     moments : for each of them by name, the `Moments` of all models' features, whose ``dims`` are
-        the models' own; the blocks that the method said it needs are there
+        the models' own; the blocks that the method said it needs are there. They and the states
+        are on a device only if the method said that it works there.
     states : each model's parameters and buffers, BatchNorm folded; not to be written to
     reference : the model whose features all maps lead to
     mode : "reference" aligns each model with the reference, "universe" all with all
@@ -81,14 +93,32 @@ class Alignment:
     gamma: float | None = None
     weights: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
 
+    @property
+    def device(self) -> Device | None:
+        """Where the moments are, and where maps are to be."""
+        return resolve(next((m.device for m in self.moments.values()), None))
+
     def each_pair(
         self, solve: Callable[[Sequence[AlignmentProblem]], Sequence[Solution]]
     ) -> Solutions:
         """Solve each model against the reference, all spaces and models in one call."""
+        return self._each_pair(solve, Moments.cov)
+
+    def each_pair_of_tensors(
+        self, solve: Callable[[Sequence[AlignmentProblem[Tensor]]], Sequence[Solution]]
+    ) -> Solutions:
+        """As `each_pair`, of covariances that are tensors where the moments are."""
+        return self._each_pair(solve, Moments.cov_tensor)
+
+    def _each_pair(
+        self,
+        solve: Callable[[Sequence[AlignmentProblem[Matrix]]], Sequence[Solution]],
+        cov: Callable[[Moments, int, int], Matrix],
+    ) -> Solutions:
         problems, places = [], []
         for space in self.spaces:
             moments = self.moments[space.name]
-            reference = moments.cov(self.reference)
+            reference = cov(moments, self.reference, self.reference)
             for model in range(len(self.states)):
                 if model == self.reference:
                     continue
@@ -97,8 +127,8 @@ class Alignment:
                     AlignmentProblem(
                         f"space {space.name!r}, models[{model}]",
                         reference,
-                        moments.cov(model),
-                        moments.cov(self.reference, model),
+                        cov(moments, model, model),
+                        cov(moments, self.reference, model),
                         self.ridges.get(space.name),
                         self.gamma,
                     )
@@ -110,8 +140,9 @@ class Alignment:
 
     def identities(self) -> Solutions:
         """The map that changes nothing, for each space and model."""
+        memory = memory_of(self.device)
         return {
-            space.name: [Solution(FeatureMap.identity(space.size)) for _ in self.states]
+            space.name: [Solution(FeatureMap.identity(space.size, memory)) for _ in self.states]
             for space in self.spaces
         }
 
@@ -125,8 +156,8 @@ class Method:
     reference mode; in the universe mode all are there. ``permutes`` says that its maps are
     permutations, which spaces can carry that carry nothing else; ``rectangular``, that in the
     reference mode they lead from any number of features to the reference's; ``regularised``, that
-    it wants a ridge for each space. ``ready`` raises ImportError if the method cannot run for lack
-    of a package.
+    it wants a ridge for each space; ``on_device``, that it takes moments and gives maps on a CUDA
+    device, too. ``ready`` raises ImportError if the method cannot run for lack of a package.
     """
 
     name: str
@@ -136,6 +167,7 @@ class Method:
     permutes: bool
     rectangular: bool
     regularised: bool
+    on_device: bool
     options: Mapping[str, Any]
     ready: Callable[[], object]
 
@@ -151,6 +183,7 @@ def register(
     permutes: bool = False,
     rectangular: bool = False,
     regularised: bool = False,
+    on_device: bool = False,
     ready: Callable[[], object] = lambda: None,
 ) -> Callable[[Callable[..., Solutions]], Callable[..., Solutions]]:
     """Make a method known under a name, in Python, YAML and on the command line.
@@ -165,20 +198,37 @@ def register(
             if p.kind is p.KEYWORD_ONLY
         }
         METHODS[name] = Method(
-            name, solve, modes, pairs, permutes, rectangular, regularised, options, ready
+            name,
+            solve,
+            modes,
+            pairs,
+            permutes,
+            rectangular,
+            regularised,
+            on_device,
+            options,
+            ready,
         )
         return solve
 
     return add
 
 
-def matched_correlations(problem: AlignmentProblem, forward: Array) -> Array:
+def matched_correlations(problem: AlignmentProblem[Any], forward: Array | Tensor) -> Array:
     """Correlations between each reference feature and the mapped own one, best first.
 
-    A feature that is constant on either side counts as zero.
+    A feature that is constant on either side counts as zero. Arrays or tensors, all in one place.
     """
-    top = np.einsum("pq,qp->p", problem.cross, forward)
-    mapped = np.einsum("qp,qr,rp->p", forward, problem.own, forward, optimize=True)
-    scale = np.sqrt(np.maximum(mapped, 0.0) * np.maximum(problem.reference.diagonal(), 0.0))
-    safe = np.divide(top, scale, out=np.zeros_like(top), where=scale > 0)
-    return np.sort(safe)[::-1]
+    cross, own, reference, forward = (
+        torch.as_tensor(m) for m in (problem.cross, problem.own, problem.reference, forward)
+    )
+    top = (cross * forward.T).sum(1)
+    mapped = (forward * (own @ forward)).sum(0)
+    rho = over_deviations(top, mapped * reference.diagonal().clamp_min(0))
+    return np.asarray(rho.sort(descending=True).values.cpu().numpy())
+
+
+def over_deviations(covariance: Tensor, variances: Tensor) -> Tensor:
+    """Covariances over the square roots of products of variances; zero where these are not > 0."""
+    scale = variances.clamp_min(0).sqrt()
+    return torch.where(scale > 0, covariance / scale, 0.0)

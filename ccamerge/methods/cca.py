@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ccamerge.apply import FeatureMap
+from ccamerge.device import Device
 from ccamerge.methods.base import Alignment, AlignmentProblem, Solution, Solutions, register
 from ccamerge.methods.orders import with_dead_units_paired
 from ccamerge.methods.universe import orthogonal_universe
 from ccamerge.solve import CCAResult, cca_batch
 
 
-@register("cca", modes=("reference", "universe"), rectangular=True, regularised=True)
+@register(
+    "cca", modes=("reference", "universe"), rectangular=True, regularised=True, on_device=True
+)
 def cca(alignment: Alignment) -> Solutions:
     """Maps ``C_i^{-1/2} V U^T C_r^{1/2}``, all problems of one ridge in one native call.
 
@@ -30,25 +35,30 @@ def cca(alignment: Alignment) -> Solutions:
     """
     if alignment.mode == "universe":
         return orthogonal_universe(alignment, whitened=True)
-    return alignment.each_pair(lambda problems: with_dead_units_paired(problems, _solutions))
+    device = alignment.device
+    return alignment.each_pair_of_tensors(
+        lambda problems: with_dead_units_paired(problems, lambda some: _solutions(some, device))
+    )
 
 
-def _solutions(problems: Sequence[AlignmentProblem]) -> list[tuple[Solution, int]]:
-    solved = _solve(problems)
+def _solutions(
+    problems: Sequence[AlignmentProblem[Tensor]], device: Device | None
+) -> list[tuple[Solution, int]]:
+    solved = _solve(problems, device)
     wide = [
         i
         for i, (p, r) in enumerate(zip(problems, solved, strict=True))
         if r.rank < min(p.cross.shape) and p.cross.shape[0] != p.cross.shape[1]
     ]
     if wide:
-        again = _solve([problems[i] for i in wide], weights=True)
+        again = _solve([problems[i] for i in wide], device, weights=True)
         for i, result in zip(wide, again, strict=True):
             solved[i] = _without_completion(problems[i], result)
     return [
         (
             Solution(
-                FeatureMap(torch.from_numpy(r.map), torch.from_numpy(r.inverse)),
-                r.correlations,
+                FeatureMap(torch.as_tensor(r.map), torch.as_tensor(r.inverse)),
+                torch.as_tensor(r.correlations).cpu().numpy(),
                 {
                     "rank": r.rank,
                     "condition": max(r.x_condition, r.y_condition),
@@ -61,21 +71,23 @@ def _solutions(problems: Sequence[AlignmentProblem]) -> list[tuple[Solution, int
     ]
 
 
-def _without_completion(problem: AlignmentProblem, result: CCAResult) -> CCAResult:
+def _without_completion(problem: AlignmentProblem[Tensor], result: CCAResult) -> CCAResult:
     """The map through the canonical directions that correlate: ``W_i W_r^T C_r``."""
-    assert result.x_weights is not None
-    assert result.y_weights is not None
-    x, y = result.x_weights[:, : result.rank], result.y_weights[:, : result.rank]
+    weights = (torch.as_tensor(w) for w in (result.x_weights, result.y_weights))
+    x, y = (w[:, : result.rank] for w in weights)
     sides = []
     for own in (problem.reference, problem.own):
         gamma = problem.gamma
         if gamma is None:
-            gamma = (problem.ridge or 0.0) * own.trace() / len(own)
-        sides.append(own + gamma * np.eye(len(own)))
-    return dataclasses.replace(result, map=y @ (x.T @ sides[0]), inverse=x @ (y.T @ sides[1]))
+            gamma = (problem.ridge or 0.0) * float(own.trace()) / len(own)
+        sides.append(own + gamma * torch.eye(len(own), dtype=own.dtype, device=own.device))
+    maps: dict[str, Any] = {"map": y @ (x.T @ sides[0]), "inverse": x @ (y.T @ sides[1])}
+    return dataclasses.replace(result, **maps)
 
 
-def _solve(problems: Sequence[AlignmentProblem], weights: bool = False) -> list[CCAResult]:
+def _solve(
+    problems: Sequence[AlignmentProblem[Tensor]], device: Device | None, weights: bool = False
+) -> list[CCAResult]:
     """One native call for each regulariser that occurs."""
     solved: dict[int, CCAResult] = {}
     for ridge, gamma in dict.fromkeys((p.ridge, p.gamma) for p in problems):
@@ -87,6 +99,7 @@ def _solve(problems: Sequence[AlignmentProblem], weights: bool = False) -> list[
                 gamma=gamma,
                 correlations=True,
                 weights=weights,
+                device=device or "cpu",
             )
         except np.linalg.LinAlgError as error:
             names = "; ".join(f"problems[{n}] is {problems[i].name}" for n, i in enumerate(chosen))

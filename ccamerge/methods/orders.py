@@ -9,24 +9,27 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from ccamerge.apply import FeatureMap
 from ccamerge.graph.spaces import Space
-from ccamerge.methods.base import Alignment, AlignmentProblem, Solution
+from ccamerge.methods.base import Alignment, AlignmentProblem, Solution, over_deviations
 
 
-def best_order(problem: AlignmentProblem) -> np.ndarray[Any, Any]:
-    """For each reference feature (p,) the own one matched with it; constant ones correlate 0."""
-    a = np.sqrt(np.maximum(problem.reference.diagonal(), 0.0))
-    b = np.sqrt(np.maximum(problem.own.diagonal(), 0.0))
-    scale = np.outer(a, b)
-    correlation = np.divide(problem.cross, scale, out=np.zeros_like(problem.cross), where=scale > 0)
+def best_order(problem: AlignmentProblem[Any]) -> np.ndarray[Any, Any]:
+    """For each reference feature (p,) the own one matched with it; constant ones correlate 0.
+
+    The assignment itself is solved on the CPU.
+    """
+    a, b, cross = (torch.as_tensor(m) for m in (problem.reference, problem.own, problem.cross))
+    deviations = torch.outer(a.diagonal().clamp_min(0), b.diagonal().clamp_min(0))
+    correlation = over_deviations(cross, deviations).cpu().numpy()
     return np.asarray(linear_sum_assignment(correlation, maximize=True)[1])
 
 
 def with_dead_units_paired(
-    problems: Sequence[AlignmentProblem],
-    solve: Callable[[Sequence[AlignmentProblem]], list[tuple[Solution, int]]],
+    problems: Sequence[AlignmentProblem[Tensor]],
+    solve: Callable[[Sequence[AlignmentProblem[Tensor]]], list[tuple[Solution, int]]],
 ) -> list[Solution]:
     """Solve problems whose maps the data may leave undetermined in some directions.
 
@@ -44,19 +47,20 @@ def with_dead_units_paired(
     solutions = [solution for solution, _ in solved]
     if not deficient:
         return solutions
-    orders = [best_order(problems[i]) for i in deficient]
+    orders = [torch.from_numpy(best_order(problems[i])) for i in deficient]
+    orders = [o.to(problems[i].own.device) for i, o in zip(deficient, orders, strict=True)]
     again = solve([_reordered(problems[i], o) for i, o in zip(deficient, orders, strict=True)])
     for i, order, (solution, _) in zip(deficient, orders, again, strict=True):
-        back = torch.from_numpy(np.argsort(order))
+        back = order.argsort()
         feature_map = solution.feature_map
         restored = FeatureMap(feature_map.forward[back], feature_map.inverse[:, back])
         solutions[i] = dataclasses.replace(solution, feature_map=restored)
     return solutions
 
 
-def _reordered(problem: AlignmentProblem, order: np.ndarray[Any, Any]) -> AlignmentProblem:
+def _reordered(problem: AlignmentProblem[Tensor], order: Tensor) -> AlignmentProblem[Tensor]:
     return dataclasses.replace(
-        problem, own=problem.own[np.ix_(order, order)], cross=problem.cross[:, order]
+        problem, own=problem.own[order][:, order], cross=problem.cross[:, order]
     )
 
 
@@ -68,8 +72,7 @@ def matched_orders(
     orders = [np.arange(space.size) for _ in alignment.states]
     for i in range(len(orders)):
         if i != anchor:
-            problem = AlignmentProblem(
-                "", moments.cov(anchor), moments.cov(i), moments.cov(anchor, i)
-            )
+            own, cross = moments.cov_tensor(i), moments.cov_tensor(anchor, i)
+            problem = AlignmentProblem("", moments.cov_tensor(anchor), own, cross)
             orders[i] = best_order(problem)
     return orders

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ccamerge.apply import FeatureMap
+from ccamerge.device import Device
 from ccamerge.factors import polar_batch
 from ccamerge.methods.base import (
     Alignment,
@@ -20,7 +22,7 @@ from ccamerge.methods.orders import with_dead_units_paired
 from ccamerge.methods.universe import orthogonal_universe
 
 
-@register("procrustes", modes=("reference", "universe"), rectangular=True)
+@register("procrustes", modes=("reference", "universe"), rectangular=True, on_device=True)
 def procrustes(alignment: Alignment) -> Solutions:
     """Transposed polar factors of the cross-covariances: CCA Merge's limit for a large ridge.
 
@@ -29,15 +31,20 @@ def procrustes(alignment: Alignment) -> Solutions:
     """
     if alignment.mode == "universe":
         return orthogonal_universe(alignment, whitened=False)
-    return alignment.each_pair(lambda problems: with_dead_units_paired(problems, _rotate))
+    device = alignment.device
+    return alignment.each_pair_of_tensors(
+        lambda problems: with_dead_units_paired(problems, lambda some: _rotate(some, device))
+    )
 
 
-def _rotate(problems: Sequence[AlignmentProblem]) -> list[tuple[Solution, int]]:
-    factors = polar_batch([p.cross for p in problems])
+def _rotate(
+    problems: Sequence[AlignmentProblem[Tensor]], device: Device | None
+) -> list[tuple[Solution, int]]:
+    factors = polar_batch([p.cross for p in problems], device=device or "cpu")
     solutions = []
     for problem, factor in zip(problems, factors, strict=True):
-        forward = torch.from_numpy(factor.q).T.contiguous()
-        rho = matched_correlations(problem, forward.numpy())
+        forward = torch.as_tensor(factor.q).T.contiguous()
+        rho = matched_correlations(problem, forward)
         feature_map = FeatureMap(forward, forward.T.contiguous())
         solutions.append((Solution(feature_map, rho), factor.rank))
     return solutions

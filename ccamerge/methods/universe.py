@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ccamerge.apply import FeatureMap
 from ccamerge.graph.spaces import Space
@@ -22,6 +23,8 @@ from ccamerge.methods.base import (
 )
 from ccamerge.methods.orders import matched_orders
 from ccamerge.universe_solve import UniverseResult, universe_batch
+
+Order = np.ndarray[tuple[int], np.dtype[np.intp]]
 
 _BYTES = 2**30
 """Spaces are solved together as long as their moments take no more than this."""
@@ -56,9 +59,9 @@ def _solve(alignment: Alignment, spaces: list[Space], whitened: bool) -> Solutio
     problems = []
     for space in spaces:
         moments, order = alignment.moments[space.name], orders[space.name]
-        own = [moments.cov(i)[np.ix_(order[i], order[i])] for i in models]
+        own = [_at(moments.cov_tensor(i), order[i], order[i]) for i in models]
         crosses = [
-            moments.cov(i, j)[np.ix_(order[i], order[j])]
+            _at(moments.cov_tensor(i, j), order[i], order[j])
             for i, j in itertools.combinations(models, 2)
         ]
         problems.append((own, crosses))
@@ -73,6 +76,7 @@ def _solve(alignment: Alignment, spaces: list[Space], whitened: bool) -> Solutio
             whitened=whitened,
             weights=weights,
             reference=alignment.reference,
+            device=alignment.device or "cpu",
         )
     except np.linalg.LinAlgError as error:
         names = "; ".join(f"problems[{i}] is space {s.name!r}" for i, s in enumerate(spaces))
@@ -87,7 +91,7 @@ def _solve(alignment: Alignment, spaces: list[Space], whitened: bool) -> Solutio
 def _solutions(
     alignment: Alignment,
     space: Space,
-    order: list[np.ndarray[tuple[int], np.dtype[np.intp]]],
+    order: list[Order],
     result: UniverseResult,
 ) -> list[Solution]:
     """Each model's map, with features back in their own order."""
@@ -95,8 +99,8 @@ def _solutions(
     row = []
     for i in range(len(order)):
         feature_map = FeatureMap(
-            torch.from_numpy(result.maps[i][np.ix_(back[i], back[r])]),
-            torch.from_numpy(result.inverses[i][np.ix_(back[r], back[i])]),
+            _at(torch.as_tensor(result.maps[i]), back[i], back[r]),
+            _at(torch.as_tensor(result.inverses[i]), back[r], back[i]),
         )
         details = {
             "objective": result.objectives[-1],
@@ -111,6 +115,12 @@ def _solutions(
     return row
 
 
+def _at(matrix: Tensor, rows: Order, columns: Order) -> Tensor:
+    """The matrix with rows and columns in some order."""
+    first, second = (torch.from_numpy(o).to(matrix.device) for o in (rows, columns))
+    return matrix[first][:, second]
+
+
 def universe_solution(
     alignment: Alignment,
     space: Space,
@@ -120,8 +130,9 @@ def universe_solution(
 ) -> Solution:
     """A map with its correlations to the reference; the reference's own is the identity."""
     if model == alignment.reference:
-        return Solution(FeatureMap.identity(space.size))
+        return Solution(FeatureMap.identity(space.size, feature_map.forward.device))
     moments, r = alignment.moments[space.name], alignment.reference
-    problem = AlignmentProblem("", moments.cov(r), moments.cov(model), moments.cov(r, model))
-    rho = matched_correlations(problem, feature_map.forward.numpy())
+    own, cross = moments.cov_tensor(model), moments.cov_tensor(r, model)
+    problem = AlignmentProblem("", moments.cov_tensor(r), own, cross)
+    rho = matched_correlations(problem, feature_map.forward)
     return Solution(feature_map, rho, dict(details))
