@@ -13,6 +13,7 @@ namespace py = pybind11;
 namespace ccamerge::bind {
 
 void register_cuda_moments(py::module_& m);
+void register_cuda_solve(py::module_& m);
 
 }  // namespace ccamerge::bind
 
@@ -39,4 +40,5 @@ PYBIND11_MODULE(_cuda, m) {
       "load_libraries", &ccamerge::cuda::load_libraries, py::arg("cublas"), py::arg("cusolver"),
       "Loads cuBLAS and cuSOLVER from the first candidate that serves; RuntimeError if none does.");
   ccamerge::bind::register_cuda_moments(m);
+  ccamerge::bind::register_cuda_solve(m);
 }

@@ -9,6 +9,7 @@ set(_kernels
 set(_sources
   csrc/cuda/backend.cpp
   csrc/cuda/device.cpp
+  csrc/cuda/instances.cpp
   csrc/cuda/libraries.cpp
   csrc/cuda/moments.cpp
   csrc/cuda/runtime.cpp
@@ -47,6 +48,7 @@ endif()
 pybind11_add_module(_cuda MODULE
   csrc/bind/array.cpp
   csrc/bind/bind_cuda_moments.cpp
+  csrc/bind/bind_cuda_solve.cpp
   csrc/bind/device_memory.cpp
   csrc/bind/errors.cpp
   csrc/bind/module_cuda.cpp

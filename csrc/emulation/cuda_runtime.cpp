@@ -1,7 +1,6 @@
 #include "cuda_runtime.h"
 
 #include <sys/mman.h>
-#include <ucontext.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -18,6 +17,34 @@
 thread_local uint3 threadIdx, blockIdx;
 thread_local dim3 blockDim, gridDim;
 
+// Saves what a call must preserve on the stack, leaves the stack pointer at *from, and goes on with
+// the stack `to`. Some ten times faster than swapcontext, which calls the system.
+#if !defined(__x86_64__)
+#error "the emulation switches stacks on x86-64 only"
+#endif
+extern "C" void ccamerge_emulation_switch(void** from, void* to);
+asm(R"(
+.text
+.type ccamerge_emulation_switch, @function
+ccamerge_emulation_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size ccamerge_emulation_switch, . - ccamerge_emulation_switch
+)");
+
 namespace ccamerge::emulation {
 namespace {
 
@@ -28,7 +55,7 @@ constexpr unsigned kWarp = 32;
 enum class Waits { no, warp, block, done };
 
 struct Fiber {
-  ucontext_t context;
+  void* stack = nullptr;  // its pointer, while another runs
   uint3 index;
   Waits waits = Waits::no;
   void* fake_stack = nullptr;
@@ -71,7 +98,7 @@ struct Block {
   std::vector<Warp> warps;
   std::unique_ptr<unsigned char[]> shared;
   Stacks stacks;
-  ucontext_t scheduler;
+  void* scheduler = nullptr;
   std::size_t current = 0;
   const std::function<void()>* kernel = nullptr;
   std::minstd_rand order;
@@ -105,7 +132,7 @@ void wait(Waits what) {
   const bool last = what == Waits::done;
   before_switch(last ? nullptr : &self.fake_stack, block->scheduler_stack,
                 block->scheduler_stack_size);
-  swapcontext(&self.context, &block->scheduler);
+  ccamerge_emulation_switch(&self.stack, block->scheduler);
   after_switch(self.fake_stack, nullptr, nullptr);
 }
 
@@ -119,7 +146,7 @@ void resume(std::size_t fiber) {
   block->current = fiber;
   threadIdx = here().index;
   before_switch(&block->scheduler_fake_stack, block->stacks.of(fiber, 0), kStack);
-  swapcontext(&block->scheduler, &here().context);
+  ccamerge_emulation_switch(&block->scheduler, here().stack);
   after_switch(block->scheduler_fake_stack, nullptr, nullptr);
 }
 
@@ -137,14 +164,15 @@ bool release(std::size_t first, std::size_t last, Waits what) {
   return any;
 }
 
+// A stack on which the first switch to it returns into enter(), aligned as after a call.
 void prepare(Fiber& fiber, unsigned char* stack) {
   fiber.waits = Waits::no;
   fiber.fake_stack = nullptr;
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = stack;
-  fiber.context.uc_stack.ss_size = kStack;
-  fiber.context.uc_link = nullptr;
-  makecontext(&fiber.context, enter, 0);
+  constexpr std::size_t saved = 6;
+  auto* const top = reinterpret_cast<void**>(stack + kStack);
+  std::fill(top - 2 - saved, top, nullptr);
+  top[-2] = reinterpret_cast<void*>(&enter);
+  fiber.stack = top - 2 - saved;
 }
 
 void run_block() {
