@@ -2,6 +2,7 @@
 
 #include "cuda/mma.hpp"
 #include "cuda/small.hpp"
+#include "cuda/state_updates.hpp"
 
 namespace ccamerge::cuda {
 namespace {

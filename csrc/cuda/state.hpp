@@ -3,8 +3,6 @@
 
 #include <cstdint>
 
-#include "cuda/runtime.hpp"
-
 namespace ccamerge::cuda {
 
 inline constexpr unsigned long long kNothingBad = ~0ull;
@@ -40,34 +38,5 @@ struct Centre {
   double* delta;   // mean of the update less the mean before
   double* keep;
 };
-
-// Notes a bad element of the update under way.
-__device__ inline void note(State* state, int model, std::int64_t sample, std::int64_t feature) {
-  const auto key =
-      (static_cast<unsigned long long>(model) << (Position::kFeatureBits + Position::kSampleBits)) |
-      (static_cast<unsigned long long>(sample) << Position::kFeatureBits) |
-      static_cast<unsigned long long>(feature);
-  atomicMin(&state->bad, key);
-}
-
-// The mean of all samples after an update whose own mean lies `delta` from that before.
-__device__ inline double moved_mean(const State& state, double mean, double delta) {
-  const auto n = static_cast<double>(state.before), m = static_cast<double>(state.selected);
-  return mean + m / (n + m) * delta;
-}
-
-// What an update, or with `last` unset a part of it, adds to the second moment of features r and c,
-// from their sum of products of x - shift: Chan, Golub & LeVeque (1983).
-__device__ inline double centred(double products, const Centre& rows, std::int64_t r,
-                                 const Centre& columns, std::int64_t c, const State& state,
-                                 bool last) {
-  double sum = products * (rows.keep[r] * columns.keep[c]);
-  if (last) {
-    const auto n = static_cast<double>(state.before), m = static_cast<double>(state.selected);
-    sum -= rows.keep[r] * rows.offset[r] * (columns.keep[c] * columns.sum[c]);
-    sum += n / (n + m) * m * rows.delta[r] * columns.delta[c];
-  }
-  return sum;
-}
 
 }  // namespace ccamerge::cuda

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "cuda/state_updates.hpp"
 #include "cuda/statistics.hpp"
 
 namespace ccamerge::cuda {

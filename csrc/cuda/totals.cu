@@ -1,3 +1,4 @@
+#include "cuda/state_updates.hpp"
 #include "cuda/totals.hpp"
 
 namespace ccamerge::cuda {
