@@ -38,7 +38,13 @@ class Moments:
     """Streamed count, means and second moments of models' features."""
 
     def __init__(
-        self, dims: Sequence[int], pairs: str, reference: int, allocate: Allocate, device: int
+        self,
+        dims: Sequence[int],
+        pairs: str,
+        reference: int,
+        allocate: Allocate,
+        device: int,
+        stream: int,
     ) -> None: ...
     @property
     def dims(self) -> list[int]: ...

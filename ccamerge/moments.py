@@ -86,7 +86,9 @@ class Moments:
         else:
             from ccamerge import _cuda
 
-            made = _cuda.Moments(sizes, pairs, int(reference), where.allocate, where.index)
+            made = _cuda.Moments(
+                sizes, pairs, int(reference), where.allocate, where.index, where.stream()
+            )
             self._take(made, where)
 
     def _take(self, native: Any, device: Device | None) -> None:

@@ -88,16 +88,17 @@ void register_cuda_moments(py::module_& m) {
                                 "Streamed count, means and second moments of models' features.");
   register_table(cls);
   cls.def(py::init([](std::vector<std::int64_t> dims, const std::string& pairs, int reference,
-                      py::object allocate, int device) {
+                      py::object allocate, int device, std::uintptr_t stream) {
             DeviceMoments made{allocator_of(std::move(allocate)), nullptr};
             BlockTable table(std::move(dims), pairs_from(pairs), reference);
             made.moments = without_gil([&] {
-              return std::make_unique<cuda::Moments>(std::move(table), made.allocate, device);
+              return std::make_unique<cuda::Moments>(std::move(table), made.allocate, device,
+                                                     stream_of(stream));
             });
             return made;
           }),
           py::arg("dims"), py::arg("pairs"), py::arg("reference"), py::arg("allocate"),
-          py::arg("device"))
+          py::arg("device"), py::arg("stream"))
       .def_property_readonly(
           "device", [](const DeviceMoments& self) { return self.moments->device(); },
           "The device's number.")

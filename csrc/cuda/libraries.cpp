@@ -40,10 +40,11 @@ struct Handles::Set {
 
 namespace {
 
-// Idle sets by device. Never destroyed: CUDA may be gone before static objects are.
+// Idle sets by device and stream: work still queued on one stream may use a set's workspace, so no
+// other stream gets it. Never destroyed: CUDA may be gone before static objects are.
 struct Idle {
   std::mutex mutex;
-  std::multimap<int, Handles::Set*> sets;
+  std::multimap<std::pair<int, cudaStream_t>, Handles::Set*> sets;
 };
 Idle& idle() {
   static auto* const instance = new Idle;
@@ -58,7 +59,7 @@ Handles::Handles(cudaStream_t stream) : stream_(stream), set_(nullptr) {
   check(cudaGetDevice(&device_), "cudaGetDevice");
   {
     std::lock_guard lock(idle().mutex);
-    if (const auto it = idle().sets.find(device_); it != idle().sets.end()) {
+    if (const auto it = idle().sets.find({device_, stream}); it != idle().sets.end()) {
       set_ = it->second;
       idle().sets.erase(it);
     }
@@ -76,7 +77,7 @@ Handles::Handles(cudaStream_t stream) : stream_(stream), set_(nullptr) {
 
 Handles::~Handles() {
   std::lock_guard lock(idle().mutex);
-  idle().sets.emplace(device_, set_);
+  idle().sets.emplace(std::pair(device_, stream_), set_);
 }
 
 void Handles::multiply(Number number, int m, int n, int k, double alpha, Operand a, Operand b,

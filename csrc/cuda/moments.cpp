@@ -6,7 +6,7 @@
 
 namespace ccamerge::cuda {
 
-Moments::Moments(BlockTable table, const Allocate& allocate, int device)
+Moments::Moments(BlockTable table, const Allocate& allocate, int device, cudaStream_t stream)
     : table_(std::move(table)), device_(device) {
   const DeviceGuard guard(device_);
   const auto models = static_cast<std::size_t>(table_.models());
@@ -26,11 +26,9 @@ Moments::Moments(BlockTable table, const Allocate& allocate, int device)
     }
   });
   memory_ = arena.memory();
-  // Not on the stream of any update: wait, so that all of them come after.
-  cuda::check(cudaMemsetAsync(memory_.data, 0, arena.bytes(), nullptr), "cudaMemsetAsync");
+  cuda::check(cudaMemsetAsync(memory_.data, 0, arena.bytes(), stream), "cudaMemsetAsync");
   const State fresh{0, 0, 0, kNothingBad, -1};
-  to_device(storage_.state, &fresh, sizeof(fresh), nullptr);
-  cuda::check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+  to_device(storage_.state, &fresh, sizeof(fresh), stream);
 }
 
 State Moments::checked(cudaStream_t stream) {
@@ -190,7 +188,7 @@ std::unique_ptr<Moments> Moments::subset(const std::vector<int>& models, Pairs p
                                          const Allocate& allocate, cudaStream_t stream) {
   std::vector<BlockTable::Place> places;
   auto result = std::make_unique<Moments>(table_.subset(models, pairs, reference, &places),
-                                          allocate, device_);
+                                          allocate, device_, stream);
   std::lock_guard lock(mutex_);
   const DeviceGuard guard(device_);
   const State state = checked(stream);
@@ -228,7 +226,6 @@ void Moments::restore(std::int64_t count, const std::vector<std::vector<double>>
     to_device(total.data, m2[b],
               static_cast<std::size_t>(total.rows * total.columns) * sizeof(double), stream);
   }
-  cuda::check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
 }
 
 }  // namespace ccamerge::cuda

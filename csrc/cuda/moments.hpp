@@ -27,8 +27,8 @@ struct Storage {
 
 class Moments {
  public:
-  // Memory for totals and means is taken from `allocate` once.
-  Moments(BlockTable table, const Allocate& allocate, int device);
+  // Memory for totals and means is taken from `allocate` once, and cleared on the stream.
+  Moments(BlockTable table, const Allocate& allocate, int device, cudaStream_t stream);
 
   const BlockTable& table() const { return table_; }
   int device() const { return device_; }
