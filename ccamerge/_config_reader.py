@@ -21,6 +21,7 @@ from ccamerge.config import (
     Factory,
     did_you_mean,
 )
+from ccamerge.device import DEVICE_PATTERN
 from ccamerge.settings import Mode, Norm, Repair, Settings
 
 _TOP = (
@@ -33,6 +34,7 @@ _TOP = (
     "parameters",
     "moments",
     "dtype",
+    "device",
 )
 _PARAMETERS = ("options", "mode", "ridge", "gamma", "weights", "t", "repair", "norm", "seed")
 _FACTORY = ("factory", "arguments")
@@ -91,6 +93,7 @@ class _Reader(NodeReader):
         )
         moments = self.file(top["moments"], "moments") if "moments" in top else None
         dtype = self.choice(top.get("dtype"), "dtype", DTYPES, None)
+        device = self._device(top["device"]) if "device" in top else None
         if self.problems or architecture is None:
             ordered = sorted(self.problems, key=lambda p: p[0])
             raise ConfigError([f"{self.path}:{line}: {text}" for line, text in ordered])
@@ -109,8 +112,16 @@ class _Reader(NodeReader):
             evaluation=evaluation,
             moments=moments,
             dtype=dtype,
+            device=device,
             lines=self.lines,
         )
+
+    def _device(self, node: Node) -> str | None:
+        value = self.value(node, "device")
+        if isinstance(value, str) and DEVICE_PATTERN.fullmatch(value):
+            return value
+        self.report(node, "device", f"expected cpu, cuda, cuda:N or auto, got {self.shown(node)}")
+        return None
 
     # Models --------------------------------------------------------------------------------
 

@@ -90,7 +90,7 @@ class Config:
     """A checked configuration. Paths are absolute, weights that are not by patterns sum to one.
 
     ``reference`` is the index of ``base_model`` among ``models``; ``architectures`` make a network
-    for each of them. ``dtype`` None keeps the models'.
+    for each of them. ``dtype`` None keeps the models', ``device`` None is the CPU.
     """
 
     source: Path
@@ -102,6 +102,7 @@ class Config:
     evaluation: Evaluation | None = None
     moments: Path | None = None
     dtype: str | None = None
+    device: str | None = None
     lines: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -171,6 +172,8 @@ class Config:
             content["moments"] = shown(self.moments)
         if self.dtype is not None:
             content["dtype"] = self.dtype
+        if self.device is not None:
+            content["device"] = self.device
         return content
 
     def to_yaml(self, relative_to: Path | None = None) -> str:

@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Device", "DeviceLike", "array_device", "memory_of", "obstacle", "resolve"]
+__all__ = [
+    "DEVICE_PATTERN",
+    "Device",
+    "DeviceLike",
+    "array_device",
+    "memory_of",
+    "obstacle",
+    "resolve",
+]
+
+DEVICE_PATTERN = re.compile(r"cpu|auto|cuda(:\d+)?")
+"""Names that `resolve` knows."""
 
 DeviceLike: TypeAlias = "str | int | torch.device | Device"
 """What users give for a device; see `resolve`."""
@@ -164,16 +175,15 @@ def resolve(device: DeviceLike | None) -> Device | None:
     if device is None or isinstance(device, Device):
         return device
     text = f"cuda:{device}" if type(device) is int else str(device)
-    asked = re.fullmatch(r"(cpu|auto|cuda)(?::(\d+))?", text)
-    if asked is None or (asked[2] and asked[1] == "auto"):
+    if not DEVICE_PATTERN.fullmatch(text):
         message = f"device must be 'cpu', 'cuda', 'cuda:N' or 'auto', got {device!r}"
         raise ValueError(message)
-    kind, index = asked[1], asked[2]
-    if kind == "cpu" or (kind == "auto" and obstacle() is not None):
+    if text == "cpu" or (text == "auto" and obstacle() is not None):
         return None
+    index = text.partition(":")[2]
     reason = obstacle()
     if reason is None:
-        number, count = _current_index() if index is None else int(index), _count()
+        number, count = int(index) if index else _current_index(), _count()
         if number < count:
             return Device(number)
         reason = f"there {'is one device' if count == 1 else f'are {count} devices'}"

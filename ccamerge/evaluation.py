@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ccamerge.graph.batches import batch_size, split_batch
+from ccamerge.graph.batches import batch_size, model_device, moved, split_batch
 from ccamerge.metrics import Metric, metric_named, title_of
 
 Mean = Literal["probabilities", "outputs"]
@@ -34,7 +34,8 @@ def evaluate(
     ----------
     models : a module, or several, whose outputs are averaged; evaluated in evaluation mode and left
         as they were
-    data : iterable of labelled batches, read once: ``(inputs, labels)`` or dicts with ``labels``
+    data : iterable of labelled batches, read once: ``(inputs, labels)`` or dicts with ``labels``;
+        they are brought to where the models are
     metric : "accuracy", "cross_entropy", "package.module:function" or a function
         ``(outputs, batch) -> values`` (see `ccamerge.metrics`)
     ensemble : what of several models is averaged: "probabilities" (softmax over the last axis), or
@@ -91,20 +92,25 @@ def measure(
     with _evaluating(model for _, members in rows for model in members), torch.inference_mode():
         for index, batch in enumerate(data):
             kept: dict[int, Tensor] = {}  # outputs of networks that a later row needs again
+            at: dict[torch.device, Any] = {}  # the batch, where networks are
             for (name, members), total in zip(rows, totals, strict=True):
                 where = f"batch {index}, {name}: " if name else f"batch {index}: "
                 outputs = []
                 for model in members:
                     output = kept.get(id(model))
                     if output is None:
-                        args, kwargs = split_batch(batch, model)
+                        device = model_device(model)
+                        at.setdefault(device, moved(batch, device))
+                        args, kwargs = split_batch(at[device], model)
                         output = _tensor(model(*args, **kwargs))
                     if uses[id(model)] > 1:
                         kept[id(model)] = output
                     outputs.append(output)
+                outputs = [output.to(outputs[0].device) for output in outputs]
                 combined = _combined(outputs, ensemble, where)
+                labelled = at[model_device(members[0])]
                 for pair, (title, function) in zip(total, functions, strict=True):
-                    values = _values(function, combined, batch, f"{where}{title}")
+                    values = _values(function, combined, labelled, f"{where}{title}")
                     pair[0] += float(values.sum())
                     pair[1] += values.numel()
             samples += batch_size(args, kwargs)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import resource
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -25,21 +22,21 @@ from ccamerge.aligning import (
 )
 from ccamerge.apply import FeatureMap, average, transform
 from ccamerge.collected import Collected
-from ccamerge.collecting import collect
+from ccamerge.collecting import collect, device_for
+from ccamerge.device import DeviceLike, memory_of
 from ccamerge.fingerprints import program_fingerprint, state_fingerprint
 from ccamerge.graph.rules import Effect
 from ccamerge.graph.spaces import ANY_MAP, Space, Spaces
-from ccamerge.graph.states import folded_state, same_architecture
+from ccamerge.graph.states import folded_state, placed, same_architecture
 from ccamerge.methods import Mode
 from ccamerge.paper import reset_statistics, unfolded_spaces
 from ccamerge.repair import RepairResult, repair_merged
 from ccamerge.report import Report, SpaceReport
 from ccamerge.ridges import RidgeChoice, check_regularisers
 from ccamerge.shares import Weights, check_weights, shares_of
+from ccamerge.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from matplotlib.figure import Figure
 
 Repair = Literal["variance", "regression", "none"]
@@ -107,6 +104,7 @@ def merge(
     aligned: Aligned | None = None,
     progress: bool = True,
     seed: int = 0,
+    device: DeviceLike | None = None,
 ) -> MergeResult:
     """Merge trained networks of one architecture into one network of the reference's size.
 
@@ -149,6 +147,10 @@ def merge(
     aligned : the ``aligned`` of an earlier result: nothing is solved
     progress : whether to show a progress bar
     seed : of the choice of inputs kept for repair
+    device : where all is computed: "cpu", "cuda", "cuda:N", or "auto" for CUDA where it is usable.
+        Default: where ``moments`` are if they are given, else where the models are. The merged
+        network is where the reference is. Methods that know the CPU only solve there; the report
+        names them.
 
     Returns
     -------
@@ -163,6 +165,8 @@ def merge(
         If the method needs a package that is not there.
     numpy.linalg.LinAlgError
         If a space cannot be aligned with this ridge; the message names it and the cure.
+    RuntimeError
+        If the device cannot be used, or has too little memory.
     """
     models = same_architecture(models)
     if repair is None:
@@ -172,22 +176,35 @@ def merge(
     check_weights(weights, len(models))
     check_ready(method)
     pairs = pairs_needed(method, mode)
-    watch = _Stopwatch()
+    if device is None and moments is not None:
+        device = moments.device
+    where = device_for(models, device)
+    memory = memory_of(where)
+    watch = Stopwatch(where)
     with watch("collect"):
         if moments is None:
             if data is None:
                 message = "data is needed: pass calibration batches, or moments of an earlier merge"
                 raise ValueError(message)
             moments = collect(
-                models, data, reference=reference, pairs=pairs, progress=progress, seed=seed
+                models,
+                data,
+                reference=reference,
+                pairs=pairs,
+                progress=progress,
+                seed=seed,
+                device=where or "cpu",
             )
         else:
             _check_moments(moments, models, reference, pairs)
-        every = [moments.spaces_of(model) for model in models]
+            moments = moments.to(where)
+        every = [placed(moments.spaces_of(model), memory) for model in models]
         found = every[reference]
     shares = shares_of(weights, t, len(models), reference, found)
     with watch("solve"):
-        states = [folded_state(model, own) for model, own in zip(models, every, strict=True)]
+        states = [
+            folded_state(model, own, memory) for model, own in zip(models, every, strict=True)
+        ]
         if aligned is None:
             aligned = align(
                 found,
@@ -204,14 +221,16 @@ def merge(
         elif aligned.reference != reference or not _fit(aligned, every, found):
             message = f"aligned is of other spaces, or of reference {aligned.reference}"
             raise ValueError(message)
-    maps = aligned.maps
+    maps = {name: [m.to(memory) for m in row] for name, row in aligned.maps.items()}
     repaired = RepairResult()
     with watch("apply"):
         applied, unmapped = every, states
         if norm == "paper":
             unfolded = {id(own): unfolded_spaces(own) for own in {id(s): s for s in every}.values()}
             applied = [unfolded[id(own)] for own in every]
-            unmapped = [folded_state(m, own) for m, own in zip(models, applied, strict=True)]
+            unmapped = [
+                folded_state(m, own, memory) for m, own in zip(models, applied, strict=True)
+            ]
         target = applied[reference]
         mapped = [
             transform(state, own.spaces, {n: row[i] for n, row in maps.items()}, into=target.spaces)
@@ -223,7 +242,7 @@ def merge(
         )
     with watch("repair"):
         if norm == "paper":
-            reset_statistics(merged, target.program, moments.inputs)
+            reset_statistics(merged, target.program, moments.inputs, where)
         elif repair != "none":
             walked = zip((own.program for own in every), states, strict=True)
             teachers = list(walked) if repair == "regression" else []
@@ -251,24 +270,10 @@ def merge(
         fixed={space.name: list(space.notes) for space in found.fixed},
         pinned={f"{key} axis {dim}": why for (key, dim), why in found.pinned.items()},
         peak_bytes=watch.peak_bytes,
+        device="cpu" if where is None else where.title,
+        on_cpu=list(aligned.on_cpu),
     )
     return MergeResult(result, aligned, found, moments, report)
-
-
-class _Stopwatch:
-    """Seconds spent in each stage, and the process's largest resident memory up to its end."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.peak_bytes: dict[str, int] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on Linux
-        self.peak_bytes[stage] = peak * 1024
 
 
 def _check(repair: str, norm: str, mode: str, reference: int, count: int) -> None:

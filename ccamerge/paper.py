@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ccamerge.collecting import lockstep
+from ccamerge.device import Device, memory_of
 from ccamerge.graph.program import Program, Ref
 from ccamerge.graph.spaces import Derivation, Spaces
 from ccamerge.repair import channel_statistics, walked_inputs
@@ -24,11 +25,15 @@ def unfolded_spaces(found: Spaces) -> Spaces:
 
 
 def reset_statistics(
-    state: dict[str, Tensor], program: Program, inputs: Sequence[list[Any]]
+    state: dict[str, Tensor],
+    program: Program,
+    inputs: Sequence[list[Any]],
+    device: Device | None = None,
 ) -> None:
     """Set every BatchNorm's running statistics, in place, to those of the kept inputs.
 
-    One walk in which each normalisation already uses its new statistics.
+    One walk in which each normalisation already uses its new statistics; on the device where
+    parameters and program are.
     """
     norms: dict[str, list[tuple[str, str]]] = {}
     for node in program.nodes:
@@ -38,10 +43,10 @@ def reset_statistics(
             if len(keys) == 2:  # else it normalises by the batch and has nothing to reset
                 norms.setdefault(node.args[0].name, []).append((keys[0], keys[1]))
     with torch.inference_mode():
-        batches = walked_inputs([program], inputs)
+        batches = walked_inputs([program], inputs, device=memory_of(device))
         for value, values in lockstep([(program, state, leaves) for leaves in batches]):
             for mean_key, variance_key in norms.get(value, ()):
-                mean, std = channel_statistics(values, 1)
+                mean, std = channel_statistics(values, 1, device)
                 # In place: the running programs hold these very tensors.
                 state[mean_key].copy_(mean)
                 state[variance_key].copy_(std**2)

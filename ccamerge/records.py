@@ -118,6 +118,8 @@ def read_record(folder: Path) -> Record:
 
 def _report(path: Path, found: dict[str, Any]) -> Any:
     _check(found.get("peak_bytes", {}), _Each(int), "report.peak_bytes", path)
+    _check(found.get("device", ""), str, "report.device", path)
+    _check(found.get("on_cpu", []), [str], "report.on_cpu", path)
     spaces = []
     for place, space in enumerate(found["spaces"]):
         _check(space.get("approximate", ""), str, f"report.spaces[{place}].approximate", path)

@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ccamerge.apply import FeatureMap
 from ccamerge.collected import Collected
 from ccamerge.collecting import lockstep, repair_taps, thinned
+from ccamerge.device import Device, memory_of, resolve
+from ccamerge.graph.batches import moved
 from ccamerge.graph.fold import LINEAR_OPS
 from ccamerge.graph.program import Node, Program, Ref
 from ccamerge.graph.spaces import Spaces
@@ -29,7 +30,8 @@ from ccamerge.regression import Fit, Fitted, Sample, features_dim, fit, fits_of
 from ccamerge.shares import Shares
 
 WALK_BYTES = 2 << 30
-"""Bound on the live activations of the walk; fewer of the kept inputs are used beyond it."""
+"""Bound on the live activations of the walk, in the memory of the device that walks; fewer of the
+kept inputs are used beyond it."""
 
 _FLOOR = 1e-6
 """A merged channel this small beside its target has no signal to restore: it keeps its scale."""
@@ -86,7 +88,7 @@ def repair_merged(
     Parameters
     ----------
     state : parameters of the folded program, averaged; changed in place
-    spaces : of the reference
+    spaces : of the reference; programs, parameters and maps are all where the moments are
     collected : of the models that were merged
     maps : for each space, each model's map
     shares : of the models
@@ -94,6 +96,7 @@ def repair_merged(
         (see `ccamerge.regression`); what cannot be fitted, and everything without them, gets its
         variance restored
     """
+    device = resolve(collected.device)
     targets = _targets(spaces, collected, maps, shares)
     program = spaces.program
     usage = _usage(program)
@@ -107,7 +110,8 @@ def repair_merged(
     skipped: dict[str, str] = {}
     if teachers:
         fits, skipped = fits_of(spaces, maps, shares, absorbers)
-    batches = walked_inputs([program, *(p for p, _ in teachers)], collected.inputs, fits)
+    programs = [program, *(p for p, _ in teachers)]
+    batches = walked_inputs(programs, collected.inputs, fits, memory_of(device))
     count = len(batches)
     result = RepairResult(skipped=skipped, walked=_inputs(batches), kept=_inputs(collected.inputs))
     # What fits still to come read, in all networks.
@@ -130,9 +134,10 @@ def repair_merged(
             if name in fits:
                 job = fits[name]
                 inputs = held[job.source][:count]
-                result.fitted.append(fit(job, state, _samples(job, every, held, count)))
+                samples = _samples(job, every, held, count)
+                result.fitted.append(fit(job, state, samples, device))
                 values = [job.apply(x, state) for x in inputs]
-                mean, std = channel_statistics(values, features_dim(job.node))
+                mean, std = channel_statistics(values, features_dim(job.node), device)
                 result.statistics[name] = (mean, std**2)
                 replies = [*values, *every[count:]]
                 for read in (job.source, job.added):
@@ -141,7 +146,7 @@ def repair_merged(
                         if not waiting[read]:
                             del held[read]
             elif name in targets:
-                values = _restore(name, targets[name], state, values, result)
+                values = _restore(name, targets[name], state, values, result, device)
                 replies = [*values, *every[count:]]
             if waiting[name]:
                 held[name] = every if replies is None else replies
@@ -170,9 +175,10 @@ def _restore(
     state: dict[str, Tensor],
     values: Sequence[Tensor],
     result: RepairResult,
+    device: Device | None,
 ) -> list[Tensor]:
     """Give a node's channels their target's mean and deviation; the values after that."""
-    mean, std = channel_statistics(values, target.dim)
+    mean, std = channel_statistics(values, target.dim, device)
     kept = std > _FLOOR * target.std
     scale = torch.where(kept, target.std / std.clamp_min(1e-300), 1.0)
     if not target.scaled:
@@ -203,12 +209,14 @@ def _rescale(state: dict[str, Tensor], key: str, scale: Tensor) -> None:
     state[key] = (value.double() * scale.view(shape)).to(value.dtype)
 
 
-def channel_statistics(values: Sequence[Tensor], dim: int) -> tuple[Tensor, Tensor]:
+def channel_statistics(
+    values: Sequence[Tensor], dim: int, device: Device | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (channels,) in float64 over several batches of a value."""
-    moments = Moments([values[0].shape[dim]], pairs="none")
+    moments = Moments([values[0].shape[dim]], pairs="none", device=device)
     for value in values:
         moments.update([thinned(value, dim)], axis=dim)
-    return torch.from_numpy(moments.mean(0)), torch.from_numpy(np.sqrt(moments.cov(0).diagonal()))
+    return moments.mean_tensor(0), moments.cov_tensor(0).diagonal().sqrt()
 
 
 def _targets(
@@ -223,15 +231,14 @@ def _targets(
     for space in spaces.spaces:
         for tap in repair_taps(space):
             moments = collected.outputs[space.name][tap.name]
-            mean = torch.zeros(space.size, dtype=torch.float64)
-            std = torch.zeros(space.size, dtype=torch.float64)
+            mean = maps[space.name][0].forward.new_zeros(space.size)
+            std = torch.zeros_like(mean)
             for index, (feature_map, weight) in enumerate(
                 zip(maps[space.name], shares.of_space(space.name), strict=True)
             ):
                 forward = feature_map.forward
-                covariance = torch.from_numpy(moments.cov(index))
-                mapped = (forward * (covariance @ forward)).sum(0)
-                mean += weight * (torch.from_numpy(moments.mean(index)) @ forward)
+                mapped = (forward * (moments.cov_tensor(index) @ forward)).sum(0)
+                mean += weight * (moments.mean_tensor(index) @ forward)
                 std += weight * mapped.clamp_min(0).sqrt()
             pieces.setdefault(tap.node, []).append((tap.dim, tap.start, mean, std))
     targets = {}
@@ -279,12 +286,16 @@ def _absorbers(
 
 
 def walked_inputs(
-    programs: Sequence[Program], batches: Sequence[list[Any]], fitted: Collection[str] = ()
+    programs: Sequence[Program],
+    batches: Sequence[list[Any]],
+    fitted: Collection[str] = (),
+    device: torch.device | None = None,
 ) -> list[list[Any]]:
     """As many of the kept batches as the bound on live activations allows, at least one.
 
     ``programs`` are those that are walked side by side; at an operation of the first that is
-    ``fitted``, sums, targets and new outputs come on top.
+    ``fitted``, sums, targets and new outputs come on top. Inputs are brought to a device if one is
+    given.
     """
     peak = _peak(programs, fitted)
     chosen: list[list[Any]] = []
@@ -293,7 +304,8 @@ def walked_inputs(
         total += _inputs([leaves])
         if chosen and total * peak > WALK_BYTES:
             break
-        chosen.append([fast_layout(x) for x in leaves])
+        there = leaves if device is None else moved(leaves, device)
+        chosen.append([fast_layout(x) for x in there])
     return chosen
 
 

@@ -51,7 +51,8 @@ class Report:
     """Settings, stages, spaces and repair of one merge. ``str`` is a table for a terminal.
 
     ``skipped`` says for each linear operation that regression left alone why; ``walked`` is the
-    number of inputs that the repair used, of ``kept``.
+    number of inputs that the repair used, of ``kept``. ``device`` is where all was computed, but
+    for the methods ``on_cpu``, which know NumPy only.
     ``peak_bytes`` is the largest resident memory that the process had had at each stage's end.
     """
 
@@ -74,6 +75,8 @@ class Report:
     fixed: dict[str, list[str]]
     pinned: dict[str, str]
     peak_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    device: str = "cpu"
+    on_cpu: list[str] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, dicts, numbers and strings."""
@@ -94,7 +97,7 @@ class Report:
         return (
             f"{len(self.weights)} models, method {self._method()}, {self._ridge()}, "
             f"mode {self.mode}, reference {self.reference}, norm {self.norm}, "
-            f"repair {self.repair}, {self.samples} samples"
+            f"repair {self.repair}, {self.samples} samples, device {self.device}"
         )
 
     def _rows(self) -> list[tuple[str, ...]]:
@@ -136,9 +139,15 @@ class Report:
         parts += [f"{count} not fitted: {why}" for why, count in reasons.items()]
         return "regression: " + "; ".join(parts) if parts else None
 
+    def _fallback_line(self) -> str | None:
+        if not self.on_cpu:
+            return None
+        return f"on the CPU: {', '.join(self.on_cpu)} solved there, from moments of the device"
+
     def outcomes(self) -> list[str]:
-        """A line for each kind of repair that took place."""
-        return [line for line in (self._repair_line(), self._fit_line()) if line]
+        """A line for what fell back to the CPU, and for each kind of repair that took place."""
+        lines = (self._fallback_line(), self._repair_line(), self._fit_line())
+        return [line for line in lines if line]
 
     def _time_line(self) -> str:
         return "time: " + ", ".join(f"{k} {v:.2f} s" for k, v in self.seconds.items())

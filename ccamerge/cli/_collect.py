@@ -12,6 +12,7 @@ from ccamerge.cli._shared import (
     UsageError,
     check_checkpoints,
     check_parent,
+    chosen_device,
     load_models,
     note,
     seed_everything,
@@ -78,10 +79,11 @@ def run(args: argparse.Namespace) -> int:
     config.data.load()
     settings = loaded_settings(config)
 
+    device = chosen_device(args, config)
     networks = check_checkpoints(config)
     seed_everything(settings.seed)
     if args.dry_run:
-        print_plan(args, config, settings, networks, args.pairs, args.folds)
+        print_plan(args, config, settings, networks, device, args.pairs, args.folds)
         return 0
     import ccamerge
     from ccamerge.aligning import pairs_needed
@@ -96,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         folds=args.folds,
         progress=show_progress(args),
         seed=settings.seed,
+        device=device or "cpu",
     )
     collected.save(args.out)
     size = args.out.stat().st_size

@@ -10,10 +10,12 @@ from ccamerge.cli._settings import check_sources, loaded_settings, method_name, 
 from ccamerge.cli._shared import (
     Batches,
     UsageError,
+    add_device,
     at_least,
     build,
     check_checkpoints,
     check_parent,
+    chosen_device,
     load_models,
     note,
     seed_everything,
@@ -90,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="POINTS",
         help="merge by each of the methods at so many points of the way, too (default 11)",
     )
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the JSON to a file, which is replaced"
@@ -116,24 +119,28 @@ def run(args: argparse.Namespace) -> int:
     wanted = _wanted(config, args.methods or []) if merging else {}
     files = [p / "model.safetensors" if p.is_dir() else p for p in args.checkpoint]
     check_checkpoints(config, files)
+    device = chosen_device(args, config)
 
     import ccamerge
     from ccamerge.checkpoints import load_into
+    from ccamerge.device import memory_of
     from ccamerge.metrics import metric_named
 
     for name in ("metric", "loss"):
         metric_named(getattr(evaluation, name), config.place(f"evaluation.{name}"))
     seed_everything(config.settings.seed)
     data = Batches(evaluation.data, config.settings.seed)
-    models = load_models(config)
+    memory = memory_of(device)
+    models = [model.to(memory) for model in load_models(config)]
     others = {}
     for given, path in zip(args.checkpoint, files, strict=True):
-        others[str(given)] = build(config.architecture)
-        load_into(others[str(given)], path)
+        network = build(config.architecture)
+        load_into(network, path)
+        others[str(given)] = network.to(memory)
     moments = None
     if wanted:
         between = [dataclasses.replace(s, t=0.5) for s in wanted.values() if args.barrier]
-        moments, seconds = statistics(args, config, models, [*wanted.values(), *between])
+        moments, seconds = statistics(args, config, models, [*wanted.values(), *between], device)
         note(args, f"collected the moments in {seconds:.2f} s")
     folder = config.source.absolute().parent
     comparison = ccamerge.compare(

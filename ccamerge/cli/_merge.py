@@ -15,6 +15,7 @@ from ccamerge.cli._shared import (
     UsageError,
     check_checkpoints,
     check_parent,
+    chosen_device,
     load_models,
     note,
     seed_everything,
@@ -64,6 +65,8 @@ configuration (YAML; paths are relative to the file):
     seed: 0
   moments: stats.safetensors   # optional, from `ccamerge collect`: then no data is read
   dtype: float32               # optional, of model.safetensors; default: as the models
+  device: auto                 # optional, where to compute: cpu (default), cuda, cuda:N, or auto
+                               # for CUDA where it is usable; --device counts more
 
 more of parameters:
   t: 0.5                 # between base_model (0) and the mean of the others (1)
@@ -103,16 +106,23 @@ def run(args: argparse.Namespace) -> int:
         architecture.load()
     settings = loaded_settings(config)
 
+    device = chosen_device(args, config)
     networks = check_checkpoints(config)
     seed_everything(settings.seed)
     if args.dry_run:
-        print_plan(args, config, settings, networks)
+        print_plan(args, config, settings, networks, device)
         return 0
     import ccamerge
 
     models = load_models(config)
-    moments, seconds = statistics(args, config, models, [settings])
-    result = ccamerge.merge(models, reference=config.reference, moments=moments, **vars(settings))
+    moments, seconds = statistics(args, config, models, [settings], device)
+    result = ccamerge.merge(
+        models,
+        reference=config.reference,
+        moments=moments,
+        device=device or "cpu",
+        **vars(settings),
+    )
     times = {**result.report.seconds, "collect": seconds}
     report = dataclasses.replace(result.report, seconds=times)
     _write(args, config, result.model.state_dict(), report)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ccamerge.cli._settings import check_settings
-from ccamerge.cli._shared import add_input_shape, example_inputs
+from ccamerge.cli._shared import add_device, add_input_shape, example_inputs
 from ccamerge.config import Config
+from ccamerge.device import Device
 from ccamerge.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that `print_plan` reads."""
+    """Declare the options that `print_plan` reads: what to plan, and for which device."""
     parser.add_argument(
         "--dry-run",
         action="store_true",
         help="check everything, print the plan (spaces, bytes, flops, pinned axes), write nothing",
     )
+    add_device(parser)
     add_input_shape(parser, "for --dry-run; by default the first batch of the data is looked at")
 
 
@@ -32,6 +34,7 @@ def print_plan(
     config: Config,
     settings: Settings,
     networks: Sequence[nn.Module],
+    device: Device | None,
     pairs: Pairs | None = None,
     folds: int | None = None,
 ) -> None:
@@ -51,6 +54,7 @@ def print_plan(
     pairs = pairs or pairs_needed(settings.method, settings.mode)
     print(f"method      {settings.method_words}")
     print(f"mode        {settings.mode}")
+    print(f"device      {'cpu' if device is None else device.title}")
     for index, path in enumerate(config.models):
         mark = "  (reference)" if index == config.reference else ""
         weights = settings.weights

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ccamerge.cli._shared import Batches, show_progress
 from ccamerge.config import Config, ConfigError, import_function
+from ccamerge.device import Device
 from ccamerge.settings import Settings
 
 if TYPE_CHECKING:
@@ -119,8 +120,9 @@ def statistics(
     config: Config,
     models: Sequence[nn.Module],
     wanted: Iterable[Settings],
+    device: Device | None,
 ) -> tuple[Collected, float]:
-    """The moments that some merges need, from the file or from one pass over the data.
+    """The moments that some merges need, from the file or from one pass over the data, on a device.
 
     Settings are checked before the pass, as soon as the first batch shows the network's spaces.
 
@@ -135,7 +137,7 @@ def statistics(
 
     wanted = list(wanted)
     if config.moments is not None:
-        loaded = ccamerge.Collected.load(config.moments)
+        loaded = ccamerge.Collected.load(config.moments, device)
         for settings in wanted:
             check_settings(config, settings, [loaded.spaces_of(model) for model in models])
         return loaded, 0.0
@@ -157,5 +159,6 @@ def statistics(
         found=found,
         progress=show_progress(args),
         seed=config.settings.seed,
+        device=device or "cpu",
     )
     return collected, time.perf_counter() - start

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccamerge.config import Config, ConfigError, Factory
+from ccamerge.device import DEVICE_PATTERN, Device, obstacle, resolve
 
 if TYPE_CHECKING:
     from torch import nn
@@ -193,6 +194,45 @@ def add_input_shape(parser: argparse.ArgumentParser, without: str) -> None:
         help="shape of each input with a batch of two or more, such as 2,3,32,32, or 2,16:int for "
         f"token ids ({without})",
     )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Declare the option that `chosen_device` reads."""
+
+    def parse(text: str) -> str:
+        if not DEVICE_PATTERN.fullmatch(text):
+            message = f"expected cpu, cuda, cuda:N or auto, got {text!r}"
+            raise argparse.ArgumentTypeError(message)
+        return text
+
+    parser.add_argument(
+        "--device",
+        type=parse,
+        metavar="DEVICE",
+        help="where to compute: cpu, cuda, cuda:N, or auto for CUDA where it is usable, which "
+        "`ccamerge info` tells (default: the configuration's, else cpu)",
+    )
+
+
+def chosen_device(args: argparse.Namespace, config: Config) -> Device | None:
+    """The device of the command line or the configuration; None is the CPU.
+
+    Raises
+    ------
+    UsageError, ConfigError
+        If it cannot be used; the message says why.
+    """
+    given = args.device or config.device
+    try:
+        device = resolve(given)
+    except RuntimeError as error:
+        if args.device is None:
+            config.fail("device", str(error))
+        message = f"--device: {error}"
+        raise UsageError(message) from error
+    if given == "auto" and device is None:
+        note(args, f"computing on the CPU; CUDA: {obstacle()}")
+    return device
 
 
 def check_parent(path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ccamerge.device import Device
 from ccamerge.moments import Moments, update_many
 from ccamerge.regression.operators import Operator, counted
 from ccamerge.regression.ridge import Problem, empty_moments, output_pieces
@@ -45,7 +46,9 @@ class Sample:
     models_added: Sequence[Tensor] | None = None
 
 
-def fit(job: Fit, state: dict[str, Tensor], samples: Sequence[Sample]) -> Fitted:
+def fit(
+    job: Fit, state: dict[str, Tensor], samples: Sequence[Sample], device: Device | None = None
+) -> Fitted:
     """Fit an operation's weight and bias, in place of the mapping.
 
     Parameters
@@ -53,10 +56,11 @@ def fit(job: Fit, state: dict[str, Tensor], samples: Sequence[Sample]) -> Fitted
     job : the operation
     state : parameters of the merged network
     samples : what the operation reads and should give, a batch each
+    device : where all of these are, the CPU by default
     """
     weight = state[job.weight]
     operator = Operator.of(job.node, weight, samples[0].output)
-    moments = [empty_moments(operator.ins, operator.outs) for _ in range(operator.groups)]
+    moments = [empty_moments(operator.ins, operator.outs, device) for _ in range(operator.groups)]
     parts: list[Part] = []
     deviations: Tensor | None = None
     for sample in samples:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ccamerge.device import Device
 from ccamerge.moments import Moments
 
 _OUTPUTS = 64
 """Outputs whose products with one another are formed, for nothing but their squares."""
 
 
-def empty_moments(ins: int, outs: int) -> Moments:
-    """For the second moments of inputs, and their products with outputs."""
+def empty_moments(ins: int, outs: int, device: Device | None = None) -> Moments:
+    """For the second moments of inputs, and their products with outputs, on a device."""
     pieces = [min(_OUTPUTS, outs - start) for start in range(0, outs, _OUTPUTS)]
-    return Moments([ins, *pieces], pairs="reference")
+    return Moments([ins, *pieces], pairs="reference", device=device)
 
 
 def output_pieces(outputs: Tensor) -> list[Tensor]:
@@ -45,17 +45,17 @@ class Problem:
     def of(cls, moments: Sequence[Moments], bias: bool) -> Problem:
         """From the moments of each group."""
         outs = range(1, len(moments[0].dims))
-        second = np.stack([m.cov(0) for m in moments])
-        cross = np.stack([np.concatenate([m.cov(0, j) for j in outs], 1) for m in moments])
-        centre = np.stack([m.mean(0) for m in moments])
-        mean = np.stack([np.concatenate([m.mean(j) for j in outs]) for m in moments])
-        left = sum(m.cov(j).trace() for m in moments for j in outs) + (mean**2).sum()
+        second = torch.stack([m.cov_tensor(0) for m in moments])
+        cross = torch.stack([torch.cat([m.cov_tensor(0, j) for j in outs], 1) for m in moments])
+        centre = torch.stack([m.mean_tensor(0) for m in moments])
+        mean = torch.stack([torch.cat([m.mean_tensor(j) for j in outs]) for m in moments])
+        traces = [m.cov_tensor(j).trace() for m in moments for j in outs]
+        left = float(torch.stack(traces).sum() + (mean**2).sum())
         if not bias:
             second += centre[:, :, None] * centre[:, None]
             cross += centre[:, :, None] * mean[:, None]
-            centre, mean = np.zeros_like(centre), np.zeros_like(mean)
-        tensors = [torch.from_numpy(a) for a in (second, cross, centre, mean)]
-        return cls(tensors[0], tensors[1], tensors[2], tensors[3], float(left))
+            centre, mean = torch.zeros_like(centre), torch.zeros_like(mean)
+        return cls(second, cross, centre, mean, left)
 
     def factor(self, damping: float) -> Tensor | None:
         """Cholesky factors of ``second + lambda``; None if no input varies.
@@ -66,7 +66,7 @@ class Problem:
         if not bool((scale > 0).any()):
             return None
         ridge = damping * torch.where(scale > 0, scale, scale.max())
-        diagonal = torch.eye(self.second.shape[1], dtype=torch.float64)
+        diagonal = torch.eye(self.second.shape[1], dtype=torch.float64, device=scale.device)
         factor: Tensor = torch.linalg.cholesky(self.second + ridge[:, None, None] * diagonal)
         return factor
 

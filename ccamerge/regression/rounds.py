@@ -121,8 +121,8 @@ class Rounds:
         operator, problem, dtype = self._operator, self._problem, self._parts[0].x.dtype
         change, shift = self._split(at)
         weight, bias = operator.weights(change).to(dtype), shift.flatten().to(dtype)
-        cross = torch.zeros(operator.weight, dtype=torch.float64)
-        moves = torch.zeros(operator.weight[0], dtype=torch.float64)
+        cross = problem.second.new_zeros(operator.weight)
+        moves = problem.second.new_zeros(operator.weight[0])
         error = torch.zeros_like(moves)
         count = 0
         for part in self._parts:
@@ -170,7 +170,9 @@ def _mixed(history: Sequence[_Point]) -> Tensor:
     gram = moves @ residuals.mT  # (outs, memory, memory)
     right = moves @ last.residual[:, :, None]
     scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)
-    gram = gram + (1e-8 * scale)[:, None, None] * torch.eye(len(differences), dtype=gram.dtype)
+    gram = gram + (1e-8 * scale)[:, None, None] * torch.eye(
+        len(differences), dtype=gram.dtype, device=gram.device
+    )
     shares = torch.linalg.solve(gram, right)[..., 0]
     for index, difference in enumerate(differences):
         result = result - shares[:, index, None] * (difference.at + difference.step)
