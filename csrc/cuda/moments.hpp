@@ -91,11 +91,17 @@ struct Update {
   const std::uint8_t* mask = nullptr;  // (samples,) nonzero for selected, or nullptr for all
 };
 
-// Runs all updates, in order, on the stream, without waiting for it. Workspace of at most some
-// 512 MiB comes from `allocate` and is given back when the call returns. Throws
-// std::invalid_argument for what can be seen without looking at values. An update with an element
-// that is not finite changes nothing, nor does any later one of the same accumulator until check().
+// Bounds on an update's workspace, unless the least that it can work with is more.
+struct Limits {
+  std::size_t operand_bytes = std::size_t{384} << 20;
+  std::size_t product_bytes = std::size_t{128} << 20;
+};
+
+// Runs all updates, in order, on the stream, without waiting for it. Workspace comes from
+// `allocate` and is given back when the call returns. Throws std::invalid_argument for what can be
+// seen without looking at values. An update with an element that is not finite changes nothing, nor
+// does any later one of the same accumulator until check().
 void update(const std::vector<Update>& updates, const std::string& label, const Allocate& allocate,
-            cudaStream_t stream);
+            cudaStream_t stream, const Limits& limits = {});
 
 }  // namespace ccamerge::cuda

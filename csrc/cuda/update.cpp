@@ -15,7 +15,7 @@ void check_sizes(const Update& one) {
 }  // namespace
 
 void update(const std::vector<Update>& updates, const std::string& label, const Allocate& allocate,
-            cudaStream_t stream) {
+            cudaStream_t stream, const Limits& limits) {
   std::vector<UpdateInput> inputs;
   for (const Update& one : updates) {
     check_sizes(one);
@@ -31,7 +31,7 @@ void update(const std::vector<Update>& updates, const std::string& label, const 
         update_small(input, layout, storage, number, multiprocessors(moments.device()), allocate,
                      stream);
       } else {
-        update_by_products(input, moments.table(), storage, number, allocate, stream);
+        update_by_products(input, moments.table(), storage, number, limits, allocate, stream);
       }
     });
   }

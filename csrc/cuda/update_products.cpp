@@ -6,9 +6,6 @@
 namespace ccamerge::cuda {
 namespace {
 
-constexpr std::size_t kOperandBytes = std::size_t{384} << 20;  // at most, unless a chunk needs more
-constexpr std::size_t kProductBytes = std::size_t{128} << 20;  // likewise
-
 // Samples whose products are summed in the compute type before they are added in float64. Splitting
 // float32 makes six products a sample. Exact products of 16-bit numbers are cheap enough for
 // writing their sums out to matter, so those are written less often.
@@ -26,8 +23,13 @@ struct Band {
 class ProductUpdate {
  public:
   ProductUpdate(const UpdateInput& input, const BlockTable& table, const Storage& storage,
-                long long number, cudaStream_t stream)
-      : input_(input), table_(table), storage_(storage), number_(number), stream_(stream) {
+                long long number, const Limits& limits, cudaStream_t stream)
+      : input_(input),
+        table_(table),
+        storage_(storage),
+        number_(number),
+        limits_(limits),
+        stream_(stream) {
     plan();
   }
 
@@ -87,7 +89,7 @@ class ProductUpdate {
     for (std::size_t m = 0; m < models(); ++m) {
       row_bytes += stride(m) * slabs_of(form) * static_cast<std::int64_t>(item_of(form));
     }
-    constexpr auto most = static_cast<std::int64_t>(kOperandBytes);
+    const auto most = static_cast<std::int64_t>(limits_.operand_bytes);
     const std::int64_t all = ceil_div(input_.samples, rows_);
     pass_ = all * rows_;
     if (form == Form::none) return;
@@ -135,8 +137,9 @@ class ProductUpdate {
   }
 
   // How many chunks' products, of so many bytes each, are formed before they are added.
-  static std::int64_t group_of(std::size_t bytes, std::int64_t chunks) {
-    return std::clamp<std::int64_t>(static_cast<std::int64_t>(kProductBytes / bytes), 1, chunks);
+  std::int64_t group_of(std::size_t bytes, std::int64_t chunks) const {
+    return std::clamp<std::int64_t>(static_cast<std::int64_t>(limits_.product_bytes / bytes), 1,
+                                    chunks);
   }
 
   Sums sums_of(const Batch& batch) const {
@@ -249,6 +252,7 @@ class ProductUpdate {
   const BlockTable& table_;
   const Storage& storage_;
   long long number_;
+  const Limits& limits_;
   cudaStream_t stream_;
   std::int64_t rows_ = 0, pass_ = 0;
   std::vector<Batch> batches_;
@@ -263,8 +267,9 @@ class ProductUpdate {
 }  // namespace
 
 void update_by_products(const UpdateInput& input, const BlockTable& table, const Storage& storage,
-                        long long number, const Allocate& allocate, cudaStream_t stream) {
-  ProductUpdate(input, table, storage, number, stream).run(allocate);
+                        long long number, const Limits& limits, const Allocate& allocate,
+                        cudaStream_t stream) {
+  ProductUpdate(input, table, storage, number, limits, stream).run(allocate);
 }
 
 }  // namespace ccamerge::cuda

@@ -9,7 +9,8 @@ namespace ccamerge::cuda {
 
 // Operands in memory, products by cuBLAS.
 void update_by_products(const UpdateInput& input, const BlockTable& table, const Storage& storage,
-                        long long number, const Allocate& allocate, cudaStream_t stream);
+                        long long number, const Limits& limits, const Allocate& allocate,
+                        cudaStream_t stream);
 
 // One kernel for few features, not of float64.
 void update_small(const UpdateInput& input, const SmallLayout& layout, const Storage& storage,

@@ -288,9 +288,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
-  *free = std::size_t{2} << 30;
-  *total = std::size_t{4} << 30;
+cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  *memory = ::operator new(bytes, std::align_val_t{256});
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* memory) {
+  ::operator delete(memory, std::align_val_t{256});
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,

@@ -1,4 +1,6 @@
-# The library of the CUDA backend and the module over it, by nvcc or emulated. Sets _cuda_built.
+# The library of the CUDA backend, by nvcc or emulated: the target ccamerge_cuda, or nothing where no
+# CUDA compiler works. Kernels are compiled by nvcc, all else by the host compiler. EMULATED compiles
+# the same files against an emulation of the CUDA runtime (see csrc/emulation).
 set(_kernels
   csrc/cuda/cholesky_block.cu
   csrc/cuda/elementwise.cu
@@ -41,20 +43,3 @@ else()
     CUDA_STANDARD 20 CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
 endif()
 target_link_libraries(ccamerge_cuda PUBLIC ccamerge_core ${CMAKE_DL_LIBS})
-
-if(CCAMERGE_NATIVE_TESTS)
-  return()
-endif()
-pybind11_add_module(_cuda MODULE
-  csrc/bind/array.cpp
-  csrc/bind/bind_cuda_moments.cpp
-  csrc/bind/bind_cuda_solve.cpp
-  csrc/bind/device_memory.cpp
-  csrc/bind/errors.cpp
-  csrc/bind/module_cuda.cpp
-  csrc/bind/scipy.cpp
-  csrc/bind/table.cpp)
-set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
-target_link_libraries(_cuda PRIVATE ccamerge_cuda)
-install(TARGETS _cuda LIBRARY DESTINATION ccamerge)
-set(_cuda_built 1)
