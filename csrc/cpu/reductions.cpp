@@ -8,24 +8,30 @@ namespace ccamerge {
 namespace {
 
 // Several sums at once, so that additions need not wait for each other.
-constexpr int kLanes = 8;
+constexpr int kLanes = 4;
 
+// Of one column, and of what its entries are to other columns: whatever `across` adds up to.
 struct Sums {
   double absolute[kLanes] = {}, squares[kLanes] = {}, largest[kLanes] = {};
 
-  void add(const double* x, int n) {
+  template <class Across>
+  void add(const double* x, int n, const Across& across) {
     int i = 0;
     for (; i + kLanes <= n; i += kLanes) {
-      for (int l = 0; l < kLanes; ++l) add(l, x[i + l]);
+      double size[kLanes];
+      for (int l = 0; l < kLanes; ++l) size[l] = std::abs(x[i + l]);
+      for (int l = 0; l < kLanes; ++l) absolute[l] += size[l];
+      for (int l = 0; l < kLanes; ++l) squares[l] += size[l] * size[l];
+      for (int l = 0; l < kLanes; ++l) largest[l] = size[l] > largest[l] ? size[l] : largest[l];
+      for (int l = 0; l < kLanes; ++l) across(i + l, size[l]);
     }
-    for (int l = 0; i < n; ++i, ++l) add(l, x[i]);
-  }
-
-  void add(int lane, double x) {
-    const double size = std::abs(x);
-    absolute[lane] += size;
-    squares[lane] += size * size;
-    largest[lane] = size > largest[lane] ? size : largest[lane];
+    for (; i < n; ++i) {  // one lane throughout: an index would keep all lanes out of registers
+      const double size = std::abs(x[i]);
+      absolute[0] += size;
+      squares[0] += size * size;
+      largest[0] = size > largest[0] ? size : largest[0];
+      across(i, size);
+    }
   }
 
   ColumnSums total(double diagonal) const {
@@ -41,11 +47,12 @@ struct Sums {
 };
 
 void full_sums(ConstView a, ColumnSums* out) {
+  const auto nothing = [](int, double) {};
   for (int j = 0; j < a.cols; ++j) {
     const double* const column = a.col(j);
     Sums sums;
-    sums.add(column, std::min(j, a.rows));
-    if (j < a.rows) sums.add(column + j + 1, a.rows - j - 1);
+    sums.add(column, std::min(j, a.rows), nothing);
+    if (j < a.rows) sums.add(column + j + 1, a.rows - j - 1, nothing);
     out[j] = sums.total(j < a.rows ? column[j] : 0.0);
   }
 }
@@ -54,22 +61,20 @@ void full_sums(ConstView a, ColumnSums* out) {
 void lower_sums(ConstView a, ColumnSums* out) {
   const int n = a.cols;
   std::vector<double> rows(3 * static_cast<std::size_t>(n), 0.0);
-  double *const absolute = rows.data(), *const squares = absolute + n, *const largest = squares + n;
   for (int j = 0; j < n; ++j) {
     const double* const column = a.col(j);
+    double* const absolute = rows.data() + j + 1;  // of the rows below
+    double *const squares = absolute + n, *const largest = squares + n;
     Sums sums;
-    sums.add(column + j + 1, n - j - 1);
-    out[j] = sums.total(column[j]);
-    out[j].absolute += absolute[j];
-    out[j].off_squares += squares[j];
-    out[j].largest = std::max(out[j].largest, largest[j]);
-#pragma GCC ivdep
-    for (int i = j + 1; i < n; ++i) {
-      const double size = std::abs(column[i]);
+    sums.add(column + j + 1, n - j - 1, [=](int i, double size) {
       absolute[i] += size;
       squares[i] += size * size;
       largest[i] = size > largest[i] ? size : largest[i];
-    }
+    });
+    out[j] = sums.total(column[j]);
+    out[j].absolute += absolute[-1];
+    out[j].off_squares += squares[-1];
+    out[j].largest = std::max(out[j].largest, largest[-1]);
   }
 }
 
@@ -85,41 +90,51 @@ double inner_member(ConstView a, ConstView b) {
 
 constexpr int kTile = 32;
 
-void symmetrise_pair(double& x, double& y, Symmetry& seen) {
-  seen.largest = std::max({seen.largest, std::abs(x), std::abs(y)});
-  seen.apart = std::max(seen.apart, std::abs(x - y));
-  x = y = 0.5 * x + 0.5 * y;
-}
+// Entries i of a column and, across the diagonal, of y; what was seen of them goes to lane i.
+struct Seen {
+  double largest[kTile] = {}, apart[kTile] = {};
+
+  void symmetrise(double* __restrict x, double* __restrict y, int n) {
+    for (int i = 0; i < n; ++i) {
+      const double a = std::abs(x[i]), b = std::abs(y[i]), difference = std::abs(x[i] - y[i]);
+      const double size = a > b ? a : b;
+      largest[i] = size > largest[i] ? size : largest[i];
+      apart[i] = difference > apart[i] ? difference : apart[i];
+      x[i] = y[i] = 0.5 * x[i] + 0.5 * y[i];
+    }
+  }
+};
 
 // `below` and, across the diagonal, `above`: through a buffer, since a power-of-two leading
 // dimension would map a whole tile's columns to the same few cache sets.
-void symmetrise_tiles(View below, View above, Symmetry& seen) {
+void symmetrise_tiles(View below, View above, Seen& seen) {
   double tile[kTile][kTile];
   for (int i = 0; i < above.cols; ++i) {
     for (int j = 0; j < above.rows; ++j) tile[j][i] = above.at(j, i);
   }
-  for (int j = 0; j < below.cols; ++j) {
-    for (int i = 0; i < below.rows; ++i) symmetrise_pair(below.at(i, j), tile[j][i], seen);
-  }
+  for (int j = 0; j < below.cols; ++j) seen.symmetrise(below.col(j), tile[j], below.rows);
   for (int i = 0; i < above.cols; ++i) {
     for (int j = 0; j < above.rows; ++j) above.at(j, i) = tile[j][i];
   }
 }
 
 Symmetry symmetrise_member(View a) {
-  Symmetry seen;
+  Seen seen;
   const int n = a.cols;
   for (int left = 0; left < n; left += kTile) {
     const int cols = std::min(kTile, n - left);
-    for (int j = left; j < left + cols; ++j) {
-      for (int i = j; i < left + cols; ++i) symmetrise_pair(a.at(i, j), a.at(j, i), seen);
+    double tile[kTile][kTile];  // the diagonal tile's transpose
+    for (int j = 0; j < cols; ++j) {
+      for (int i = 0; i < cols; ++i) tile[i][j] = a.at(left + i, left + j);
     }
+    for (int j = 0; j < cols; ++j) seen.symmetrise(a.col(left + j) + left, tile[j], cols);
     for (int top = left + kTile; top < n; top += kTile) {
       const int rows = std::min(kTile, n - top);
       symmetrise_tiles(a.block(top, left, rows, cols), a.block(left, top, cols, rows), seen);
     }
   }
-  return seen;
+  return {*std::max_element(seen.largest, seen.largest + kTile),
+          *std::max_element(seen.apart, seen.apart + kTile)};
 }
 
 }  // namespace

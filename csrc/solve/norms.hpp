@@ -90,9 +90,8 @@ std::vector<double> of_members(B& b, ConstView a, Part part, F&& f) {
 // Frobenius norms, scaled where their squares could overflow or vanish. (Where the inverse of the
 // largest entry overflows, a bound.)
 template <Backend B>
-std::vector<double> frobenius_norms(B& b, ConstView a) {
+std::vector<double> frobenius_norms(B& b, ConstView a, const std::vector<ColumnSums>& sums) {
   constexpr double kLeast = 1e-140, kMost = 1e140;
-  const std::vector<ColumnSums> sums = b.column_sums(a);
   std::vector<double> out;
   for (int k = 0; k < a.count; ++k) {
     const ColumnsOf columns = member_columns(sums, a.cols, k);
@@ -109,6 +108,11 @@ std::vector<double> frobenius_norms(B& b, ConstView a) {
     }
   }
   return out;
+}
+
+template <Backend B>
+std::vector<double> frobenius_norms(B& b, ConstView a) {
+  return frobenius_norms(b, a, b.column_sums(a));
 }
 
 }  // namespace ccamerge

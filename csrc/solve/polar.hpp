@@ -52,18 +52,11 @@ namespace detail {
 // The entries that are not zero rows or columns, as dead units leave them.
 struct Alive {
   std::vector<int> rows, cols;
-};
 
-template <Backend B>
-std::vector<Alive> alive_parts(B& b, ConstView a) {
-  const auto turned = transpose_of(b, a);
-  const std::vector<ColumnSums> cols = b.column_sums(a), rows = b.column_sums(turned.view());
-  std::vector<Alive> out;
-  for (int k = 0; k < a.count; ++k) {
-    out.push_back({alive(member_columns(rows, a.rows, k)), alive(member_columns(cols, a.cols, k))});
+  bool all(ConstView a) const {
+    return static_cast<int>(rows.size()) == a.rows && static_cast<int>(cols.size()) == a.cols;
   }
-  return out;
-}
+};
 
 template <Backend B>
 Matrix on_host(B& b, ConstView a) {
@@ -107,21 +100,29 @@ template <Backend B>
 Polar<B> polar(B& b, ConstView a, const Coefficients& rank_tolerance) {
   const int m = a.rows, n = a.cols;
   const auto count = static_cast<std::size_t>(a.count);
-  const std::vector<detail::Alive> parts = detail::alive_parts(b, a);
-  Flags dead(count, 0);
-  for (std::size_t k = 0; k < count; ++k) {
-    dead[k] =
-        static_cast<int>(parts[k].rows.size()) < m || static_cast<int>(parts[k].cols.size()) < n;
+  auto turned = transpose_of(b, a);
+  const std::vector<ColumnSums> cols = b.column_sums(a), rows = b.column_sums(turned.view());
+  std::vector<detail::Alive> parts;
+  std::vector<double> norms =
+      m >= n ? frobenius_norms(b, a, cols) : frobenius_norms(b, turned.view(), rows);
+  for (int k = 0; k < a.count; ++k) {
+    parts.push_back({alive(member_columns(rows, m, k)), alive(member_columns(cols, n, k))});
+    if (!parts.back().all(a)) norms[static_cast<std::size_t>(k)] = 0;  // solved by itself below
   }
-  Qdwh<B> found = qdwh(b, a, dead);
+  if (m >= n) turned = {};
+  Qdwh<B> found = qdwh_tall(b, m >= n ? a : ConstView(turned.view()), norms);
   Polar<B> out{std::move(found.q), std::vector<int>(count, std::min(m, n)),
                std::vector<PolarMethod>(count, PolarMethod::qdwh)};
-  if (out.q.empty()) out.q = b.matrix(m, n, a.count);
+  if (out.q.empty()) {
+    out.q = b.matrix(m, n, a.count);
+  } else if (m < n) {
+    out.q = transpose_of(b, out.q.view());
+  }
   for (std::size_t k = 0; k < count; ++k) {
     if (found.converged[k]) continue;
     const int member = static_cast<int>(k);
     const View q = out.q.view().member(member);
-    if (dead[k] && detail::polar_of_alive(b, a.member(member), parts[k], q)) {
+    if (!parts[k].all(a) && detail::polar_of_alive(b, a.member(member), parts[k], q)) {
       out.rank[k] = static_cast<int>(std::min(parts[k].rows.size(), parts[k].cols.size()));
       continue;
     }

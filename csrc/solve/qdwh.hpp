@@ -31,7 +31,12 @@ struct Qdwh {
 // Source: Nakatsukasa, Bai & Gygi, SIAM J. Matrix Anal. Appl. 31 (2010) 2700-2720, in the Cholesky
 // form of Nakatsukasa & Higham, SIAM J. Sci. Comput. 35 (2013) A1325-A1349, eq. (4.3).
 template <Backend B>
-Qdwh<B> qdwh(B& b, ConstView a, Flags skip = {});
+Qdwh<B> qdwh(B& b, ConstView a);
+
+// The same of tall matrices (m >= n) whose Frobenius norms are known. Members with a norm of 0
+// count as not converged.
+template <Backend B>
+Qdwh<B> qdwh_tall(B& b, ConstView a, const std::vector<double>& norms);
 
 namespace detail {
 
@@ -95,7 +100,7 @@ std::vector<double> smallest_singular_values(B& b, ConstView g) {
 template <Backend B>
 class Halley {
  public:
-  Halley(B& b, ConstView a, Flags skip);
+  Halley(B& b, ConstView a, const std::vector<double>& norms);
 
   void run();
   Qdwh<B> result() &&;
@@ -118,14 +123,13 @@ class Halley {
 };
 
 template <Backend B>
-Halley<B>::Halley(B& b, ConstView a, Flags skip) : b_(b), lost_(std::move(skip)) {
-  lost_.resize(static_cast<std::size_t>(a.count), 0);
+Halley<B>::Halley(B& b, ConstView a, const std::vector<double>& norms) : b_(b) {
   // Scaled first by the norm, whose squares could otherwise overflow, then by a sharper bound.
-  std::vector<double> scale = frobenius_norms(b, a), shift(members(), 0.0);
-  for (std::size_t k = 0; k < members(); ++k) {
-    if (!(scale[k] > 0) || !std::isnormal(1 / scale[k])) lost_[k] = 1;
-    scale[k] = lost_[k] ? 0 : 1 / scale[k];
-    shift[k] = lost_[k] ? 1 : 0;
+  std::vector<double> scale, shift;
+  for (const double norm : norms) {
+    lost_.push_back(!(norm > 0) || !std::isnormal(1 / norm));
+    scale.push_back(lost_.back() ? 0 : 1 / norm);
+    shift.push_back(lost_.back() ? 1 : 0);
   }
   if (all_lost()) return;
   x_ = b.matrix(a.rows, a.cols, a.count);
@@ -274,14 +278,18 @@ Qdwh<B> Halley<B>::result() && {
 }  // namespace detail
 
 template <Backend B>
-Qdwh<B> qdwh(B& b, ConstView a, Flags skip) {
-  const bool tall = a.rows >= a.cols;
-  typename B::Matrix turned;
-  if (!tall) turned = transpose_of(b, a);
-  detail::Halley<B> halley(b, tall ? a : ConstView(turned.view()), std::move(skip));
+Qdwh<B> qdwh_tall(B& b, ConstView a, const std::vector<double>& norms) {
+  detail::Halley<B> halley(b, a, norms);
   halley.run();
-  Qdwh<B> out = std::move(halley).result();
-  if (!tall && !out.q.empty()) out.q = transpose_of(b, out.q.view());
+  return std::move(halley).result();
+}
+
+template <Backend B>
+Qdwh<B> qdwh(B& b, ConstView a) {
+  if (a.rows >= a.cols) return qdwh_tall(b, a, frobenius_norms(b, a));
+  const auto turned = transpose_of(b, a);
+  Qdwh<B> out = qdwh_tall(b, turned.view(), frobenius_norms(b, turned.view()));
+  if (!out.q.empty()) out.q = transpose_of(b, out.q.view());
   return out;
 }
 

@@ -11,7 +11,7 @@
 #define CCAMERGE_SOLVERS(PREFIX, B)                                                              \
   PREFIX template class Triangular<B>;                                                           \
   PREFIX template class Cholesky<B>;                                                             \
-  PREFIX template Qdwh<B> qdwh<B>(B&, ConstView, Flags);                                         \
+  PREFIX template Qdwh<B> qdwh<B>(B&, ConstView);                                                \
   PREFIX template Polar<B> polar<B>(B&, ConstView, const Coefficients&);                         \
   PREFIX template ThinSvd<B> svd_from_polar<B>(B&, ConstView, ConstView, bool);                  \
   PREFIX template std::vector<PolarFactor<B>> solve_polar<B>(B&, const std::vector<ConstView>&,  \
