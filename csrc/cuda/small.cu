@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kThreads)
         begin + plan.window < batch.samples ? begin + plan.window : batch.samples;
     float sums[tiles_per_warp][2][4][4] = {};
     for (std::int64_t s0 = begin; s0 < end; s0 += kSamples) {
-      __syncthreads();
+      // Nobody reads these any more: the products of the samples before need the staged ones only.
       for (int e = thread; e < layout.models * kSamples; e += kThreads) {
         const int i = e % kSamples;
         const std::int64_t s = s0 + i;

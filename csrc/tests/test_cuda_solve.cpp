@@ -54,7 +54,12 @@ Problem problem(int p, int q, bool dead) {
     std::fill_n(x.begin(), 2 * n, 0.0);
     std::fill_n(y.begin(), 2 * n, 0.0);
   }
-  return {{gram(x, p, x, p, n), p, p}, {gram(y, q, y, q, n), q, q}, {gram(y, q, x, p, n), q, p}};
+  // Not quite symmetric, as sums in other orders are: the symmetric part counts.
+  Values sxx = gram(x, p, x, p, n), syy = gram(y, q, y, q, n);
+  for (Values* s : {&sxx, &syy}) {
+    for (double& e : *s) e *= 1 + 1e-7 * normal(*random_numbers);
+  }
+  return {{std::move(sxx), p, p}, {std::move(syy), q, q}, {gram(y, q, x, p, n), q, p}};
 }
 
 double difference(cuda::Gpu& gpu, const cuda::Stack& found, const Matrix& expected) {
