@@ -70,7 +70,9 @@ class Solver:
 
         device = self.device
         native = getattr(_cuda, function)
-        return self._read(native(*arguments, device.allocate, device.index, device.stream()))
+        with device.active():
+            found = native(*arguments, device.allocate, device.index, device.stream())
+        return self._read(found)
 
     def _read(self, found: Any) -> Any:
         """Results with tensors in the place of (memory, offset, shape)."""

@@ -30,6 +30,7 @@ from ccamerge.graph.widths import given_spaces, shapes_of, spaces_of_models
 from ccamerge.moments import Moments, update_many
 from ccamerge.overlap import Overlap
 from ccamerge.reservoir import Reservoir
+from ccamerge.updating import check_many
 
 KEEP_SAMPLES = 4096
 """Inputs kept for repair, whole batches, at most so many."""
@@ -264,10 +265,8 @@ def _accumulate(runs: Sequence[Run], watched: _Watched, index: int, overlap: Ove
 
 def _check(watched: Sequence[_Watched]) -> None:
     """Wait for all that is counted; ValueError for the first value that is not finite."""
-    for fold in watched:
-        for counted in (c for node in fold.values() for c in node):
-            for _, moments in counted.parts:
-                moments.check()
+    every = (c for fold in watched for node in fold.values() for c in node)
+    check_many(list({id(m): m for counted in every for _, m in counted.parts}.values()))
 
 
 THIN_FROM = 16

@@ -84,9 +84,15 @@ class Device:
         """A stream beside the current one; None where work is done as soon as it is asked for."""
         if _emulated():
             return None
+        return _side_stream(self.index)
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Make this torch's current device, of which alone torch exports tensors by DLPack."""
+        if _emulated():
+            return nullcontext()
         import torch
 
-        return torch.cuda.Stream(self.index)
+        return torch.cuda.device(self.index)
 
     def synchronize(self) -> None:
         """Wait for everything that was put on the device's streams."""
@@ -95,10 +101,12 @@ class Device:
 
             torch.cuda.synchronize(self.index)
 
-    def queue(self, arrays: Iterable[Any]) -> AbstractContextManager[int]:
+    @contextmanager
+    def queue(self, arrays: Iterable[Any]) -> Iterator[int]:
         """The stream on which the producer of some arrays works, current while the context lasts.
 
-        Torch's current stream, or CuPy's if the arrays are CuPy's: so there is nothing to wait for.
+        The device is current, too. The stream is torch's current one, or CuPy's if the arrays are
+        CuPy's: so there is nothing to wait for.
 
         Raises
         ------
@@ -107,28 +115,27 @@ class Device:
         """
         own = self.stream()
         sources = {_is_cupy(array) for array in arrays}
-        if True not in sources:
-            return nullcontext(own)
-        cupy = sys.modules["cupy"]
-        with cupy.cuda.Device(self.index):
-            theirs = int(cupy.cuda.get_current_stream().ptr)
+        theirs = self._cupy_stream() if True in sources else own
         if theirs == own:
-            return nullcontext(own)
+            with self.active():
+                yield own
+            return
         if False in sources:
             message = (
                 f"arrays of torch and CuPy on {self}, whose current streams differ; work on one "
                 "stream, for example within torch.cuda.stream(torch.cuda.ExternalStream(...))"
             )
             raise ValueError(message)
-        return self._current(theirs)
-
-    @contextmanager
-    def _current(self, stream: int) -> Iterator[int]:
         import torch
 
-        known = torch.cuda.ExternalStream(stream, device=self.index) if stream else None
+        known = torch.cuda.ExternalStream(theirs, device=self.index) if theirs else None
         with torch.cuda.stream(known or torch.cuda.default_stream(self.index)):
-            yield stream
+            yield theirs
+
+    def _cupy_stream(self) -> int:
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(self.index):
+            return int(cupy.cuda.get_current_stream().ptr)
 
     def allocate(self, nbytes: int) -> Tensor:
         """Uninitialised bytes of torch's memory, for use on its current stream.
@@ -155,6 +162,14 @@ class Device:
 
         part = memory[offset : offset + 8 * math.prod(shape)]
         return part.view(torch.float64).view(tuple(shape))
+
+
+@functools.cache
+def _side_stream(index: int) -> torch.cuda.Stream:
+    # One for all passes: libraries keep workspace for each stream that they have worked on.
+    import torch
+
+    return torch.cuda.Stream(index)
 
 
 def resolve(device: DeviceLike | None) -> Device | None:

@@ -24,7 +24,7 @@ def update_many(
     mask: Any = None,
     label: str = "",
 ) -> None:
-    """Update many moments in one native call, all or nothing.
+    """Update many moments in one native call, all or nothing but for what `check` tells later.
 
     Parameters
     ----------
@@ -53,9 +53,9 @@ def update_many(
 
         with device.queue(array for _, features in items for array in features) as stream:
             on_device = None if mask is None else _mask_on(device, mask)
+            for moments, _ in updates:
+                moments._known = None  # also if the call fails half way
             _cuda.update_many(items, axes, on_device, stream, label)
-        for moments, _ in updates:
-            moments._unchecked = True
         return
     if mask is not None:
         mask = np.ascontiguousarray(mask)
@@ -71,6 +71,27 @@ def update_many(
         raise ValueError(msg) from error
 
 
+def check_many(many: Sequence[Moments]) -> None:
+    """Wait once for all updates of moments on one device; on the CPU there is nothing to wait for.
+
+    Raises
+    ------
+    ValueError
+        As ``Moments.check``, for the first that met a value that is not finite.
+    """
+    waiting = [moments for moments in many if moments._device and moments._known is None]
+    if not waiting:
+        return
+    from ccamerge import _cuda
+
+    device = waiting[0]._device
+    assert device is not None
+    with device.active():
+        counts = _cuda.check_many([moments._native for moments in waiting], device.stream())
+    for moments, count in zip(waiting, counts, strict=True):
+        moments._known = count
+
+
 def _mask_on(device: Device, mask: Any) -> Tensor:
     """A mask as a tensor in a device's memory."""
     import torch
@@ -82,7 +103,9 @@ def _mask_on(device: Device, mask: Any) -> Tensor:
     if mask.dtype != torch.bool:
         msg = f"mask must be bool, got {str(mask.dtype).removeprefix('torch.')}"
         raise TypeError(msg)
-    return mask.to(device.memory).contiguous()  # type: ignore[no-any-return]
+    from ccamerge.graph.batches import moved
+
+    return moved(mask.contiguous(), device.memory)  # type: ignore[no-any-return]
 
 
 def _readable(array: Any) -> Any:

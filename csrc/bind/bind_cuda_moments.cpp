@@ -103,12 +103,6 @@ void register_cuda_moments(py::module_& m) {
           "device", [](const DeviceMoments& self) { return self.moments->device(); },
           "The device's number.")
       .def(
-          "check",
-          [](DeviceMoments& self, std::uintptr_t stream) {
-            without_gil([&] { self.moments->check(stream_of(stream)); });
-          },
-          py::arg("stream"), "Waits; ValueError if an update held a value that is not finite.")
-      .def(
           "count",
           [](DeviceMoments& self, std::uintptr_t stream) {
             return without_gil([&] { return self.moments->count(stream_of(stream)); });
@@ -201,6 +195,18 @@ void register_cuda_moments(py::module_& m) {
           },
           py::arg("count"), py::arg("means"), py::arg("shifts"), py::arg("blocks"),
           py::arg("stream"), "Sets everything; blocks in block_pairs() order.");
+  m.def(
+      "check_many",
+      [](const std::vector<DeviceMoments*>& moments, std::uintptr_t stream) {
+        std::vector<cuda::Moments*> natives;
+        for (DeviceMoments* one : moments) natives.push_back(one->moments.get());
+        if (natives.empty()) return std::vector<std::int64_t>{};
+        const cuda::Allocate& allocate = moments.front()->allocate;
+        return without_gil([&] { return check_all(natives, allocate, stream_of(stream)); });
+      },
+      py::arg("moments"), py::arg("stream"),
+      "Waits once for all and returns their counts; ValueError for the first that met a value that "
+      "is not finite.");
   m.def("update_many", &update_many, py::arg("items"), py::arg("axes"), py::arg("mask"),
         py::arg("stream"), py::arg("label"),
         "Adds features, one sequence of device arrays for each Moments, without waiting.");

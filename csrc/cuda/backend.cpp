@@ -16,7 +16,13 @@ std::shared_ptr<Buffer> Pool::take(std::size_t bytes) {
     buffer = std::move(it->second);
     idle_.erase(it);
   } else {
-    buffer = allocate_(bytes);
+    try {
+      buffer = allocate_(bytes);
+    } catch (...) {
+      if (idle_.empty()) throw;
+      clear();  // what is idle here may be what is missing
+      buffer = allocate_(bytes);
+    }
   }
   return {new Buffer(std::move(buffer)), [bytes, pool = weak_from_this()](Buffer* done) {
             if (const auto alive = pool.lock()) alive->idle_.emplace(bytes, std::move(*done));
@@ -51,6 +57,15 @@ Stack Gpu::matrix(int rows, int cols, int count) {
 Stack Gpu::stack(const std::vector<ConstView>& matrices) {
   const ConstView first = matrices.at(0);
   Stack out = matrix(first.rows, first.cols, static_cast<int>(matrices.size()));
+  std::vector<const double*> from;
+  for (const ConstView m : matrices) {
+    if (m.ld != first.ld) break;
+    from.push_back(m.data);
+  }
+  if (from.size() == matrices.size()) {
+    cuda::stack(from, first.ld, out.view(), this->stream());
+    return out;
+  }
   for (std::size_t k = 0; k < matrices.size(); ++k) {
     combine(out.view().member(static_cast<int>(k)), 1.0, matrices[k]);
   }
@@ -109,14 +124,40 @@ void Gpu::multiply(bool trans_a, ConstView a, bool trans_b, ConstView b, View c,
                     c.data, c.ld, c.stride, c.count);
 }
 
-// A product of full matrices is faster than what cuBLAS has for symmetric ones, and comes in
-// batches.
-void Gpu::gram_lower(double alpha, ConstView a, View c) { multiply(true, a, false, a, c, alpha); }
+namespace {
 
-void Gpu::downdate_lower(ConstView a, View c) { multiply(false, a, true, a, c, -1.0, 1.0); }
+// Up to this order a product of full matrices is faster than what cuBLAS has for symmetric ones,
+// and comes in batches; beyond it, what is above the diagonal is left out by halves.
+constexpr int kFullOrder = 1024;
+
+}  // namespace
+
+void Gpu::gram_lower(double alpha, ConstView a, View c) {
+  if (c.cols <= kFullOrder) return multiply(true, a, false, a, c, alpha);
+  const int h = c.cols / 2, rest = c.cols - h;
+  const ConstView left = a.block(0, 0, a.rows, h), right = a.block(0, h, a.rows, rest);
+  gram_lower(alpha, left, c.block(0, 0, h, h));
+  multiply(true, right, false, left, c.block(h, 0, rest, h), alpha);
+  gram_lower(alpha, right, c.block(h, h, rest, rest));
+}
+
+void Gpu::downdate_lower(ConstView a, View c) {
+  if (c.cols <= kFullOrder) return multiply(false, a, true, a, c, -1.0, 1.0);
+  const int h = c.cols / 2, rest = c.cols - h;
+  const ConstView top = a.block(0, 0, h, a.cols), bottom = a.block(h, 0, rest, a.cols);
+  downdate_lower(top, c.block(0, 0, h, h));
+  multiply(false, bottom, true, top, c.block(h, 0, rest, h), -1.0, 1.0);
+  downdate_lower(bottom, c.block(h, h, rest, rest));
+}
+
+std::shared_ptr<Buffer> Gpu::zeros(std::size_t bytes) {
+  auto memory = pool_->take(bytes);
+  check(cudaMemsetAsync(memory->data, 0, bytes, stream()), "cudaMemsetAsync");
+  return memory;
+}
 
 Gpu::Info Gpu::info(int count) {
-  return {uploaded(std::vector<int>(static_cast<std::size_t>(count), 0)), count};
+  return {zeros(static_cast<std::size_t>(count) * sizeof(int)), count};
 }
 
 void Gpu::factor_block(View a, View inverse, int at, Info& info) {
@@ -188,7 +229,7 @@ std::vector<double> Gpu::inner(ConstView a, ConstView b) {
 
 std::vector<Symmetry> Gpu::symmetrise(View a) {
   const auto count = static_cast<std::size_t>(a.count);
-  const auto memory = uploaded(std::vector<Symmetry>(count));  // zeros
+  const auto memory = zeros(count * sizeof(Symmetry));
   static_assert(sizeof(Symmetry) == sizeof(SymmetryBits));
   cuda::symmetrise(a, memory->as<SymmetryBits>(), stream());
   return downloaded<Symmetry>(*memory, count);
@@ -240,6 +281,7 @@ void Gpu::groups(const std::vector<WorkItem>& items, const GroupTask& task) {
       bytes += own;
     }
     task(group);
+    pool_->clear();  // the next shapes need other sizes
   }
 }
 

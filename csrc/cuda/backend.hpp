@@ -20,6 +20,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   explicit Pool(Allocate allocate) : allocate_(std::move(allocate)) {}
   // Goes back to the pool, if that still lives, when the last copy of the pointer is gone.
   std::shared_ptr<Buffer> take(std::size_t bytes);
+  // Gives back what is not in use.
+  void clear() { idle_.clear(); }
 
  private:
   Allocate allocate_;
@@ -120,6 +122,7 @@ class Gpu {
   static constexpr std::size_t kMostBytes = std::size_t{2} << 30;
 
   cudaStream_t stream() const { return handles_.stream(); }
+  std::shared_ptr<Buffer> zeros(std::size_t bytes);
   template <class T>
   std::shared_ptr<Buffer> uploaded(const std::vector<T>& values);
   template <class T>

@@ -77,6 +77,20 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
+struct Sources {
+  const double* of[kMembers];
+};
+
+__global__ void __launch_bounds__(kThreads)
+    stack_kernel(const __grid_constant__ Sources from, int ld, View to) {
+  const Tile tile = tile_of(to.rows);
+  const double* const source = from.of[tile.member];
+  double* const target = member(to, tile.member);
+  for_tile(tile, to.rows, to.cols, [&](int i, int j) {
+    at(to, target, i, j) = source[static_cast<std::ptrdiff_t>(j) * ld + i];
+  });
+}
+
 __global__ void __launch_bounds__(kThreads) transpose_kernel(ConstView from, View to) {
   __shared__ double shared[kTile][kTile + 1];
   const Tile tile = tile_of(from.rows);
@@ -190,6 +204,16 @@ void combine(View c, const Coefficients& alpha, ConstView a, const Coefficients&
                  values_of(alpha, first, count), members(a, first, count),
                  values_of(beta, first, count), members(b, first, count),
                  values_of(diagonal, first, count), part);
+  }
+}
+
+void stack(const std::vector<const double*>& from, int ld, View to, cudaStream_t stream) {
+  for (int first = 0; first < to.count; first += kMembers) {
+    const int count = std::min(kMembers, to.count - first);
+    Sources sources{};
+    std::copy_n(from.begin() + first, count, sources.of);
+    launch_tiles(stack_kernel, to.rows, to.cols, count, stream, sources, ld,
+                 members(to, first, count));
   }
 }
 

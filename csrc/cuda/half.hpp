@@ -23,8 +23,8 @@ __host__ __device__ inline std::uint32_t bits_of(float x) {
 
 __host__ __device__ inline float infinity32() { return float_of(0x7f800000u); }
 
-// Beyond this (2^58), sums of squares over an update could overflow float32.
-inline constexpr float kLargestFloat = 2.882303761517117e17f;
+// Beyond this (2^56), sums of squares of differences from a shift could overflow float32.
+inline constexpr float kLargestFloat = 7.205759403792794e16f;
 
 // The bits of a number of a 16-bit type, and of its one.
 template <class T>
@@ -76,6 +76,10 @@ __host__ __device__ inline Half to_half(float x) {
   return {static_cast<std::uint16_t>(sign | (magnitude < 0x7c00u ? magnitude : 0x7c00u))};
 #endif
 }
+
+// To a 16-bit type, by the type of the second argument.
+__host__ __device__ inline Half narrowed(float x, Half) { return to_half(x); }
+__host__ __device__ inline Bfloat narrowed(float x, Bfloat) { return to_bfloat(x); }
 
 // x = parts[0] + parts[1] + parts[2], to float32's accuracy: each takes 8 bits of what is left.
 // The differences are exact.

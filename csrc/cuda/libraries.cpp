@@ -1,5 +1,6 @@
 #include "cuda/libraries.hpp"
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
@@ -67,12 +68,9 @@ Handles::Handles(cudaStream_t stream) : stream_(stream), set_(nullptr) {
   if (!set_) {
     auto fresh = std::make_unique<Set>();
     check_status(library.cublasCreate_v2(&fresh->blas), "cublasCreate");
-    check_status(library.cusolverDnCreate(&fresh->solver), "cusolverDnCreate");
-    check_status(library.cusolverDnCreateParams(&fresh->parameters), "cusolverDnCreateParams");
     set_ = fresh.release();
   }
   check_status(library.cublasSetStream_v2(set_->blas, stream), "cublasSetStream");
-  check_status(library.cusolverDnSetStream(set_->solver, stream), "cusolverDnSetStream");
 }
 
 Handles::~Handles() {
@@ -100,17 +98,32 @@ namespace {
 
 // From this order on a matrix fills the device by itself, and the solver of single ones is faster.
 constexpr int kSingleFrom = 1024;
+// Larger batches are refused by some versions of cuSOLVER.
+constexpr int kMostInBatch = 16384;
 
 }  // namespace
 
 void Handles::eigh(bool vectors, int n, double* a, int lda, long long stride, double* w, int count,
                    int* info, const std::function<void*(std::size_t)>& allocate) const {
   const LibraryTable& library = library_table();
+  if (!set_->parameters) {  // most streams never need a solver
+    check_status(library.cusolverDnCreate(&set_->solver), "cusolverDnCreate");
+    check_status(library.cusolverDnCreateParams(&set_->parameters), "cusolverDnCreateParams");
+  }
+  check_status(library.cusolverDnSetStream(set_->solver, stream_), "cusolverDnSetStream");
   const auto job = vectors ? CUSOLVER_EIG_MODE_VECTOR : CUSOLVER_EIG_MODE_NOVECTOR;
   const auto lower = CUBLAS_FILL_MODE_LOWER;
   std::size_t device_bytes = 0, host_bytes = 0;
   // The batched solver takes contiguous stacks only.
   if (n < kSingleFrom && (count == 1 || stride == static_cast<long long>(lda) * n)) {
+    if (count > kMostInBatch) {
+      for (int first = 0; first < count; first += kMostInBatch) {
+        eigh(vectors, n, a + first * stride, lda, stride,
+             w + static_cast<std::ptrdiff_t>(first) * n, std::min(kMostInBatch, count - first),
+             info + first, allocate);
+      }
+      return;
+    }
     check_status(library.cusolverDnXsyevBatched_bufferSize(
                      set_->solver, set_->parameters, job, lower, n, CUDA_R_64F, a, lda, CUDA_R_64F,
                      w, CUDA_R_64F, &device_bytes, &host_bytes, count),

@@ -27,22 +27,26 @@ Moments::Moments(BlockTable table, const Allocate& allocate, int device, cudaStr
   });
   memory_ = arena.memory();
   cuda::check(cudaMemsetAsync(memory_.data, 0, arena.bytes(), stream), "cudaMemsetAsync");
-  const State fresh{0, 0, 0, kNothingBad, -1};
-  to_device(storage_.state, &fresh, sizeof(fresh), stream);
 }
 
 State Moments::checked(cudaStream_t stream) {
   State state;
   to_host(&state, storage_.state, sizeof(state), stream);
+  accept(state, stream);
+  return state;
+}
+
+// Throws if an update has failed, and goes on from before it.
+void Moments::accept(const State& state, cudaStream_t stream) {
   std::vector<std::string> labels;
   labels.swap(labels_);
-  if (state.failed < 0) return state;
-  const std::string label = labels.at(static_cast<std::size_t>(state.failed));
-  const auto bits = [&](int shift, int count) {
-    return static_cast<std::int64_t>(state.bad >> shift & ((1ull << count) - 1));
+  if (!state.failed) return;
+  const std::string label = labels.at(static_cast<std::size_t>(state.failed - 1));
+  const auto bits = [key = ~state.bad](int shift, int count) {
+    return static_cast<std::int64_t>(key >> shift & ((1ull << count) - 1));
   };
   constexpr int feature = Position::kFeatureBits, sample = Position::kSampleBits;
-  const State mended{state.count, 0, 0, kNothingBad, -1};
+  const State mended{state.count, 0, 0, 0, 0};
   to_device(storage_.state, &mended, sizeof(mended), stream);
   throw std::invalid_argument(format_message(
       label.empty() ? "" : label + ": ", "features of model ", bits(feature + sample, 10),
@@ -51,10 +55,28 @@ State Moments::checked(cudaStream_t stream) {
       "; mask such samples out or mend the model. This update and later ones were not added"));
 }
 
-void Moments::check(cudaStream_t stream) {
-  std::lock_guard lock(mutex_);
-  const DeviceGuard guard(device_);
-  checked(stream);
+std::vector<std::int64_t> check_all(const std::vector<Moments*>& moments, const Allocate& allocate,
+                                    cudaStream_t stream) {
+  if (moments.empty()) return {};
+  const DeviceGuard guard(moments.front()->device());
+  std::vector<const State*> places;
+  for (const Moments* one : moments) {
+    if (one->device() != moments.front()->device()) {
+      throw std::invalid_argument("moments to be checked together must be on one device");
+    }
+    places.push_back(one->storage_.state);
+  }
+  const Buffer gathered = allocate(places.size() * sizeof(State));
+  gather_states(places, gathered.as<State>(), stream);
+  std::vector<State> states(places.size());
+  to_host(states.data(), gathered.data, states.size() * sizeof(State), stream);
+  std::vector<std::int64_t> counts;
+  for (std::size_t i = 0; i < moments.size(); ++i) {
+    std::lock_guard lock(moments[i]->mutex_);
+    moments[i]->accept(states[i], stream);
+    counts.push_back(states[i].count);
+  }
+  return counts;
 }
 
 std::int64_t Moments::count(cudaStream_t stream) {
@@ -215,7 +237,7 @@ void Moments::restore(std::int64_t count, const std::vector<std::vector<double>>
   std::lock_guard lock(mutex_);
   const DeviceGuard guard(device_);
   labels_.clear();
-  const State state{count, 0, 0, kNothingBad, -1};
+  const State state{count, 0, 0, 0, 0};
   to_device(storage_.state, &state, sizeof(state), stream);
   for (std::size_t i = 0; i < means.size(); ++i) {
     to_device(storage_.means[i], means[i].data(), means[i].size() * sizeof(double), stream);

@@ -33,12 +33,7 @@ class Moments {
   const BlockTable& table() const { return table_; }
   int device() const { return device_; }
 
-  // Waits; throws std::invalid_argument naming the first element that was not finite, or too
-  // large, and the label of the update that it came with. The moments are then those from before
-  // that update, and usable.
-  void check(cudaStream_t stream);
-
-  // All of these wait and check first.
+  // All of these wait and check first, as check_all does.
   std::int64_t count(cudaStream_t stream);
   std::vector<double> mean(int model, cudaStream_t stream);
   std::vector<double> shift(int model, cudaStream_t stream);
@@ -65,15 +60,19 @@ class Moments {
     std::lock_guard lock(mutex_);
     const DeviceGuard guard(device_);
     labels_.push_back(label);
-    run(static_cast<const Storage&>(storage_), static_cast<long long>(labels_.size()) - 1);
+    run(static_cast<const Storage&>(storage_), static_cast<long long>(labels_.size()));
   }
 
  private:
+  friend std::vector<std::int64_t> check_all(const std::vector<Moments*>& moments,
+                                             const Allocate& allocate, cudaStream_t stream);
+
   std::size_t features(int model) const { return static_cast<std::size_t>(table_.dim(model)); }
   std::vector<double> vector_of(const double* from, int model, cudaStream_t stream);
   void copy_out(int row, int column, bool divided, double* out, const Allocate& allocate,
                 cudaStream_t stream);
-  State checked(cudaStream_t stream);  // no lock
+  State checked(cudaStream_t stream);  // no lock, as the next
+  void accept(const State& state, cudaStream_t stream);
 
   BlockTable table_;
   int device_;
@@ -82,6 +81,13 @@ class Moments {
   std::vector<std::string> labels_;  // of updates since the last check
   std::mutex mutex_;
 };
+
+// Waits once for all, which are on one device; returns the counts. Throws std::invalid_argument for
+// the first that met an element that was not finite, or too large, naming it and the label of the
+// update that it came with. Those moments are then as they were before that update, and usable; the
+// ones after them are left to be checked.
+std::vector<std::int64_t> check_all(const std::vector<Moments*>& moments, const Allocate& allocate,
+                                    cudaStream_t stream);
 
 // One update of one accumulator: a view of device memory for each of its models, with equal sample
 // shapes.

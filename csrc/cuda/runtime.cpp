@@ -14,10 +14,13 @@ void check(cudaError_t code, const char* call) {
 
 DeviceGuard::DeviceGuard(int device) {
   check(cudaGetDevice(&before_), "cudaGetDevice");
-  check(cudaSetDevice(device), "cudaSetDevice");
+  changed_ = device != before_;
+  if (changed_) check(cudaSetDevice(device), "cudaSetDevice");
 }
 
-DeviceGuard::~DeviceGuard() { cudaSetDevice(before_); }
+DeviceGuard::~DeviceGuard() {
+  if (changed_) cudaSetDevice(before_);
+}
 
 int multiprocessors(int device) {
   int count = 0;
@@ -28,8 +31,8 @@ int multiprocessors(int device) {
 
 void to_device(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
   if (bytes == 0) return;
-  // From pageable memory the call returns once the source has been staged.
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
+  check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
 }
 
 void to_host(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {

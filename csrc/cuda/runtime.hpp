@@ -12,7 +12,8 @@ namespace ccamerge::cuda {
 // Throws std::runtime_error naming the call, with CUDA's name and text of the error.
 void check(cudaError_t code, const char* call);
 
-// Makes a device current while it lives.
+// Makes a device current while it lives. Where it is already, nothing is touched: naming another
+// device for the first time would start CUDA there.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device);
@@ -22,6 +23,7 @@ class DeviceGuard {
 
  private:
   int before_ = 0;
+  bool changed_ = false;
 };
 
 int multiprocessors(int device);
@@ -40,8 +42,8 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sh
         "cudaLaunchKernelEx");
 }
 
-// Copies between the host and a device. From the host, the memory may be reused when the call
-// returns; to the host, it waits until the values are there.
+// Copies between the host and a device, which wait until they are done. For what has no place in an
+// update.
 void to_device(void* to, const void* from, std::size_t bytes, cudaStream_t stream);
 void to_host(void* to, const void* from, std::size_t bytes, cudaStream_t stream);
 

@@ -43,13 +43,14 @@ struct SmallPlan {
 };
 SmallPlan small_plan(const SmallLayout& layout, std::int64_t samples, int multiprocessors);
 
+// Whether a thread block of the device has the shared memory that the form needs.
+bool small_fits(const SmallLayout& layout, Form form, int device);
+
 // products (parts, tiles, kSmallTile, kSmallTile); partials of each model (parts, features) and
-// selected (parts,) as of `pack`. `first` is a value of each feature, (features,); one that differs
-// nowhere is constant. planes splits float32 of x - shift into parts; otherwise all models have the
-// 16-bit dtype of the first.
-void small_products(const Batch& batch, bool planes, const SmallLayout& layout,
-                    const SmallPlan& plan, const double* const* first, const Sums& sums,
-                    double* products, State* state, cudaStream_t stream);
+// selected (parts,) as of `pack`. The form is planes or narrow; narrow features are all of the
+// dtype of the first model's.
+void small_products(const Batch& batch, Form form, const SmallLayout& layout, const SmallPlan& plan,
+                    const Sums& sums, double* products, State* state, cudaStream_t stream);
 
 // Adds the products to all totals.
 void small_add(const SmallLayout& layout, const SmallPlan& plan, const double* products,

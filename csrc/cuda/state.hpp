@@ -5,18 +5,18 @@
 
 namespace ccamerge::cuda {
 
-inline constexpr unsigned long long kNothingBad = ~0ull;
-
 // An update never waits for the device, so what is wrong with its values is noted here and reported
-// by the next call that does wait. From the bad update on nothing changes.
+// by the next call that does wait. From the bad update on nothing changes. All zero before the
+// first.
 struct State {
   long long count;             // samples in the totals
   long long before, selected;  // of the update under way: samples before it, and its own
-  unsigned long long bad;      // the first bad element of the update under way; see Position
-  long long failed;            // number of the update that held a bad element, or -1
+  unsigned long long bad;      // of the update under way: see Position; 0 if nothing is bad
+  long long failed;            // number of the update that held a bad element, from 1 on, or 0
 };
 
-// Where a bad element is, in an order that makes the smallest the first: model, sample, feature.
+// Where a bad element is: model, sample and feature, in the bits of a number whose complement is
+// kept, so that the largest kept is the first of all.
 struct Position {
   int model;
   std::int64_t sample, feature;

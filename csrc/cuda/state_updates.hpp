@@ -12,7 +12,7 @@ __device__ inline void note(State* state, int model, std::int64_t sample, std::i
       (static_cast<unsigned long long>(model) << (Position::kFeatureBits + Position::kSampleBits)) |
       (static_cast<unsigned long long>(sample) << Position::kFeatureBits) |
       static_cast<unsigned long long>(feature);
-  atomicMin(&state->bad, key);
+  atomicMax(&state->bad, ~key);
 }
 
 // The mean of all samples after an update whose own mean lies `delta` from that before.

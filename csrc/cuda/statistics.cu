@@ -13,6 +13,7 @@ constexpr int kLanes = 32, kRows = 8;              // of blocks that look at a f
 
 constexpr std::int64_t kLeastPartial = 512, kMostPartials = 1024;
 constexpr std::int64_t kProbed = 256;
+constexpr double kEnough = 32;  // samples that speak for the others
 
 constexpr double kLargestDouble = 1e150;  // beyond it, sums of squares could overflow
 
@@ -37,14 +38,14 @@ __device__ void reduce_rows(Partial& own) {
   for (int r = 1; r < kRows; ++r) include(own, shared[r][threadIdx.x]);
 }
 
-// A row of the operand at `at`, for a form with elements y (x - shift) and x.
+// An element y (x - shift) of the operand.
 template <Form form, class T>
-__device__ void store(void* data, std::int64_t at, std::int64_t slab, DType dtype, T x, T y) {
+__device__ void store(void* data, std::int64_t at, std::int64_t slab, DType dtype, T y) {
   if constexpr (form == Form::doubles) {
     static_cast<double*>(data)[at] = y;
-  } else if constexpr (form == Form::raw) {
+  } else if constexpr (form == Form::narrow) {
     static_cast<std::uint16_t*>(data)[at] =
-        dtype == DType::float16 ? to_half(x).bits : to_bfloat(x).bits;
+        dtype == DType::float16 ? to_half(y).bits : to_bfloat(y).bits;
   } else if constexpr (form == Form::planes) {
     const Split parts = split(y);
     auto* const to = static_cast<Bfloat*>(data) + at;
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ bool chosen[kTileSamples];
   __shared__ Partial groups[kGroups][kTileFeatures];
   __shared__ int counts[kTileSamples];
-  if (state->failed >= 0) return;
+  if (state->failed) return;
   const int z = static_cast<int>(blockIdx.z), thread = static_cast<int>(threadIdx.x);
   const Features& features = batch.features[z];
   const std::int64_t feature0 = static_cast<std::int64_t>(blockIdx.y) * kTileFeatures;
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(kThreads)
         }
         if constexpr (form != Form::none) {
           if (s0 + i < end) {
-            store<form>(target.data, at0 + i * target.stride, slab, features.dtype, x, y);
+            store<form>(target.data, at0 + i * target.stride, slab, features.dtype, y);
           }
         }
       }
@@ -163,24 +164,38 @@ struct Centres {
   Centre of[kModelsPerLaunch];
 };
 
-__device__ double rounded(double x, bool wide) {
-  return wide ? x : static_cast<double>(static_cast<float>(x));
+// As a number that the form can subtract.
+__device__ double rounded(double x, Form form, DType dtype) {
+  if (form == Form::doubles) return x;
+  const auto single = static_cast<float>(x);
+  if (form != Form::narrow) return static_cast<double>(single);
+  return static_cast<double>(dtype == DType::float16 ? to_float(to_half(single))
+                                                     : to_float(to_bfloat(single)));
+}
+
+// The k-th of the samples that are looked at: one of each stretch of equal length, but none that
+// an axis of the samples could be in step with.
+__device__ std::int64_t probe(std::int64_t k, std::int64_t probed, std::int64_t samples) {
+  const std::int64_t first = k * samples / probed, next = (k + 1) * samples / probed;
+  auto mixed = static_cast<std::uint32_t>(k + 1) * 2654435769u;  // Knuth's multiplicative hashing
+  mixed ^= mixed >> 15;
+  return first + mixed % (next - first);
 }
 
 __global__ void __launch_bounds__(kLanes* kRows)
-    choose_kernel(const __grid_constant__ Batch batch, const __grid_constant__ Choices choices,
-                  bool wide) {
+    choose_kernel(const __grid_constant__ Batch batch, Form form,
+                  const __grid_constant__ Pointers chosen) {
   const int z = static_cast<int>(blockIdx.y);
   const Features& features = batch.features[z];
   const std::int64_t f = static_cast<std::int64_t>(blockIdx.x) * kLanes + threadIdx.x;
   const bool inside = f < features.count;
-  const double shift = inside && batch.shift[z] ? batch.shift[z][f] : 0;
+  const double shift = inside && form != Form::narrow ? batch.shift[z][f] : 0;
   const std::int64_t at = inside ? features.features.offset(f) : 0;
   const std::int64_t probed = batch.samples < kProbed ? batch.samples : kProbed;
   Partial own{0, infinity(), -infinity()}, squares{0, 0, 0}, seen{0, 0, 0};
   with_elements(features, [&](const auto* data) {
     for (std::int64_t k = threadIdx.y; k < probed && inside; k += kRows) {
-      const std::int64_t s = k * batch.samples / probed;
+      const std::int64_t s = probe(k, probed, batch.samples);
       if (batch.mask && !batch.mask[s]) continue;
       const auto x = widened<double>(data[features.samples.offset(s) + at]);
       include(own, {x - shift, x, x});
@@ -192,18 +207,24 @@ __global__ void __launch_bounds__(kLanes* kRows)
   reduce_rows(squares);
   reduce_rows(seen);
   if (threadIdx.y != 0 || !inside) return;
-  if (choices.seen[z]) choices.seen[z][f] = own.lowest;
-  if (!choices.shift[z]) return;
   const double mean = own.sum / seen.sum, square = squares.sum / seen.sum;
-  double next = shift;
   // Comparisons with NaN, of bad values or no samples, leave the shift as it was.
-  if (own.lowest == own.highest) {
+  double next = shift;
+  const bool few = seen.sum < kEnough && batch.samples > kProbed;
+  if (form == Form::narrow && few) {
+    next = 0;  // the others may be anywhere
+  } else if (own.lowest == own.highest) {
     next = own.lowest;  // a constant feature is met exactly
-  } else if (2 * mean * mean > square) {
+  } else if (form == Form::narrow) {
+    const double near = rounded(mean, form, features.dtype), size = fabs(near);
+    const double least = near < 0 ? -own.highest : own.lowest;
+    const double most = near < 0 ? -own.lowest : own.highest;
+    if (2 * least >= size && most <= 2 * size) next = near;
+  } else if (2 * mean * mean > square) {  // mean^2 > square - mean^2
     next = shift + mean;
   }
   if (!(next >= -kLargestFloat && next <= kLargestFloat)) next = shift;
-  choices.shift[z][f] = rounded(next, wide);
+  chosen.of[z][f] = rounded(next, form, features.dtype);
 }
 
 __global__ void __launch_bounds__(kLanes* kRows)
@@ -235,7 +256,7 @@ __global__ void __launch_bounds__(kLanes* kRows)
   if (f == 0 && z == 0 && batch.first == 0) {
     state->before = state->count;
     state->selected = static_cast<long long>(m);
-    if (state->bad != kNothingBad && state->failed < 0) state->failed = update;
+    if (state->bad && !state->failed) state->failed = update;
   }
 }
 
@@ -244,7 +265,7 @@ __global__ void __launch_bounds__(kThreads)
                   const __grid_constant__ ConstPointers chosen,
                   const __grid_constant__ Pointers shift, const __grid_constant__ Pointers mean,
                   State* state, bool last) {
-  if (state->failed >= 0 || state->selected == 0) return;
+  if (state->failed || state->selected == 0) return;
   const int z = static_cast<int>(blockIdx.y);
   const std::int64_t f = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (f < batch.features[z].count) {
@@ -283,8 +304,9 @@ std::int64_t partial_count(std::int64_t samples) {
   return ceil_div(samples, partial_samples(samples));
 }
 
-void choose_shifts(const Batch& batch, const Choices& choices, bool wide, cudaStream_t stream) {
-  launch(choose_kernel, lanes_grid(batch), {kLanes, kRows}, 0, stream, batch, choices, wide);
+void choose_shifts(const Batch& batch, Form form, double* const* chosen, cudaStream_t stream) {
+  launch(choose_kernel, lanes_grid(batch), {kLanes, kRows}, 0, stream, batch, form,
+         table_of<Pointers>(chosen, batch.models));
 }
 
 void pack(const Batch& batch, Form form, std::int64_t first, std::int64_t last, const Sums& sums,
@@ -306,8 +328,8 @@ void pack(const Batch& batch, Form form, std::int64_t first, std::int64_t last, 
   switch (form) {
     case Form::none:
       return wide ? run(pack_kernel<double, Form::none>) : run(pack_kernel<float, Form::none>);
-    case Form::raw:
-      return run(pack_kernel<float, Form::raw>);
+    case Form::narrow:
+      return run(pack_kernel<float, Form::narrow>);
     case Form::planes:
       return run(pack_kernel<float, Form::planes>);
     case Form::doubles:

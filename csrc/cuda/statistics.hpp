@@ -13,19 +13,20 @@ namespace ccamerge::cuda {
 // What features become before they are multiplied, as a (samples, stride) row-major matrix or
 // several.
 enum class Form {
-  none,     // nothing: they are multiplied where they lie, or only looked at
-  raw,      // the same 16-bit numbers
-  planes,   // x - shift in float32, split into bfloat16 parts: see kPlaneOrder
+  none,     // nothing: they are only looked at
+  narrow,   // x - shift in the features' own 16-bit type
+  planes,   // x - shift in float32, split into bfloat16 parts: see part_of_plane
   doubles,  // x - shift in float64
 };
 
 // Of x = p0 + p1 + p2 and y likewise the products p0 q0, p0 q1, p1 q1, p1 q0, p0 q2 and p2 q0 make
-// float32's accuracy. With the parts stacked in this order, one product of parts 0..5 of x with
-// parts 1..6 of y, their inner dimensions joined, is the sum of all six.
+// float32's accuracy. With the parts stacked in this order, one product of slabs 0..5 of x with
+// slabs 1..6 of y, their inner dimensions joined, is the sum of all six. The largest comes last:
+// matrix units round sums towards zero, by more the larger the sum is.
 inline constexpr int kPlanes = 7;
 inline constexpr int kPlaneProducts = kPlanes - 1;
-__host__ __device__ constexpr int part_of_plane(int plane) {  // 0, 0, 1, 1, 0, 2, 0
-  return plane == 5 ? 2 : plane == 2 || plane == 3 ? 1 : 0;
+__host__ __device__ constexpr int part_of_plane(int plane) {  // 0, 2, 0, 1, 1, 0, 0
+  return plane == 1 ? 2 : plane == 3 || plane == 4 ? 1 : 0;
 }
 
 inline int slabs_of(Form form) { return form == Form::planes ? kPlanes : 1; }
@@ -51,14 +52,12 @@ struct Batch {
   Target target[kModelsPerLaunch];
 };
 
-// Looks at up to 256 samples spread over the update. chosen[i] (features,), where given, become the
-// shifts: those of the batch unless the mean lies more than a standard deviation off; rounded to
-// float32 unless `wide`. seen[i] (features,), where given, become a value of each feature.
-struct Choices {
-  double* shift[kModelsPerLaunch] = {};
-  double* seen[kModelsPerLaunch] = {};
-};
-void choose_shifts(const Batch& batch, const Choices& choices, bool wide, cudaStream_t stream);
+// Chooses shifts from up to 256 samples spread over the update at random: those of the batch unless
+// the mean lies more than a standard deviation off. For the narrow form the mean if all that are
+// looked at, 32 or all, lie between its half and its double, else none: then differences
+// from it are numbers of the same type (Sterbenz 1974), so that nothing is lost. chosen[i]
+// (features,) are numbers of the form's type.
+void choose_shifts(const Batch& batch, Form form, double* const* chosen, cudaStream_t stream);
 
 // Samples that a block of `pack` sums over, and so many partial sums there are of `samples`.
 std::int64_t partial_samples(std::int64_t samples);

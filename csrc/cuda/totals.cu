@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cuda/state_updates.hpp"
 #include "cuda/totals.hpp"
 
@@ -6,44 +8,46 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// A thread an element; blocks are numbered along rows, each row's columns in tiles of kThreads.
-struct Place {
-  std::int64_t row, column;
-};
-__device__ Place place(std::int64_t columns) {
-  const std::int64_t tiles = (columns + kThreads - 1) / kThreads;
-  const std::int64_t block = blockIdx.x;
-  return {block / tiles, block % tiles * kThreads + threadIdx.x};
+// Columns along the grid's first extent, a thread each; rows along the second, which is limited, so
+// that a block may have several.
+__device__ std::int64_t column() {
+  return static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
 }
 
 dim3 grid_of(std::int64_t rows, std::int64_t columns) {
-  return static_cast<unsigned>(rows * ceil_div<std::int64_t>(columns, kThreads));
+  return {static_cast<unsigned>(ceil_div<std::int64_t>(columns, kThreads)),
+          static_cast<unsigned>(std::min<std::int64_t>(rows, 65535))};
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     add_kernel(Total total, Products<T> products, Centre rows, Centre columns, const State* state) {
-  if (state->failed >= 0 || state->selected == 0) return;
-  const Place at = place(products.columns);
-  const std::int64_t r = products.row + at.row, c = products.column + at.column;
-  if (at.column >= products.columns || (total.own && c < r)) return;
-  const T* from = products.data + at.row * products.stride + at.column;
-  double sum = 0;
-  for (std::int64_t p = 0; p < products.parts; ++p) {
-    sum += static_cast<double>(from[p * products.part_stride]);
+  if (state->failed || state->selected == 0) return;
+  if (column() >= products.columns) return;
+  const std::int64_t c = products.column + column();
+  for (std::int64_t row = blockIdx.y; row < products.rows; row += gridDim.y) {
+    const std::int64_t r = products.row + row;
+    if (total.own && c < r) return;
+    const T* from = products.data + row * products.stride + column();
+    double sum = 0;
+    for (std::int64_t p = 0; p < products.parts; ++p) {
+      sum += static_cast<double>(from[p * products.part_stride]);
+    }
+    total.data[r * total.columns + c] += centred(sum, rows, r, columns, c, *state, products.last);
   }
-  total.data[r * total.columns + c] += centred(sum, rows, r, columns, c, *state, products.last);
 }
 
 __global__ void __launch_bounds__(kThreads)
     read_kernel(Total total, bool transposed, bool divided, const State* state, double* out) {
-  const Place at = place(transposed ? total.rows : total.columns);
-  const std::int64_t r = transposed ? at.column : at.row, c = transposed ? at.row : at.column;
-  if (r >= total.rows || c >= total.columns) return;
-  const bool below = total.own && c < r;
-  const double value = total.data[below ? c * total.columns + r : r * total.columns + c];
-  out[at.row * (transposed ? total.rows : total.columns) + at.column] =
-      divided ? value / static_cast<double>(state->count) : value;
+  const std::int64_t width = transposed ? total.rows : total.columns;
+  const std::int64_t height = transposed ? total.columns : total.rows;
+  if (column() >= width) return;
+  for (std::int64_t row = blockIdx.y; row < height; row += gridDim.y) {
+    const std::int64_t r = transposed ? column() : row, c = transposed ? row : column();
+    const bool below = total.own && c < r;
+    const double value = total.data[below ? c * total.columns + r : r * total.columns + c];
+    out[row * width + column()] = divided ? value / static_cast<double>(state->count) : value;
+  }
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -59,6 +63,18 @@ __global__ void __launch_bounds__(kThreads)
     mean_kernel(Centre centre, double* mean, std::int64_t features, const State* state) {
   const std::int64_t f = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (f < features) mean[f] = moved_mean(*state, mean[f], centre.delta[f]);
+}
+
+constexpr int kStates = 128;  // that a launch copies
+
+struct States {
+  const State* of[kStates];
+};
+
+__global__ void __launch_bounds__(kStates)
+    states_kernel(const __grid_constant__ States from, int count, State* to) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < count) to[i] = *from.of[i];
 }
 
 template <class T>
@@ -93,6 +109,15 @@ void centre_on(const double* mean, const double* other, std::int64_t features, c
                cudaStream_t stream) {
   launch(centre_kernel, static_cast<unsigned>(ceil_div<std::int64_t>(features, kThreads)), kThreads,
          0, stream, mean, other, features, centre);
+}
+
+void gather_states(const std::vector<const State*>& from, State* to, cudaStream_t stream) {
+  for (std::size_t first = 0; first < from.size(); first += kStates) {
+    const std::size_t count = std::min<std::size_t>(kStates, from.size() - first);
+    States states{};
+    std::copy_n(from.begin() + static_cast<std::ptrdiff_t>(first), count, states.of);
+    launch(states_kernel, 1, kStates, 0, stream, states, static_cast<int>(count), to + first);
+  }
 }
 
 void move_mean(const Centre& centre, double* mean, std::int64_t features, const State* state,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "cuda/runtime.hpp"
 #include "cuda/state.hpp"
@@ -41,6 +42,9 @@ void read(const Total& total, bool transposed, bool divided, const State* state,
 // its totals.
 void centre_on(const double* mean, const double* other, std::int64_t features, const Centre& centre,
                cudaStream_t stream);
+
+// Copies states, scattered over device memory, side by side.
+void gather_states(const std::vector<const State*>& from, State* to, cudaStream_t stream);
 
 // mean (features,) moves to that of all samples, as after an update.
 void move_mean(const Centre& centre, double* mean, std::int64_t features, const State* state,

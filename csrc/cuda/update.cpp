@@ -21,18 +21,24 @@ void update(const std::vector<Update>& updates, const std::string& label, const 
     check_sizes(one);
     inputs.emplace_back(one);
   }
+  std::vector<std::unique_ptr<UpdateRoute>> routes(updates.size());
   for (std::size_t i = 0; i < updates.size(); ++i) {
     const UpdateInput& input = inputs[i];
-    Moments& moments = *updates[i].moments;
+    const Moments& moments = *updates[i].moments;
     if (input.samples == 0) continue;
-    moments.updating(label, [&](const Storage& storage, long long number) {
-      SmallLayout layout;
-      if (input.form != Form::doubles && small_layout(moments.table(), &layout)) {
-        update_small(input, layout, storage, number, multiprocessors(moments.device()), allocate,
-                     stream);
-      } else {
-        update_by_products(input, moments.table(), storage, number, limits, allocate, stream);
-      }
+    const DeviceGuard guard(moments.device());
+    SmallLayout layout;
+    if (small_layout(moments.table(), &layout) &&
+        small_fits(layout, input.form, moments.device())) {
+      routes[i] = small_route(input, layout, multiprocessors(moments.device()), allocate);
+    } else {
+      routes[i] = product_route(input, moments.table(), limits, allocate);
+    }
+  }
+  for (std::size_t i = 0; i < updates.size(); ++i) {
+    if (!routes[i]) continue;
+    updates[i].moments->updating(label, [&](const Storage& storage, long long number) {
+      routes[i]->queue(storage, number, stream);
     });
   }
 }

@@ -36,32 +36,22 @@ Features features_of(const FeatureView& given) {
   return out;
 }
 
-// Whether a matrix product can read the features where they lie, at full speed.
-bool in_place(const Features& features, bool masked) {
-  constexpr std::int64_t aligned = 8;  // elements: 16 bytes
-  return !masked && features.features.count == 1 && features.samples.count == 1 &&
-         features.features.stride[0] == 1 && features.samples.stride[0] >= features.count &&
-         features.samples.stride[0] % aligned == 0 &&
-         reinterpret_cast<std::uintptr_t>(features.data) % 16 == 0;
-}
-
 }  // namespace
 
 UpdateInput::UpdateInput(const Update& update)
     : samples(update.features.front().samples()), mask(update.mask) {
   const DType first = update.features.front().dtype;
-  bool wide = false, narrow = true, all_in_place = true;
+  bool wide = false, narrow = true;
   for (const FeatureView& view : update.features) {
     features.push_back(features_of(view));
     wide |= view.dtype == DType::float64;
     narrow &= view.dtype == first && (first == DType::float16 || first == DType::bfloat16);
-    all_in_place &= in_place(features.back(), mask);
   }
   if (wide) {
     form = Form::doubles;
     number = Number::float64;
   } else if (narrow) {
-    form = all_in_place ? Form::none : Form::raw;
+    form = Form::narrow;
     number = first == DType::float16 ? Number::float16 : Number::bfloat16;
   }
 }
@@ -77,7 +67,7 @@ std::vector<Batch> UpdateInput::batches(const Storage& storage) const {
     for (int i = 0; i < batch.models; ++i) {
       const std::size_t m = first + static_cast<std::size_t>(i);
       batch.features[i] = features[m];
-      if (shifted()) batch.shift[i] = storage.shifts[m];
+      batch.shift[i] = storage.shifts[m];
     }
     out.push_back(batch);
   }

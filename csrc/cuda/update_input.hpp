@@ -15,7 +15,8 @@ struct UpdateInput {
   explicit UpdateInput(const Update& update);
 
   std::size_t models() const { return features.size(); }
-  bool shifted() const { return form == Form::planes || form == Form::doubles; }
+  // Whether a shift serves the next update too; that of the narrow form is chosen afresh each time.
+  bool keeps_shift() const { return form != Form::narrow; }
 
   // The models side by side, kModelsPerLaunch at most in each, with the storage's shifts.
   std::vector<Batch> batches(const Storage& storage) const;
@@ -23,8 +24,7 @@ struct UpdateInput {
   std::int64_t samples = 0;
   const std::uint8_t* mask = nullptr;
   std::vector<Features> features;
-  // doubles if any model's features are float64; none or raw if all are of one 16-bit type; else
-  // planes.
+  // doubles if any model's features are float64; narrow if all are of one 16-bit type; else planes.
   Form form = Form::planes;
   Number number = Number::bfloat16;  // of the operands
 };

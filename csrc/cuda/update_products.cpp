@@ -7,9 +7,10 @@ namespace ccamerge::cuda {
 namespace {
 
 // Samples whose products are summed in the compute type before they are added in float64. Splitting
-// float32 makes six products a sample. Exact products of 16-bit numbers are cheap enough for
-// writing their sums out to matter, so those are written less often.
-constexpr std::int64_t kPlaneRows = 1024, kRawRows = 4096, kDoubleRows = 4096;
+// float32 makes six products a sample. Products of 16-bit numbers are cheap enough for writing
+// their sums out to matter, so those are written less often. Matrix units round sums towards zero:
+// by 1e-5 of the mean square at 4096 samples.
+constexpr std::int64_t kPlaneRows = 1024, kNarrowRows = 2048, kDoubleRows = 4096;
 
 // A model's own block is multiplied in bands of so many rows, each from its diagonal on.
 constexpr std::int64_t kBand = 1024;
@@ -20,47 +21,46 @@ struct Band {
   std::int64_t row, column, rows, columns;
 };
 
-class ProductUpdate {
+class ProductUpdate final : public UpdateRoute {
  public:
-  ProductUpdate(const UpdateInput& input, const BlockTable& table, const Storage& storage,
-                long long number, const Limits& limits, cudaStream_t stream)
-      : input_(input),
-        table_(table),
-        storage_(storage),
-        number_(number),
-        limits_(limits),
-        stream_(stream) {
+  ProductUpdate(const UpdateInput& input, const BlockTable& table, const Limits& limits,
+                const Allocate& allocate)
+      : input_(input), table_(table), limits_(limits) {
     plan();
+    memory_ = Arena(allocate, [this](auto&& part) { lay_out(part); }).memory();
   }
 
-  void run(const Allocate& allocate) {
-    const Arena arena(allocate, [this](auto&& part) { lay_out(part); });
-    batches_ = input_.batches(storage_);
+  void queue(const Storage& storage, long long number, cudaStream_t stream) override {
+    storage_ = &storage;
+    number_ = number;
+    stream_ = stream;
+    batches_ = input_.batches(storage);
     for (Batch& batch : batches_) {
       for (int i = 0; i < batch.models; ++i) {
         const std::size_t m = static_cast<std::size_t>(batch.first + i);
         batch.target[i] = {operands_[m], rows_, stride(m)};
       }
+      double* const* const chosen = &chosen_[static_cast<std::size_t>(batch.first)];
+      choose_shifts(batch, input_.form, chosen, stream_);
+      std::copy_n(chosen, batch.models, batch.shift);
     }
-    if (input_.shifted()) choose();
     const Handles handles(stream_);
-    const bool once = input_.form != Form::none && pass_ >= input_.samples;
+    const bool once = pass_ >= input_.samples;
     if (!once) look();
     for (std::int64_t from = 0; from < input_.samples; from += pass_) {
       const std::int64_t to = std::min(input_.samples, from + pass_);
-      if (input_.form != Form::none) {
-        for (const Batch& batch : batches_) {
-          pack(batch, input_.form, from, to, once ? sums_of(batch) : Sums{}, storage_.state,
-               stream_);
-        }
+      for (const Batch& batch : batches_) {
+        pack(batch, input_.form, from, to, once ? sums_of(batch) : Sums{}, storage.state, stream_);
       }
       if (once) centre();
       multiply(handles, from, to);
     }
+    const std::vector<double*> none(models());
+    const std::vector<double*>& chosen = input_.keeps_shift() ? chosen_ : none;
     for (const Batch& batch : batches_) {
       const auto first = static_cast<std::size_t>(batch.first);
-      finish(batch, &centres_[first], &chosen_[first], &storage_.shifts[first],
-             &storage_.means[first], storage_.state, &batch == &batches_.back(), stream_);
+      finish(batch, &centres_[first], &chosen[first], &storage.shifts[first], &storage.means[first],
+             storage.state, &batch == &batches_.back(), stream_);
     }
   }
 
@@ -72,9 +72,7 @@ class ProductUpdate {
   // Elements between an operand's rows.
   std::int64_t stride(std::size_t model) const {
     constexpr std::int64_t aligned = 8;
-    const Features& features = input_.features[model];
-    return input_.form == Form::none ? features.samples.stride[0]
-                                     : ceil_div(features.count, aligned) * aligned;
+    return ceil_div(input_.features[model].count, aligned) * aligned;
   }
   std::size_t product_item() const {
     return input_.form == Form::doubles ? sizeof(double) : sizeof(float);
@@ -83,16 +81,13 @@ class ProductUpdate {
   // How many samples make a chunk, and how many a pass over the operands' memory.
   void plan() {
     const Form form = input_.form;
-    rows_ = form == Form::planes ? kPlaneRows : form == Form::doubles ? kDoubleRows : kRawRows;
+    rows_ = form == Form::planes ? kPlaneRows : form == Form::doubles ? kDoubleRows : kNarrowRows;
     rows_ = std::min(rows_, ceil_div<std::int64_t>(input_.samples, 32) * 32);
     std::int64_t row_bytes = 0;
     for (std::size_t m = 0; m < models(); ++m) {
       row_bytes += stride(m) * slabs_of(form) * static_cast<std::int64_t>(item_of(form));
     }
     const auto most = static_cast<std::int64_t>(limits_.operand_bytes);
-    const std::int64_t all = ceil_div(input_.samples, rows_);
-    pass_ = all * rows_;
-    if (form == Form::none) return;
     while (rows_ > 256 && rows_ * row_bytes > most) {
       rows_ = ceil_div<std::int64_t>(rows_ / 2, 32) * 32;
     }
@@ -111,16 +106,14 @@ class ProductUpdate {
     part(partials, selected_);
     for (std::size_t m = 0; m < models(); ++m) {
       part(partials * width(m), partials_[m]);
-      if (input_.shifted()) part(width(m), chosen_[m]);
+      part(width(m), chosen_[m]);
       for (double** of :
            {&centres_[m].sum, &centres_[m].offset, &centres_[m].delta, &centres_[m].keep}) {
         part(width(m), *of);
       }
-      if (input_.form != Form::none) {
-        part(static_cast<std::size_t>(pass_ * stride(m)) *
-                 static_cast<std::size_t>(slabs_of(input_.form)) * item_of(input_.form),
-             operands_[m]);
-      }
+      part(static_cast<std::size_t>(pass_ * stride(m)) *
+               static_cast<std::size_t>(slabs_of(input_.form)) * item_of(input_.form),
+           operands_[m]);
     }
     part(product_bytes(), products_);
   }
@@ -149,20 +142,11 @@ class ProductUpdate {
     return sums;
   }
 
-  void choose() {
-    for (Batch& batch : batches_) {
-      Choices choices;
-      std::copy_n(chosen_.begin() + batch.first, batch.models, choices.shift);
-      choose_shifts(batch, choices, input_.form == Form::doubles, stream_);
-      std::copy_n(choices.shift, batch.models, batch.shift);
-    }
-  }
-
   // Sums of all samples, before any is multiplied: nothing must be added of an update that turns
   // out to hold a bad element further on.
   void look() {
     for (const Batch& batch : batches_) {
-      pack(batch, Form::none, 0, input_.samples, sums_of(batch), storage_.state, stream_);
+      pack(batch, Form::none, 0, input_.samples, sums_of(batch), storage_->state, stream_);
     }
     centre();
   }
@@ -170,14 +154,14 @@ class ProductUpdate {
   void centre() {
     for (const Batch& batch : batches_) {
       const auto first = static_cast<std::size_t>(batch.first);
-      derive_centres(batch, sums_of(batch), partial_count(input_.samples), &storage_.means[first],
-                     &centres_[first], storage_.state, number_, stream_);
+      derive_centres(batch, sums_of(batch), partial_count(input_.samples), &storage_->means[first],
+                     &centres_[first], storage_->state, number_, stream_);
     }
   }
 
   void multiply(const Handles& handles, std::int64_t from, std::int64_t to) {
-    for (std::size_t b = 0; b < storage_.totals.size(); ++b) {
-      const Total& total = storage_.totals[b];
+    for (std::size_t b = 0; b < storage_->totals.size(); ++b) {
+      const Total& total = storage_->totals[b];
       const auto [row, column] = table_.blocks()[b];
       for (std::int64_t r = 0; r < total.rows; r += kBand) {
         const std::int64_t c = total.own ? r : 0;
@@ -205,13 +189,7 @@ class ProductUpdate {
     T* const memory = reinterpret_cast<T*>(products_);
     for (std::int64_t chunk = 0; chunk < chunks; chunk += group) {
       const std::int64_t parts = std::min(group, chunks - chunk);
-      // Operands are filled up with zeros, but what is read in place ends in a shorter chunk.
-      const std::int64_t end = std::min(to - from, (chunk + parts) * rows_) - chunk * rows_;
-      const std::int64_t full = input_.form == Form::none ? end / rows_ : parts;
-      if (full > 0) product(handles, band, chunk, rows_, full, memory);
-      if (full < parts) {
-        product(handles, band, chunk + full, end - full * rows_, 1, memory + full * size);
-      }
+      product(handles, band, chunk, parts, memory);
       Products<T> products;
       products.data = memory;
       products.row = band.row;
@@ -221,26 +199,24 @@ class ProductUpdate {
       products.part_stride = size;
       products.parts = parts;
       products.last = to == input_.samples && chunk + parts == chunks;
-      add(total, products, centres_[band.row_model], centres_[band.column_model], storage_.state,
+      add(total, products, centres_[band.row_model], centres_[band.column_model], storage_->state,
           stream_);
     }
   }
 
-  // `count` products over `rows` samples each, from a chunk on. Row-major results are column-major
-  // ones of the transpose, so the columns' operand comes first.
-  void product(const Handles& handles, const Band& band, std::int64_t chunk, std::int64_t rows,
-               std::int64_t count, void* to) const {
+  // `count` products over a chunk each. Row-major results are column-major ones of the transpose,
+  // so the columns' operand comes first.
+  void product(const Handles& handles, const Band& band, std::int64_t chunk, std::int64_t count,
+               void* to) const {
     const auto operand = [&](std::size_t model, std::int64_t feature, bool second) {
       const std::int64_t slab = rows_ * stride(model), step = slab * slabs_of(input_.form);
-      const auto* const base = input_.form == Form::none
-                                   ? static_cast<const std::byte*>(input_.features[model].data)
-                                   : operands_[model];
       std::int64_t at = chunk * step + feature;
       if (second && input_.form == Form::planes) at += slab;
-      return Handles::Operand{base + at * static_cast<std::int64_t>(item_of(input_.form)),
-                              static_cast<int>(stride(model)), step, second};
+      return Handles::Operand{
+          operands_[model] + at * static_cast<std::int64_t>(item_of(input_.form)),
+          static_cast<int>(stride(model)), step, second};
     };
-    const std::int64_t inner = rows * (input_.form == Form::planes ? kPlaneProducts : 1);
+    const std::int64_t inner = rows_ * (input_.form == Form::planes ? kPlaneProducts : 1);
     handles.multiply(input_.number, static_cast<int>(band.columns), static_cast<int>(band.rows),
                      static_cast<int>(inner), 1.0, operand(band.column_model, band.column, false),
                      operand(band.row_model, band.row, true), 0.0, to,
@@ -250,10 +226,11 @@ class ProductUpdate {
 
   const UpdateInput& input_;
   const BlockTable& table_;
-  const Storage& storage_;
-  long long number_;
-  const Limits& limits_;
-  cudaStream_t stream_;
+  const Limits limits_;
+  const Storage* storage_ = nullptr;
+  long long number_ = 0;
+  cudaStream_t stream_ = nullptr;
+  Buffer memory_;
   std::int64_t rows_ = 0, pass_ = 0;
   std::vector<Batch> batches_;
   std::vector<Partial*> partials_;  // in the workspace, as all that follow
@@ -266,10 +243,9 @@ class ProductUpdate {
 
 }  // namespace
 
-void update_by_products(const UpdateInput& input, const BlockTable& table, const Storage& storage,
-                        long long number, const Limits& limits, const Allocate& allocate,
-                        cudaStream_t stream) {
-  ProductUpdate(input, table, storage, number, limits, stream).run(allocate);
+std::unique_ptr<UpdateRoute> product_route(const UpdateInput& input, const BlockTable& table,
+                                           const Limits& limits, const Allocate& allocate) {
+  return std::make_unique<ProductUpdate>(input, table, limits, allocate);
 }
 
 }  // namespace ccamerge::cuda

@@ -1,5 +1,8 @@
-// The ways that an update can go. Each queues its kernels and products and returns.
+// The ways that an update can go. Memory is allocated first, so that nothing is queued of a call
+// whose memory does not suffice.
 #pragma once
+
+#include <memory>
 
 #include "cuda/memory.hpp"
 #include "cuda/small.hpp"
@@ -7,14 +10,19 @@
 
 namespace ccamerge::cuda {
 
-// Operands in memory, products by cuBLAS.
-void update_by_products(const UpdateInput& input, const BlockTable& table, const Storage& storage,
-                        long long number, const Limits& limits, const Allocate& allocate,
-                        cudaStream_t stream);
+class UpdateRoute {
+ public:
+  virtual ~UpdateRoute() = default;
+  // Queues kernels and products, and returns. `number` is the update's, from 1 on.
+  virtual void queue(const Storage& storage, long long number, cudaStream_t stream) = 0;
+};
+
+// Operands in memory, products by cuBLAS. The input and the table outlive the route.
+std::unique_ptr<UpdateRoute> product_route(const UpdateInput& input, const BlockTable& table,
+                                           const Limits& limits, const Allocate& allocate);
 
 // One kernel for few features, not of float64.
-void update_small(const UpdateInput& input, const SmallLayout& layout, const Storage& storage,
-                  long long number, int multiprocessors, const Allocate& allocate,
-                  cudaStream_t stream);
+std::unique_ptr<UpdateRoute> small_route(const UpdateInput& input, const SmallLayout& layout,
+                                         int multiprocessors, const Allocate& allocate);
 
 }  // namespace ccamerge::cuda

@@ -1,56 +1,66 @@
 // An update of few features: see small.hpp.
+#include <algorithm>
+
 #include "cuda/update_routes.hpp"
 
 namespace ccamerge::cuda {
 namespace {
 
-// Workspace; laid out once to count it and once to hand it out.
-struct Workspace {
-  double* products = nullptr;
-  Sums sums;
-  Choices choices;
-  Centre centres[kModelsPerLaunch] = {};
+class SmallUpdate final : public UpdateRoute {
+ public:
+  SmallUpdate(const UpdateInput& input, const SmallLayout& layout, int multiprocessors,
+              const Allocate& allocate)
+      : input_(input),
+        layout_(layout),
+        plan_(small_plan(layout, input.samples, multiprocessors)),
+        arena_(allocate, [this](auto&& part) { lay_out(part); }) {}
 
+  void queue(const Storage& storage, long long number, cudaStream_t stream) override {
+    Batch batch = input_.batches(storage).front();
+    choose_shifts(batch, input_.form, chosen_, stream);
+    std::copy_n(chosen_, batch.models, batch.shift);
+    small_products(batch, input_.form, layout_, plan_, sums_, products_, storage.state, stream);
+    derive_centres(batch, sums_, plan_.parts(layout_), storage.means.data(), centres_,
+                   storage.state, number, stream);
+    small_add(layout_, plan_, products_, storage.totals.data(), storage.totals.size(), centres_,
+              storage.state, stream);
+    double* const none[kModelsPerLaunch] = {};
+    finish(batch, centres_, input_.keeps_shift() ? chosen_ : none, storage.shifts.data(),
+           storage.means.data(), storage.state, true, stream);
+  }
+
+ private:
   template <class Part>
-  void lay_out(const UpdateInput& input, const SmallLayout& layout, std::size_t parts,
-               Part&& part) {
-    part(parts * static_cast<std::size_t>(layout.tiles * kSmallTile * kSmallTile), products);
-    part(parts, sums.selected);
-    for (std::size_t m = 0; m < input.models(); ++m) {
-      const auto width = static_cast<std::size_t>(layout.width[m]);
-      part(parts * width, sums.partials[m]);
-      if (input.shifted()) part(width, choices.shift[m]);
-      part(width, choices.seen[m]);
+  void lay_out(Part&& part) {
+    const auto parts = static_cast<std::size_t>(plan_.parts(layout_));
+    part(parts * static_cast<std::size_t>(layout_.tiles * kSmallTile * kSmallTile), products_);
+    part(parts, sums_.selected);
+    for (std::size_t m = 0; m < input_.models(); ++m) {
+      const auto width = static_cast<std::size_t>(layout_.width[m]);
+      part(parts * width, sums_.partials[m]);
+      part(width, chosen_[m]);
       for (double** of :
-           {&centres[m].sum, &centres[m].offset, &centres[m].delta, &centres[m].keep}) {
+           {&centres_[m].sum, &centres_[m].offset, &centres_[m].delta, &centres_[m].keep}) {
         part(width, *of);
       }
     }
   }
+
+  const UpdateInput& input_;
+  SmallLayout layout_;
+  SmallPlan plan_;
+  double* products_ = nullptr;  // in the workspace, as all that follow point there
+  Sums sums_;
+  double* chosen_[kModelsPerLaunch] = {};
+  Centre centres_[kModelsPerLaunch] = {};
+  Arena arena_;
 };
 
 }  // namespace
 
-void update_small(const UpdateInput& input, const SmallLayout& layout, const Storage& storage,
-                  long long number, int multiprocessors, const Allocate& allocate,
-                  cudaStream_t stream) {
-  const SmallPlan plan = small_plan(layout, input.samples, multiprocessors);
-  const std::int64_t parts = plan.parts(layout);
-  Workspace work;
-  const Arena arena(allocate, [&](auto&& part) {
-    work.lay_out(input, layout, static_cast<std::size_t>(parts), part);
-  });
-  Batch batch = input.batches(storage).front();
-  choose_shifts(batch, work.choices, false, stream);
-  if (input.shifted()) std::copy_n(work.choices.shift, batch.models, batch.shift);
-  small_products(batch, input.shifted(), layout, plan, work.choices.seen, work.sums, work.products,
-                 storage.state, stream);
-  derive_centres(batch, work.sums, parts, storage.means.data(), work.centres, storage.state, number,
-                 stream);
-  small_add(layout, plan, work.products, storage.totals.data(), storage.totals.size(), work.centres,
-            storage.state, stream);
-  finish(batch, work.centres, work.choices.shift, storage.shifts.data(), storage.means.data(),
-         storage.state, true, stream);
+std::unique_ptr<UpdateRoute> small_route(const UpdateInput& input, const SmallLayout& layout,
+                                         int multiprocessors, const Allocate& allocate) {
+  return std::make_unique<SmallUpdate>(input, layout, multiprocessors, allocate);
 }
 
 }  // namespace ccamerge::cuda

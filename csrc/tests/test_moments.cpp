@@ -120,8 +120,8 @@ double covariance(const Features& a, std::int64_t i, const Features& b, std::int
 
 void check_all(const Moments& moments, const std::vector<Features>& xs) {
   EXPECT(moments.count() == xs[0].view.samples());
-  for (int i = 0; i < moments.models(); ++i) {
-    for (int j = 0; j < moments.models(); ++j) {
+  for (int i = 0; i < moments.table().models(); ++i) {
+    for (int j = 0; j < moments.table().models(); ++j) {
       const std::int64_t rows = moments.table().dims()[i], columns = moments.table().dims()[j];
       std::vector<double> got(static_cast<std::size_t>(rows * columns));
       moments.covariance(i, j, got.data());
