@@ -51,6 +51,16 @@ class Aligned:
         """For each space, each model's map."""
         return {name: [s.feature_map for s in row] for name, row in self.solutions.items()}
 
+    def to(self, device: torch.device) -> Aligned:
+        """The same with all maps on a device; itself if they are there."""
+        if all(m.forward.device == device for row in self.maps.values() for m in row):
+            return self
+        solutions = {
+            name: [dataclasses.replace(s, feature_map=s.feature_map.to(device)) for s in row]
+            for name, row in self.solutions.items()
+        }
+        return dataclasses.replace(self, solutions=solutions)
+
 
 def method_named(name: str) -> Method:
     """Look a method up; ValueError naming those there are."""
@@ -215,7 +225,6 @@ def align(
         regularised = {name for name, entry in methods.items() if entry.regularised}
         ridges = ridges_of(ridge, found, collected, reference, regularised)
     solutions: Solutions = {}
-    memory = memory_of(resolve(collected.device))
     on_cpu = {n for n, entry in used.items() if collected.device != "cpu" and not entry.on_device}
     for name, entry in used.items():
         own = [space for space in found.spaces if methods[space.name] is entry]
@@ -235,11 +244,7 @@ def align(
         chosen = {key: value for key, value in options.items() if key in entry.options}
         solved = entry.solve(alignment, **chosen)
         check_solutions(name, solved, own, widths)
-        for space in own:
-            solutions[space.name] = [
-                dataclasses.replace(s, feature_map=s.feature_map.to(memory))
-                for s in solved[space.name]
-            ]
+        solutions.update({space.name: solved[space.name] for space in own})
     return Aligned(
         {space.name: solutions[space.name] for space in found.spaces},
         {name: m.name for name, m in methods.items()},
@@ -250,4 +255,4 @@ def align(
         mode,
         reference,
         tuple(name for name in used if name in on_cpu),
-    )
+    ).to(memory_of(resolve(collected.device)))

@@ -221,7 +221,8 @@ def merge(
         elif aligned.reference != reference or not _fit(aligned, every, found):
             message = f"aligned is of other spaces, or of reference {aligned.reference}"
             raise ValueError(message)
-    maps = {name: [m.to(memory) for m in row] for name, row in aligned.maps.items()}
+    aligned = aligned.to(memory)
+    maps = aligned.maps
     repaired = RepairResult()
     with watch("apply"):
         applied, unmapped = every, states

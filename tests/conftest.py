@@ -13,6 +13,7 @@ from torch import nn
 
 import ccamerge
 from ccamerge.checkpoints import save_state
+from tests import backends
 from tests import projects as P
 
 
@@ -20,6 +21,13 @@ from tests import projects as P
 def _two_threads() -> None:
     torch.set_num_threads(2)
     ccamerge.set_num_threads(2)
+
+
+@pytest.fixture(scope="module", params=backends.BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each place where the library computes; what is taken from `tests.backends` does so there."""
+    with backends.use(request.param) as name:
+        yield name
 
 
 @pytest.fixture(autouse=True)

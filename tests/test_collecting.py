@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.collecting import KEEP_SAMPLES, Collected, alignment_taps, collect
+from ccamerge.collecting import KEEP_SAMPLES, Collected, alignment_taps
 from ccamerge.reservoir import Reservoir
 from tests import models as M
+from tests.backends import collect
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 class _Net(nn.Module):
@@ -212,7 +215,7 @@ def test_kept_inputs_are_copies() -> None:
 
 def test_a_reference_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"reference must be in 0\.\.1, got 5"):
-        ccamerge.collect(_nets(2), _batches(), reference=5, progress=False)
+        collect(_nets(2), _batches(), reference=5, progress=False)
 
 
 def test_known_spaces_are_not_derived_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,5 +230,5 @@ def test_known_spaces_are_not_derived_again(monkeypatch: pytest.MonkeyPatch) -> 
 def test_networks_in_half_precision_may_round_folded_norms(dtype: torch.dtype) -> None:
     models = [M.randomise(M.vgg11(True, width=2, size=16), s).to(dtype) for s in range(2)]
     data = [torch.randn(16, 3, 16, 16).to(dtype)]
-    collected = ccamerge.collect(models, data, progress=False)
+    collected = collect(models, data, progress=False)
     assert collected.samples == 16

@@ -52,6 +52,7 @@ parameters: {ridge: 1e-2, repair: none, norm: paper, seed: 7, mode: universe, t:
              options: {alpha: 0.3, deep: {a: [1, x]}}}
 moments: stats.safetensors
 dtype: float32
+device: cuda:1
 """
 
 SMALL = """\
@@ -103,6 +104,7 @@ def test_everything_given(tmp_path):
         seed=7,
     )
     assert (config.moments, config.dtype) == (tmp_path / "stats.safetensors", "float32")
+    assert config.device == "cuda:1"
 
 
 def test_defaults(tmp_path):
@@ -110,6 +112,7 @@ def test_defaults(tmp_path):
     assert config.settings == Settings(weights=(0.5, 0.5))
     assert config.reference == 0
     assert (config.data, config.evaluation, config.moments, config.dtype) == (None,) * 4
+    assert config.device is None
     evaluated = load_config(write(tmp_path, SMALL + "evaluation: {factory: 'a:b'}\n"))
     assert evaluated.evaluation == Evaluation(Factory("a:b"))
 
@@ -119,7 +122,7 @@ def test_settings_are_the_arguments_of_merge():
     arguments = {
         name: p.default
         for name, p in inspect.signature(ccamerge.merge).parameters.items()
-        if name not in ("models", "data", "reference", "moments", "aligned", "progress")
+        if name not in ("models", "data", "reference", "moments", "aligned", "progress", "device")
     }
     assert vars(Settings()) == arguments
     for name, here in (("Repair", settings.Repair), ("Norm", settings.Norm)):
@@ -218,7 +221,7 @@ BAD = [
     ("merge_method: {[a]: cca}\n" + SMALL, "1: merge_method: expected a pattern, got a list"),
     ("merge_method: {*: cca}\n" + SMALL, "1: not valid YAML: while scanning an alias, expected alphabetic or numeric character, but found ':'; a pattern that begins with * needs quotes: \"*\""),
     ("merge_metod: cca\n" + SMALL, "1: merge_metod: unknown key; did you mean 'merge_method'?"),
-    ("zzz: 1\n" + SMALL, "1: zzz: unknown key; known: merge_method, base_model, models, architecture, data, evaluation, parameters, moments, dtype"),
+    ("zzz: 1\n" + SMALL, "1: zzz: unknown key; known: merge_method, base_model, models, architecture, data, evaluation, parameters, moments, dtype, device"),
     (SMALL.replace("a.pt", "a.pt\n    parameters: {weight: half}"), "3: models[0].parameters.weight: expected a number >= 0, got 'half'"),
     (SMALL.replace("a.pt", "a.pt\n    parameters: {weight: -1}"), "3: models[0].parameters.weight: expected a number >= 0, got -1"),
     (SMALL.replace("a.pt", "a.pt\n    parameters: {weight: yes}"), "3: models[0].parameters.weight: expected a number >= 0, got yes"),
@@ -269,11 +272,14 @@ BAD = [
     (GOOD.replace("seed: 7", "weights: [1, 2]"), "21: parameters.weights: the models have weights of their own; give one or the other"),
     (SMALL + "dtype: flaot32\n", "6: dtype: expected one of float32, float64, float16, bfloat16; got 'flaot32'; did you mean 'float32'?"),
     (SMALL + "moments: {}\n", "6: moments: expected a file's path, got a mapping"),
+    (SMALL + "device: gpu\n", "6: device: expected cpu, cuda, cuda:N or auto, got 'gpu'"),
+    (SMALL + "device: [cuda]\n", "6: device: expected cpu, cuda, cuda:N or auto, got a list"),
+    (SMALL + "device: 0\n", "6: device: expected cpu, cuda, cuda:N or auto, got 0"),
     (SMALL + "dtype: float32\ndtype: float64\n", "7: dtype: given twice, first in line 6"),
     ("a: [1\n", "2: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'"),
     ("a: 1\n\tb: 2\n", "2: not valid YAML: while scanning for the next token, found character '\\t' that cannot start any token"),
     ("", "1: the file is empty"),
-    ("- 1\n", "1: expected a mapping with merge_method, base_model, models, architecture, data, evaluation, parameters, moments, dtype; got a list"),
+    ("- 1\n", "1: expected a mapping with merge_method, base_model, models, architecture, data, evaluation, parameters, moments, dtype, device; got a list"),
 ]  # fmt: skip
 
 

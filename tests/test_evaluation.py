@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -135,6 +135,7 @@ def _all(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return inputs, torch.randint(5, (n,), generator=generator)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8))
 def test_the_mean_does_not_depend_on_the_batches(sizes: list[int]) -> None:
     inputs, labels = _all(sum(sizes))

@@ -18,6 +18,9 @@ from ccamerge.graph.states import folded_state
 from ccamerge.merging import load_merged
 from ccamerge.paper import unfolded_spaces
 from tests import models as M
+from tests.backends import collect, merge
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def _mlps(count: int = 2) -> list[nn.Module]:
@@ -61,7 +64,7 @@ def test_models_are_not_modified(norm: Any) -> None:
     grads = [[p.requires_grad for p in m.parameters()] for m in models]
     batch = torch.randn(8, 3, 16, 16)
     before = batch.clone()
-    result = ccamerge.merge(models, [batch], norm=norm, progress=False)
+    result = merge(models, [batch], norm=norm, progress=False)
     for model, state, flag, grad in zip(models, states, flags, grads, strict=True):
         assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
         assert [x.training for x in model.modules()] == flag
@@ -78,7 +81,7 @@ def test_models_are_not_modified(norm: Any) -> None:
 def test_merging_a_model_with_itself_gives_the_model(method: str) -> None:
     model = M.randomise(M.MLP()).double()
     data = [b.double() for b in _batches()]
-    result = ccamerge.merge(
+    result = merge(
         [model, copy.deepcopy(model)], data, method=method, repair="none", progress=False
     )
     # The ridge is the same on both sides, so that CCA's map is the identity to rounding.
@@ -90,7 +93,7 @@ def test_the_reference_keeps_its_basis(reference: int) -> None:
     models, data = _mlps(3), _batches()
     weights = [0.0, 0.0, 0.0]
     weights[reference] = 5.0
-    result = ccamerge.merge(
+    result = merge(
         models, data, reference=reference, weights=weights, repair="none", progress=False
     )
     _close(result.model, models[reference], 1e-6)
@@ -101,7 +104,7 @@ def test_the_reference_keeps_its_basis(reference: int) -> None:
 
 def test_weights_average_the_aligned_parameters() -> None:
     models, data = [m.double() for m in _mlps()], [b.double() for b in _batches()]
-    result = ccamerge.merge(models, data, weights=[3, 1], repair="none", progress=False)
+    result = merge(models, data, weights=[3, 1], repair="none", progress=False)
     states = [
         transform(
             folded_state(m, result.spaces),
@@ -119,7 +122,7 @@ def test_weights_average_the_aligned_parameters() -> None:
 def test_norm_and_repair_work_together(norm: Any, repair: Any) -> None:
     models = [M.randomise(M.BottleneckResNet(), s) for s in range(2)]
     data = _batches(3, 8, 3, 8, 8)
-    result = ccamerge.merge(models, data, norm=norm, repair=repair, progress=False)
+    result = merge(models, data, norm=norm, repair=repair, progress=False)
     assert torch.isfinite(result.model(data[0])).all()
     assert bool(result.report.repaired) == (norm == "fold" and repair == "variance")
     assert all(
@@ -134,7 +137,7 @@ def test_both_treatments_of_norms_are_exact_for_permutations(norm: Any) -> None:
     model = M.randomise(nn.Sequential(*layers)).double()
     data = [b.double() for b in _batches(8, 16, 3, 6, 6)]
     other = _permuted(model, data[0], unfolded=norm == "paper")
-    result = ccamerge.merge(
+    result = merge(
         [model, other], data, method="permutation", norm=norm, repair="none", progress=False
     )
     if norm == "fold":
@@ -150,14 +153,14 @@ def test_a_norm_without_running_statistics(norm: Any) -> None:
     layers = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, track_running_stats=False), nn.ReLU()]
     build = lambda: nn.Sequential(*copy.deepcopy(layers), nn.Flatten(), nn.Linear(96, 4))  # noqa: E731
     models, data = [M.randomise(build(), s) for s in range(2)], _batches(2, 8, 3, 6, 6)
-    merged = ccamerge.merge(models, data, norm=norm, progress=False).model
+    merged = merge(models, data, norm=norm, progress=False).model
     assert torch.isfinite(merged(data[0])).all()
 
 
 def test_batchnorm_put_back_computes_what_the_folded_program_does() -> None:
     models = [M.randomise(M.BottleneckResNet(), s).double() for s in range(2)]
     data = [b.double() for b in _batches(3, 8, 3, 8, 8)]
-    result = ccamerge.merge(models, data, progress=False)
+    result = merge(models, data, progress=False)
     folded = folded_state(result.model, result.spaces)
     leaves = result.spaces.program.flatten_inputs((data[0],), {})
     with torch.inference_mode():
@@ -169,7 +172,7 @@ def test_training_mode_statistics_are_those_of_the_data() -> None:
     """The BatchNorm put back is ready for fine-tuning: its statistics fit the calibration data."""
     models = [M.randomise(M.vgg11(True, width=2, size=16), s) for s in range(2)]
     data = _batches(4, 32, 3, 16, 16)
-    merged = ccamerge.merge(models, data, progress=False).model
+    merged = merge(models, data, progress=False).model
     merged.requires_grad_(False)
     evaluated = merged(torch.cat(data))
     for module in merged.modules():
@@ -189,33 +192,33 @@ class _Never:
 @pytest.mark.parametrize("method", ["cca", "permutation", "procrustes", "average"])
 def test_moments_are_enough(method: str, tmp_path: Any) -> None:
     models, data = _mlps(), _batches()
-    first = ccamerge.merge(models, data, method=method, progress=False)
-    again = ccamerge.merge(models, _Never(), method=method, moments=first.moments, progress=False)
+    first = merge(models, data, method=method, progress=False)
+    again = merge(models, _Never(), method=method, moments=first.moments, progress=False)
     _close(first.model, again.model, 0.0)
     first.moments.save(tmp_path / "m.safetensors")
     loaded = ccamerge.Collected.load(tmp_path / "m.safetensors")
-    third = ccamerge.merge(models, method=method, moments=loaded, progress=False)
+    third = merge(models, method=method, moments=loaded, progress=False)
     _close(first.model, third.model, 0.0)
 
 
 def test_moments_of_all_pairs_serve_any_reference() -> None:
     models, data = _mlps(3), _batches()
-    collected = ccamerge.collect(models, data, pairs="all", progress=False)
+    collected = collect(models, data, pairs="all", progress=False)
     for reference in range(3):
-        direct = ccamerge.merge(models, data, reference=reference, progress=False)
-        reused = ccamerge.merge(models, moments=collected, reference=reference, progress=False)
+        direct = merge(models, data, reference=reference, progress=False)
+        reused = merge(models, moments=collected, reference=reference, progress=False)
         _close(direct.model, reused.model, 1e-5)
 
 
 def test_double_models_stay_double() -> None:
     models = [m.double() for m in _mlps()]
-    result = ccamerge.merge(models, [b.double() for b in _batches()], progress=False)
+    result = merge(models, [b.double() for b in _batches()], progress=False)
     assert {p.dtype for p in result.model.parameters()} == {torch.float64}
     assert not any(p.is_inference() for p in result.model.parameters())
 
 
 def test_the_merged_model_can_be_trained_further() -> None:
-    result = ccamerge.merge(_mlps(), _batches(), progress=False)
+    result = merge(_mlps(), _batches(), progress=False)
     loss = result.model.train()(torch.randn(4, 12)).square().mean()
     loss.backward()
     assert all(p.grad is not None for p in result.model.parameters())
@@ -227,7 +230,7 @@ def test_thread_counts_agree_to_rounding() -> None:
     for threads in (1, 2, 1):
         torch.set_num_threads(threads)
         ccamerge.set_num_threads(threads)
-        merged.append(ccamerge.merge(models, data, progress=False).model)
+        merged.append(merge(models, data, progress=False).model)
     torch.set_num_threads(2)
     ccamerge.set_num_threads(2)
     _close(merged[0], merged[1], 1e-10)
@@ -255,7 +258,7 @@ def test_parameters_tied_under_two_names_stay_tied_and_aligned() -> None:
     with torch.inference_mode():
         torch.testing.assert_close(other(data[0]), model(data[0]))
     assert not torch.equal(other.a.weight, model.a.weight)
-    result = ccamerge.merge([model, other], data, method="permutation", repair="none",
+    result = merge([model, other], data, method="permutation", repair="none",
                             progress=False)  # fmt: skip
     assert result.model.a.weight is result.model.b.weight
     _close(result.model, model, 1e-10)
@@ -273,9 +276,9 @@ def test_dict_batches_and_labels() -> None:
 
     models: list[nn.Module] = [M.randomise(Named(), s) for s in range(2)]
     data = [{"labels": torch.zeros(16), "inputs": torch.randn(16, 12)} for _ in range(3)]
-    named = ccamerge.merge(models, data, progress=False)
+    named = merge(models, data, progress=False)
     pairs = [(batch["inputs"], torch.full((16,), torch.nan)) for batch in data]
-    plain = ccamerge.merge(models, pairs, progress=False)
+    plain = merge(models, pairs, progress=False)
     _close(named.model, plain.model, 0.0)
 
 
@@ -285,7 +288,7 @@ def test_dead_features_do_no_harm() -> None:
         for index, model in enumerate(models):
             model.layers[0].bias[index * 3 : index * 3 + 3] = -1e3  # ReLU never opens
             model.layers[1].weight[index] = 0.0  # constant
-    result = ccamerge.merge(models, _batches(16), progress=False)
+    result = merge(models, _batches(16), progress=False)
     assert all(torch.isfinite(v).all() for v in result.model.state_dict().values())
     for row in result.maps.values():
         product = row[1].forward @ row[1].inverse

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
-import signal
 import threading
 
 import numpy as np
@@ -15,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccamerge import _core
-from ccamerge._threads import num_threads, set_num_threads
-from ccamerge.moments import Moments, update_many
+from tests import backends
+from tests.backends import Moments, put, update_many
 
 # Products are summed in float32 over 256 samples, at most a standard deviation off centre: a random
 # walk of sqrt(256) roundings of 6e-8 around mean squares of up to twice the variance.
@@ -32,8 +31,18 @@ DTYPES = {
 
 def flat(x, axis):
     """Samples by features, float64."""
-    x = x.detach().double().numpy() if isinstance(x, torch.Tensor) else np.asarray(x, np.float64)
+    x = (
+        x.detach().double().cpu().numpy()
+        if isinstance(x, torch.Tensor)
+        else np.asarray(x, np.float64)
+    )
     return np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
+
+
+def update_and_check(moments, features, **options):
+    """On a device, only `check` knows what values are."""
+    moments.update(features, **options)
+    moments.check()
 
 
 def reference_cov(x, y):
@@ -58,19 +67,19 @@ def check(moments, xs, tolerance):
         assert (error <= tolerance * scale).all(), (i, j, (error / scale).max())
 
 
-@pytest.fixture(params=_core.kernel_names())
+@pytest.fixture(
+    params=[*(("cpu", name) for name in _core.kernel_names()), ("cuda", "")],
+    ids=lambda param: "-".join(filter(None, param)),
+)
 def kernel(request):
+    """Each backend; on the CPU with each of its instruction sets."""
+    backend, name = request.param
     before = _core.kernel_in_use()
-    _core.select_kernels(request.param)
-    yield request.param
-    _core.select_kernels(before)
-
-
-@pytest.fixture
-def threads():
-    before = num_threads()
-    yield set_num_threads
-    set_num_threads(before)
+    with backends.use(backend):
+        if name:
+            _core.select_kernels(name)
+        yield
+        _core.select_kernels(before)
 
 
 def images(rng, dims, dtype=torch.float32, shape=(9, 7, 6)):
@@ -99,7 +108,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layouts_and_dtypes(kernel, layout, dtype):
     rng = np.random.default_rng(1)
-    given = [LAYOUTS[layout](x) for x in images(rng, (5, 33, 16), DTYPES[dtype])]
+    given = [LAYOUTS[layout](x) for x in put(images(rng, (5, 33, 16), DTYPES[dtype]))]
     moments = Moments([5, 33, 16], pairs="all")
     moments.update([x for x, _ in given], axis=given[0][1])
     tolerance = FLOAT64 if dtype == "float64" else FLOAT32
@@ -123,16 +132,17 @@ def patches(x, size, stride, dilation):
 def test_features_over_several_axes(kernel, dtype, layout, stride, axes):
     """Overlapping patches are read in place, in the order in which the axes are listed."""
     rng = np.random.default_rng(2)
-    xs = [LAYOUTS[layout](x)[0] for x in images(rng, (3, 16), DTYPES[dtype], (4, 20, 23))]
+    xs = put(images(rng, (3, 16), DTYPES[dtype], (4, 20, 23)))
+    xs = [LAYOUTS[layout](x)[0] for x in xs]
     views = [patches(x, 3, stride, 2 if layout == "contiguous" else 1) for x in xs]
     moments = Moments([27, 144])
     moments.update(views, axis=axes)
     order = [0, 1, 2, *(a % 6 for a in axes)]
-    expected = [v.double().permute(order).flatten(3).flatten(0, 2).numpy() for v in views]
+    expected = [v.double().permute(order).flatten(3).flatten(0, 2).cpu().numpy() for v in views]
     check(moments, expected, FLOAT64 if dtype == "float64" else FLOAT32)
 
 
-def test_several_axes_with_a_mask_and_other_axis_sizes():
+def test_several_axes_with_a_mask_and_other_axis_sizes(backend):
     rng = np.random.default_rng(3)
     x, y = rng.standard_normal((50, 2, 3, 4)), rng.standard_normal((50, 5, 1, 1))
     chosen = rng.random(50) < 0.5
@@ -160,7 +170,7 @@ def test_tiles(kernel, dims):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_numpy_strides(dtype):
+def test_numpy_strides(backend, dtype):
     x = np.random.default_rng(3).standard_normal((41, 6, 5)).astype(dtype)
     frozen = x.copy()
     frozen.flags.writeable = False
@@ -205,7 +215,7 @@ def test_mean_far_from_zero(kernel, ratio, dtype, tolerance):
     assert np.linalg.norm(moments.cov(0, 1) - expected) <= tolerance * np.sqrt(expected.size)
 
 
-def test_constant_and_drifting_features():
+def test_constant_and_drifting_features(backend):
     rng = np.random.default_rng(5)
     x = rng.standard_normal((3000, 4)).astype(np.float32)
     x[:, 1] = 0.1
@@ -221,7 +231,7 @@ def test_constant_and_drifting_features():
     np.testing.assert_allclose(cov[3, 3], x[:, 3].astype(float).var(), rtol=1e-6)
 
 
-def test_known_case():
+def test_known_case(backend):
     moments = Moments([2, 1])
     moments.update([np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([[1.0], [-1.0]])])
     np.testing.assert_array_equal(moments.mean(0), [2, 4])
@@ -239,7 +249,7 @@ def test_known_case():
     seed=st.integers(0, 2**16),
     masked=st.booleans(),
 )
-def test_any_partition_gives_the_same(n, dims, cuts, offset, seed, masked):
+def test_any_partition_gives_the_same(backend, n, dims, cuts, offset, seed, masked):
     rng = np.random.default_rng(seed)
     xs = [(rng.standard_normal((n, d)) + offset).astype(np.float32) for d in dims]
     mask = rng.random(n) < 0.7 if masked else np.ones(n, bool)
@@ -278,21 +288,6 @@ def test_mask_shapes_and_layouts(kernel):
             check(moments, expected, FLOAT32)
 
 
-@pytest.mark.parametrize(("dims", "n"), [((20, 16), 9000), ((200, 140, 300), 3000)])
-def test_threads_do_not_change_a_bit(threads, dims, n):
-    rng = np.random.default_rng(7)
-    xs = [(rng.standard_normal((n, d)) + 3).astype(np.float32) for d in dims]
-    states = []
-    for count in (1, 2, 5):
-        threads(count)
-        moments = Moments(dims, pairs="all")
-        moments.update(xs)
-        moments.update(xs)
-        states.append(moments.state_dict())
-    assert_same(states[1], states[0])
-    assert_same(states[2], states[0])
-
-
 def run_together(*calls):
     """Run calls in threads; fails on a deadlock and raises their first error."""
     errors = []
@@ -313,7 +308,7 @@ def run_together(*calls):
         raise errors[0]
 
 
-def test_concurrent_updates_all_count():
+def test_concurrent_updates_all_count(backend):
     x = np.random.default_rng(8).standard_normal((600, 30))
     moments = Moments([30])
 
@@ -327,7 +322,7 @@ def test_concurrent_updates_all_count():
     np.testing.assert_allclose(moments.cov(0), reference_cov(x, x), atol=1e-12)
 
 
-def test_merges_both_ways_at_once_do_not_deadlock():
+def test_merges_both_ways_at_once_do_not_deadlock(backend):
     x = np.random.default_rng(9).standard_normal((50, 8))
     a, b = Moments([8]), Moments([8])
     a.update([x])
@@ -341,7 +336,7 @@ def test_merges_both_ways_at_once_do_not_deadlock():
         np.testing.assert_allclose(moments.cov(0), reference_cov(x, x), atol=1e-12)
 
 
-def test_merge_with_itself_doubles():
+def test_merge_with_itself_doubles(backend):
     x = np.random.default_rng(10).standard_normal((50, 8))
     moments = Moments([8])
     moments.update([x])
@@ -350,7 +345,7 @@ def test_merge_with_itself_doubles():
     np.testing.assert_allclose(moments.cov(0), reference_cov(x, x), atol=1e-13)
 
 
-def test_inputs_are_not_changed():
+def test_inputs_are_not_changed(backend):
     x = np.random.default_rng(11).standard_normal((300, 9)).astype(np.float32)
     before = x.copy()
     Moments([9]).update([x])
@@ -361,7 +356,7 @@ def test_inputs_are_not_changed():
     ("pairs", "collected"),
     [("none", []), ("reference", [(0, 1), (1, 2)]), ("all", [(0, 1), (0, 2), (1, 2)])],
 )
-def test_pairs_and_missing_blocks(pairs, collected):
+def test_pairs_and_missing_blocks(backend, pairs, collected):
     xs = [np.random.default_rng(i).standard_normal((20, 3)) for i in range(3)]
     moments = Moments([3, 3, 3], pairs=pairs, reference=1)
     moments.update(xs)
@@ -374,7 +369,7 @@ def test_pairs_and_missing_blocks(pairs, collected):
                 moments.cov(i, j)
 
 
-def test_subset():
+def test_subset(backend):
     xs = [np.random.default_rng(i).standard_normal((20, 3 + i)) for i in range(4)]
     moments = Moments([3, 4, 5, 6], pairs="all", reference=2)
     moments.update(xs)
@@ -390,19 +385,21 @@ def test_subset():
         moments.subset([1, 1])
 
 
-@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_go_on_bit_for_bit(copier):
+@pytest.mark.parametrize(
+    "copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)).to(m.device)]
+)
+def test_copies_go_on_bit_for_bit(backend, copier):
     x = np.random.default_rng(12).standard_normal((300, 9)).astype(np.float32) + 5
     moments = Moments([9])
     moments.update([x])
     twin = copier(moments)
     moments.update([x[:100]])
     assert twin.count == 300
-    twin.update([x[:100]])
+    twin.update(put([x[:100]]))
     assert_same(twin.state_dict(), moments.state_dict())
 
 
-def test_update_many_equals_updates():
+def test_update_many_equals_updates(backend):
     rng = np.random.default_rng(13)
     dims = [(4, 6), (16, 16), (40, 3)]
     batches = [[rng.standard_normal((8, d, 3, 3)).astype(np.float32) for d in ds] for ds in dims]
@@ -412,12 +409,14 @@ def test_update_many_equals_updates():
         alone = Moments(ds)
         alone.update(batch, axis=1)
         assert_same(moments.state_dict(), alone.state_dict())
-    assert repr(together[0]) == "Moments(dims=[4, 6], pairs='reference', reference=0, count=72)"
+    where = "" if backend == "cpu" else ", device='cuda:0'"
+    expected = f"Moments(dims=[4, 6], pairs='reference', reference=0, count=72{where})"
+    assert repr(together[0]) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dims", "n"), [((16, 16), 200_000), ((700, 700), 20_000)])
-def test_many_chunks(dims, n):
+def test_many_chunks(backend, dims, n):
     rng = np.random.default_rng(14)
     xs = [rng.standard_normal((n, d), dtype=np.float32) for d in dims]
     moments = Moments(dims)
@@ -428,26 +427,5 @@ def test_many_chunks(dims, n):
     before = moments.state_dict()
     xs[1][-1, 3] = np.inf  # in the last chunk: what earlier ones did must not stay
     with pytest.raises(ValueError, match=f"model 1 .* sample {n - 1}, feature 3"):
-        moments.update(xs)
-    assert_same(moments.state_dict(), before)
-
-
-def test_interrupt_is_all_or_nothing():
-    row = np.random.default_rng(15).standard_normal((100, 256), dtype=np.float32)
-    long = np.broadcast_to(row, (20_000, 100, 256))  # seconds of work in little memory
-    moments = Moments([256])
-    moments.update([row])
-    before = moments.state_dict()
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    handler = signal.signal(signal.SIGALRM, stop)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(KeyboardInterrupt):
-            moments.update([long])
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
+        update_and_check(moments, xs)
     assert_same(moments.state_dict(), before)

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import ccamerge
 from ccamerge.graph.fold import LINEAR_OPS
 from ccamerge.graph.program import Node, Ref
 from ccamerge.graph.spaces import spaces
 from ccamerge.graph.states import folded_state
-from ccamerge.regression import Fit, Piece, Sample, fit, rounds, sites
+from ccamerge.regression import Fit, Piece, Sample, rounds, sites
 from tests import models as M
+from tests.backends import fit, merge
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "mlp": (M.MLP, (12,)),
@@ -98,7 +100,7 @@ def test_the_merged_network_comes_closer_to_the_mean_of_the_models(name: str, me
     with torch.no_grad():
         wanted = torch.cat([(models[0].eval()(x) + models[1].eval()(x)) / 2 for x in data])
         for repair in ("variance", "regression"):
-            result = ccamerge.merge(
+            result = merge(
                 models,
                 data,
                 method=method,
@@ -118,7 +120,7 @@ def test_the_merged_network_comes_closer_to_the_mean_of_the_models(name: str, me
 def test_merging_a_model_with_itself_changes_nothing(name: str) -> None:
     build, shape = CASES[name]
     model, data = _models(build, 1)[0].eval(), _data(shape)
-    result = ccamerge.merge([model, model], data, repair="regression", progress=False)
+    result = merge([model, model], data, repair="regression", progress=False)
     with torch.no_grad():
         torch.testing.assert_close(result.model(data[0]), model(data[0]), rtol=1e-6, atol=1e-8)
 
@@ -126,7 +128,7 @@ def test_merging_a_model_with_itself_changes_nothing(name: str) -> None:
 def test_batch_norm_is_put_back_with_the_statistics_of_the_fitted_network() -> None:
     build, shape = CASES["vgg-bn"]
     data = _data(shape)
-    result = ccamerge.merge(_models(build), data, repair="regression", progress=False)
+    result = merge(_models(build), data, repair="regression", progress=False)
     seen: list[Tensor] = []
     layer = result.model[0]
     layer[0].register_forward_hook(lambda m, i, o: seen.append(o.detach()))
@@ -142,7 +144,7 @@ def test_batch_norm_is_put_back_with_the_statistics_of_the_fitted_network() -> N
 
 def test_weights_of_zero_leave_the_other_model() -> None:
     models, data = _models(M.MLP), _data((12,))
-    result = ccamerge.merge(
+    result = merge(
         models, data, weights=[1.0, 0.0], repair="regression", progress=False, method="cca"
     )
     with torch.no_grad():
@@ -152,7 +154,7 @@ def test_weights_of_zero_leave_the_other_model() -> None:
 @pytest.mark.parametrize("name", ["odd", "grouped", "depthwise", "dense", "bottleneck"])
 def test_every_linear_operation_is_fitted(name: str) -> None:
     build, shape = CASES[name]
-    result = ccamerge.merge(_models(build), _data(shape), repair="regression", progress=False)
+    result = merge(_models(build), _data(shape), repair="regression", progress=False)
     linear = {n.name for n in result.spaces.program.nodes if n.op in LINEAR_OPS}
     assert {f.tap for f in result.report.fitted} == linear
     assert result.report.skipped == {}
@@ -170,7 +172,7 @@ def test_a_shared_layer_is_not_fitted() -> None:
             x = torch.relu(self.first(x))
             return self.last(torch.relu(self.twice(torch.relu(self.twice(x)))))
 
-    result = ccamerge.merge(_models(Shared), _data((6,)), repair="regression", progress=False)
+    result = merge(_models(Shared), _data((6,)), repair="regression", progress=False)
     state = folded_state(result.model, result.spaces)
     assert len(state) == 6
     assert len(result.report.fitted) == 2
@@ -193,7 +195,7 @@ def test_token_mixing_is_left_alone(tokens: int, repair: Any) -> None:
             y = torch.nn.functional.gelu(self.mix1(self.norm(x).transpose(1, 2)))
             return self.last((x + self.mix2(y).transpose(1, 2)).mean(1))
 
-    result = ccamerge.merge(_models(Mixer), _data((tokens, 5)), repair=repair, progress=False)
+    result = merge(_models(Mixer), _data((tokens, 5)), repair=repair, progress=False)
     touched = {r.tap for r in result.report.repaired} | {f.tap for f in result.report.fitted}
     readers = {p.name: p for p in result.spaces.program.nodes if p.name in touched}
     mixing = {"mix1.weight", "mix2.weight"}
@@ -211,14 +213,14 @@ def test_an_operation_on_a_constant_is_not_fitted() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(torch.relu(self.first(x) + self.embed(self.positions)))
 
-    result = ccamerge.merge(_models(Positions), _data((6, 5)), repair="regression", progress=False)
+    result = merge(_models(Positions), _data((6, 5)), repair="regression", progress=False)
     assert len(result.report.fitted) == 2
     assert list(result.report.skipped.values()) == [sites.CONSTANT]
 
 
 def test_large_operations_are_not_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sites, "LARGEST", 12)
-    result = ccamerge.merge(_models(M.MLP), _data((12,)), repair="regression", progress=False)
+    result = merge(_models(M.MLP), _data((12,)), repair="regression", progress=False)
     assert not result.report.fitted
     assert result.report.repaired
     assert "16 inputs or outputs, more than 12" in " ".join(result.report.skipped.values())

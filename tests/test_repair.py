@@ -12,15 +12,18 @@ from ccamerge import repair
 from ccamerge.collecting import lockstep
 from ccamerge.graph.spaces import spaces
 from ccamerge.graph.states import folded_state
-from ccamerge.repair import channel_statistics, walked_inputs
+from ccamerge.repair import walked_inputs
 from tests import models as M
+from tests.backends import channel_statistics, merge
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def _merge(build: Any, shape: tuple[int, ...], **settings: Any) -> ccamerge.MergeResult:
     models = [M.randomise(build(), s).double() for s in range(2)]
     generator = torch.Generator().manual_seed(1)
     data = [torch.randn(16, *shape, generator=generator).double() for _ in range(3)]
-    return ccamerge.merge(models, data, progress=False, **settings)
+    return merge(models, data, progress=False, **settings)
 
 
 def _taps(result: ccamerge.MergeResult) -> dict[str, tuple[Tensor, Tensor]]:
@@ -96,7 +99,7 @@ def test_dead_and_vanished_channels() -> None:
             model[0][1].weight[0] = 0.0  # constant after the norm
         models[1][0][5].weight[:3] = 0.0  # constant in one model, all channels but one
     data = [torch.randn(32, *shape).double()]
-    result = ccamerge.merge(models, data, progress=False)
+    result = merge(models, data, progress=False)
     assert all(torch.isfinite(v).all() for v in result.model.state_dict().values())
     assert torch.isfinite(result.model(data[0])).all()
 
@@ -107,7 +110,7 @@ def test_a_space_that_is_constant_altogether_is_named() -> None:
     with torch.no_grad():
         models[1][0][5].weight[:] = 0.0
     with pytest.raises(np.linalg.LinAlgError, match=r"constant.*space '0\.4', models\[1\]"):
-        ccamerge.merge(models, [torch.randn(32, *shape).double()], progress=False)
+        merge(models, [torch.randn(32, *shape).double()], progress=False)
 
 
 def test_channel_statistics() -> None:
@@ -169,8 +172,8 @@ def test_a_layer_used_twice_is_not_rescaled() -> None:
     """Its two outputs have different targets, one weight cannot serve both."""
     models = [M.randomise(M.TiedAutoencoder(), s).double() for s in range(2)]
     data = [torch.randn(64, 10).double()]
-    result = ccamerge.merge(models, data, progress=False)
-    plain = ccamerge.merge(models, moments=result.moments, repair="none", progress=False)
+    result = merge(models, data, progress=False)
+    plain = merge(models, moments=result.moments, repair="none", progress=False)
     for key in ("middle.weight", "encode.weight"):
         assert torch.equal(result.model.state_dict()[key], plain.model.state_dict()[key])
 

@@ -1,8 +1,6 @@
 """CCA maps: parity with the paper's formula, what they are invariant to, and how they fail."""
 
-import signal
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -10,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccamerge._threads import num_threads, set_num_threads
-from ccamerge.solve import CCAResult, cca, cca_batch
+from ccamerge.solve import CCAResult
+from tests.backends import assert_equal, cca, cca_batch
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 EPS = np.finfo(np.float64).eps
 
@@ -57,13 +57,6 @@ def gamma_of(S, ridge):
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)
-
-
-@pytest.fixture
-def restore_threads():
-    before = num_threads()
-    yield
-    set_num_threads(before)
 
 
 @pytest.mark.parametrize("condition", [1.0, 1e4, 1e8])
@@ -237,16 +230,15 @@ class TestBatch:
 
     def same(self, a, b):
         for name in ("map", "inverse", "correlations", "x_weights", "y_weights"):
-            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-        assert (a.rank, a.x_condition, a.method) == (b.rank, b.x_condition, b.method)
+            assert_equal(getattr(a, name), getattr(b, name))
+        assert (a.rank, a.method) == (b.rank, b.method)
+        assert a.x_condition == pytest.approx(b.x_condition, rel=1e-10)
 
-    def test_equals_single_calls_bit_for_bit(self, rng, restore_threads):
+    def test_equals_single_calls(self, rng):
         problems = self.problems(rng)
         single = [cca(*p, ridge=0.1, weights=True) for p in problems]
-        for threads in (1, 2, 3):
-            set_num_threads(threads)
-            for a, b in zip(cca_batch(problems, ridge=0.1, weights=True), single, strict=True):
-                self.same(a, b)
+        for a, b in zip(cca_batch(problems, ridge=0.1, weights=True), single, strict=True):
+            self.same(a, b)
 
     def test_sweep_is_problem_major(self, rng):
         problems = self.problems(rng)
@@ -266,7 +258,7 @@ class TestBatch:
         shared = cca_batch([(Sxx, Syy, Sxy), (Sxx, other, Sxy)], ridge=1.0)
         apart = cca_batch([(Sxx, Syy, Sxy), (Sxx.copy(), other, Sxy)], ridge=1.0)
         for a, b in zip(shared, apart, strict=True):
-            np.testing.assert_array_equal(a.map, b.map)
+            assert_equal(a.map, b.map)
 
     def test_shared_covariance_with_itself(self, rng):
         Sxx = problem(rng, 25)[0]
@@ -284,7 +276,7 @@ class TestBatch:
         def work():
             for _ in range(5):
                 for a, b in zip(cca_batch(problems, ridge=0.1), expected, strict=True):
-                    if not np.array_equal(a.map, b.map):
+                    if not np.allclose(a.map, b.map, rtol=0, atol=1e-12):
                         failures.append(a)
 
         threads = [threading.Thread(target=work) for _ in range(4)]
@@ -293,16 +285,6 @@ class TestBatch:
         for t in threads:
             t.join()
         assert failures == []
-
-    def test_results_outlive_the_batch(self, rng):
-        S = problem(rng, 500)  # large enough for a buffer of huge pages
-        kept = cca(*S, ridge=0.1).map
-        before = kept.copy()
-        for _ in range(3):
-            cca(*S, ridge=1.0)
-        np.testing.assert_array_equal(kept, before)
-        assert kept.flags.c_contiguous
-        assert kept.flags.writeable
 
 
 @pytest.mark.parametrize(
@@ -372,7 +354,6 @@ I3 = np.eye(3)
         ((I3, bad(I3, 1, 2, 1e-3), I3), {}, ValueError, "Syy must be symmetric.*0.001"),
         ((I3 * 1j, I3, I3), {}, TypeError, "Sxx must be a real array, got dtype complex128"),
         ((torch.eye(3) * 1j, I3, I3), {}, TypeError, "Sxx must be real, got torch.complex64"),
-        ((torch.eye(3, device="meta"), I3, I3), {}, TypeError, "Sxx must be on the CPU"),
         ((I3, I3, I3), {"ridge": -0.1}, ValueError, "ridge must be finite and not negative"),
         ((I3, I3, I3), {"gamma": np.nan}, ValueError, "gamma must be finite and not negative"),
         ((I3, I3, I3), {"gamma": np.inf}, ValueError, "gamma must be finite"),
@@ -425,24 +406,3 @@ def test_constant_features():
 def test_overflow_is_an_error():
     with pytest.raises(np.linalg.LinAlgError, match="rescale"):
         cca(I3 * 1e308, I3, I3, gamma=1.7e308)
-
-
-def test_a_signal_stops_a_long_batch(rng):
-    class StopError(Exception):
-        pass
-
-    def handler(number, frame):
-        raise StopError
-
-    problems = [problem(rng, 320)] * 400  # many seconds
-    before = signal.signal(signal.SIGALRM, handler)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        start = time.perf_counter()
-        with pytest.raises(StopError):
-            cca_batch(problems, ridge=0.1)
-        assert time.perf_counter() - start < 3  # one second promised; machines are busy
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    np.testing.assert_allclose(cca(I3, I3, I3).map, I3, atol=1e-15)  # the pool still works

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ccamerge
-from ccamerge import cca, universe, universe_batch
 from ccamerge.graph.spaces import Group, Space
 from ccamerge.methods import METHODS, Alignment, Solution
-from ccamerge.moments import Moments
 from tests import models as M
+from tests.backends import Moments, assert_equal, cca, host, put, universe, universe_batch
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 Array = np.ndarray[Any, Any]
 
@@ -212,23 +213,6 @@ def test_degenerate_features() -> None:
             assert (forward[[2, 7], [2, 7]] > 0).all()  # not flipped
 
 
-def test_the_number_of_threads_changes_nothing() -> None:
-    before = ccamerge.num_threads()
-    problems = [_moments(_features(3, d=140, n=500)), _moments(_features(4, seed=1))]
-    try:
-        found = []
-        for threads in (1, 2, 3):
-            ccamerge.set_num_threads(threads)
-            found.append(universe_batch(problems, ridge=[0.1, 0.01]))
-    finally:
-        ccamerge.set_num_threads(before)
-    for other in found[1:]:
-        for a, b in zip(found[0], other, strict=True):
-            assert a.objectives == b.objectives
-            for left, right in zip(a.maps, b.maps, strict=True):
-                np.testing.assert_array_equal(left, right)
-
-
 def test_says_when_the_sweeps_ran_out() -> None:
     own, crosses = _moments(_features(4))
     full = universe(own, crosses, ridge=0.01, tolerance=1e-9)
@@ -244,7 +228,7 @@ def test_a_batch_is_its_problems() -> None:
     problems = [_moments(_features(n, seed=n)) for n in (2, 3, 4)]
     batch = universe_batch(problems, ridge=0.1, weights=[None, [1, 2, 3], None])
     alone = universe(*problems[1], ridge=0.1, weights=[1, 2, 3])
-    np.testing.assert_array_equal(batch[1].maps[2], alone.maps[2])
+    assert_equal(batch[1].maps[2], alone.maps[2])
     assert universe_batch([]) == []
     assert len(batch[2].conditions) == 4
 
@@ -287,7 +271,7 @@ def test_failures_name_problem_and_model() -> None:
 def _row(method: str, features: list[Array], reference: int) -> list[Solution]:
     size = features[0].shape[1]
     moments = Moments([size] * len(features), pairs="all")
-    moments.update(features)
+    moments.update(put(features))
     space = Space("test", size, Group.GENERAL, "", (), (), ())
     states = [{} for _ in features]
     ridges = {"test": 1e-2}
@@ -300,7 +284,7 @@ def test_every_reference_gives_the_same_up_to_its_basis(method: str) -> None:
     features = _features(4)
     for i, x in enumerate(features):
         x[:, [i, 5]] = 0.0  # dead units in different places
-    rows = [[s.feature_map.forward.numpy() for s in _row(method, features, r)] for r in range(4)]
+    rows = [[host(s.feature_map.forward) for s in _row(method, features, r)] for r in range(4)]
     for r in range(1, 4):
         change = rows[r][0]  # from model 0's features to model r's
         for i in range(4):
@@ -309,7 +293,7 @@ def test_every_reference_gives_the_same_up_to_its_basis(method: str) -> None:
     np.testing.assert_allclose(rows[0][1][np.ix_(dead, alive)], 0, atol=1e-9)
 
 
-def test_merged_networks_agree_whatever_the_reference_and_mind_the_weights() -> None:
+def test_merged_networks_agree_whatever_the_reference_and_mind_the_weights(backend: str) -> None:
     models = [M.randomise(M.MLP(), s) for s in range(3)]
     x = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
     outputs = {}
@@ -324,6 +308,7 @@ def test_merged_networks_agree_whatever_the_reference_and_mind_the_weights() -> 
                 weights=weights,
                 repair="none",
                 progress=False,
+                device=backend,
             )
             outputs[weights is None, r] = merged.report.spaces[0].details[0]["objective"]
     assert outputs[True, 0] == pytest.approx(outputs[True, 1])
