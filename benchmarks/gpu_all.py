@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -29,6 +31,7 @@ ROOT = HERE.parent
 CUDA = Path("/usr/local/cuda/bin")
 LIMITS = {
     "install": 180,
+    "native": 120,
     "tests": 120,
     "memcheck": 120,
     "racecheck": 120,
@@ -41,6 +44,9 @@ LIMITS = {
 }
 """Seconds for each step, at most."""
 DEFAULT = [name for name in LIMITS if name not in ("train", "zoo")]
+NATIVE = Path(tempfile.gettempdir()) / "ccamerge-native"
+"""Where the native tests are built: programs without Python, which the sanitizers can watch."""
+PROGRAMS = ("test_cuda_moments", "test_cuda_solve")
 RESERVE = 20
 """Seconds before its limit at which a script that has a budget should be done."""
 
@@ -63,12 +69,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--limit", nargs="+", default=[], metavar="STEP=SECONDS", help="other limits of steps"
     )
-    parser.add_argument("--tests", default="cuda", help="pytest -k for the backend's tests")
-    parser.add_argument("--kernel-tests", help="for the sanitizers; default: as --tests")
     parser.add_argument(
-        "--kernels",
-        default="ccamerge",
-        help="part of the mangled names of kernels that the sanitizers watch; '' for all",
+        "--tests", default="cuda or device", help="pytest -k for the backend's tests"
     )
     parser.add_argument("--wheel", type=Path, help="install this instead of building")
     parser.add_argument(
@@ -100,12 +102,44 @@ def pytest(selection: str) -> list[str]:
     return [sys.executable, "-P", "-m", "pytest", *options]
 
 
-def sanitizer(tool: str, given: argparse.Namespace) -> list[str]:
-    options = ["--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]
-    if given.kernels:
-        options += ["--kernel-name", f"kns={given.kernels}"]
-    selection = given.kernel_tests or given.tests
-    return ["compute-sanitizer", *options, *pytest(selection), "-x", "-o", "timeout=0"]
+def script(*lines: list[str]) -> list[str]:
+    """Commands one after the other, as long as they succeed."""
+    return ["bash", "-c", " && ".join(shlex.join(line) for line in lines)]
+
+
+def native_tests() -> list[str]:
+    """Build the native tests of the backend, and run them."""
+    options = ["-DCMAKE_BUILD_TYPE=Release", "-DCCAMERGE_NATIVE_TESTS=ON", "-DCCAMERGE_CUDA=ON"]
+    options += ["-DCMAKE_CUDA_ARCHITECTURES=90-real", f"-DPython_EXECUTABLE={sys.executable}"]
+    build = ["cmake", "--build", str(NATIVE), "-j", "--target", *PROGRAMS]
+    runs = [[str(NATIVE / "csrc" / "tests" / name)] for name in PROGRAMS]
+    return script(["cmake", "-S", ".", "-B", str(NATIVE), *options], build, *runs)
+
+
+def libraries() -> dict[str, str]:
+    """The files of cuBLAS and cuSOLVER that came with torch, for programs without Python."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    found = {}
+    for variable, name in (
+        ("CCAMERGE_CUBLAS", "libcublas.so.13"),
+        ("CCAMERGE_CUSOLVER", "libcusolver.so.12"),
+    ):
+        for folder in folders:
+            file = Path(folder) / "cu13" / "lib" / name
+            if file.exists():
+                found[variable] = str(file)
+    return found
+
+
+def sanitizer(tool: str) -> list[str]:
+    options = ["--tool", tool, "--error-exitcode", "9"]
+    return script(
+        *(
+            ["compute-sanitizer", *options, str(NATIVE / "csrc" / "tests" / name), "1"]
+            for name in PROGRAMS
+        )
+    )
 
 
 def command(
@@ -120,11 +154,10 @@ def command(
         return [*pip, "--no-build-isolation", "."], cuda
     if step == "tests":
         return pytest(given.tests), {}
-    if step == "memcheck":
-        # Without torch's caching, every allocation has edges that can be overstepped.
-        return sanitizer(step, given), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    if step == "racecheck":
-        return sanitizer(step, given), {}
+    if step == "native":
+        return native_tests(), libraries()
+    if step in ("memcheck", "racecheck"):
+        return sanitizer(step), libraries()
     line = [sys.executable, str(HERE / f"gpu_{step}.py"), "--device", given.device]
     line += ["--out", str(work)]
     if given.quick:
@@ -140,7 +173,7 @@ def command(
 
 def skipped(step: str, given: argparse.Namespace) -> str:
     """Why a step makes no sense here; empty if it does."""
-    if step in ("install", "memcheck", "racecheck") and given.device == "cpu":
+    if step in ("install", "native", "memcheck", "racecheck") and given.device == "cpu":
         return "needs CUDA"
     if step in ("memcheck", "racecheck"):
         path = environment()["PATH"]
