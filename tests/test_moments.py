@@ -57,6 +57,8 @@ def assert_same(state, expected):
 
 def check(moments, xs, tolerance):
     """Compare all blocks with xs, (n, d) float64 each, relative to the standard deviations."""
+    if moments.device != "cpu" and tolerance >= FLOAT32:
+        tolerance *= 2  # matrix units round sums towards zero, not to nearest
     assert moments.count == len(xs[0])
     for i, x in enumerate(xs):
         slack = tolerance * (x.std(0) + np.abs(x.mean(0)))
@@ -418,6 +420,8 @@ def test_update_many_equals_updates(backend):
 @pytest.mark.parametrize(("dims", "n"), [((16, 16), 200_000), ((700, 700), 20_000)])
 def test_many_chunks(backend, dims, n):
     rng = np.random.default_rng(14)
+    if backend != "cpu":
+        n //= 8  # still many chunks; the emulation is slow
     xs = [rng.standard_normal((n, d), dtype=np.float32) for d in dims]
     moments = Moments(dims)
     moments.update(xs)

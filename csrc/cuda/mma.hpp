@@ -14,28 +14,38 @@ namespace ccamerge::cuda {
 
 #ifdef CCAMERGE_EMULATED
 
-template <class Number>
-float half_of(std::uint32_t pair, int which) {
-  return to_float(Number{static_cast<std::uint16_t>(pair >> (16 * which))});
-}
-
+// The first lane works for all of them.
 template <class Number>
 void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   struct Fragments {
-    const std::uint32_t *a, *b;
-  } mine{a, b};
-  emulation::give(&mine, sizeof(mine));
-  const auto of = [](unsigned lane) {
-    return static_cast<const Fragments*>(emulation::given(lane));
+    const std::uint32_t* halves;  // two to each of a's four registers, then of b's two
+    float* c;
   };
-  const unsigned g = emulation::lane() / 4, t = emulation::lane() % 4;
-  for (unsigned e = 0; e < 4; ++e) {
-    const unsigned row = g + 8 * (e / 2), col = 2 * t + e % 2;
+  std::uint32_t registers[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  const Fragments mine{registers, c};
+  static_assert(sizeof(mine) <= 16);
+  emulation::give(&mine, sizeof(mine));
+  if (emulation::lane() == 0) {
+    const auto of = [](unsigned lane) {
+      return static_cast<const Fragments*>(emulation::given(lane));
+    };
+    const auto half = [&](unsigned lane, unsigned index, unsigned which) {
+      const std::uint32_t pair = of(lane)->halves[index];
+      return to_float(Number{static_cast<std::uint16_t>(pair >> (16 * which))});
+    };
+    float x[16][16], y[16][8];
     for (unsigned k = 0; k < 16; ++k) {
       const unsigned owner = k % 8 / 2, high = k / 8;
-      const float x = half_of<Number>(of(4 * (row % 8) + owner)->a[2 * high + row / 8], k % 2);
-      const float y = half_of<Number>(of(4 * col + owner)->b[high], k % 2);
-      c[e] += x * y;
+      for (unsigned i = 0; i < 16; ++i)
+        x[i][k] = half(4 * (i % 8) + owner, 2 * high + i / 8, k % 2);
+      for (unsigned j = 0; j < 8; ++j) y[k][j] = half(4 * j + owner, 4 + high, k % 2);
+    }
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      for (unsigned e = 0; e < 4; ++e) {
+        const unsigned row = lane / 4 + 8 * (e / 2), col = 2 * (lane % 4) + e % 2;
+        float& sum = of(lane)->c[e];
+        for (unsigned k = 0; k < 16; ++k) sum += x[row][k] * y[k][col];
+      }
     }
   }
   emulation::meet();

@@ -10,7 +10,7 @@ namespace {
 // float32 makes six products a sample. Products of 16-bit numbers are cheap enough for writing
 // their sums out to matter, so those are written less often. Matrix units round sums towards zero:
 // by 1e-5 of the mean square at 4096 samples.
-constexpr std::int64_t kPlaneRows = 1024, kNarrowRows = 2048, kDoubleRows = 4096;
+constexpr std::int64_t kPlaneRows = 512, kNarrowRows = 2048, kDoubleRows = 4096;
 
 // A model's own block is multiplied in bands of so many rows, each from its diagonal on.
 constexpr std::int64_t kBand = 1024;
