@@ -313,7 +313,7 @@ def _peak(programs: Sequence[Program], fitted: Collection[str]) -> int:
     """Bytes that a sample keeps alive at once."""
     sizes = [_activation_bytes(program) for program in programs]
     alive = peak = 0
-    for node, dead in zip(programs[0].nodes, programs[0].last_uses(), strict=True):
+    for node, dead in zip(programs[0].nodes, programs[0].last_uses, strict=True):
         alive += sum(own.get(node.name, 0) for own in sizes)
         extra = 3 * sizes[0].get(node.name, 0) if node.name in fitted else 0
         peak = max(peak, alive + extra)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ccamerge.apply import FeatureMap, transform
-from ccamerge.graph.batches import split_batch
+from ccamerge.graph.batches import moved, split_batch
 from ccamerge.graph.program import Node, Program
 from ccamerge.graph.rules import Effect, Role
 from ccamerge.graph.spaces import Group, Space, Spaces, spaces
@@ -54,7 +54,7 @@ def verify(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> list[Chec
 
     Parameters
     ----------
-    model : any module that can be traced; not modified
+    model : any module that can be traced; not modified. A copy is checked, on the CPU.
     example_inputs : one batch, as `merge` takes it
     seed : of the random maps
 
@@ -62,6 +62,7 @@ def verify(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> list[Chec
     -------
     The five checks, in order.
     """
+    model, example_inputs = copy.deepcopy(model).cpu(), moved(example_inputs, torch.device("cpu"))
     found = spaces(model, example_inputs)
     args, kwargs = split_batch(example_inputs, model)
     generator = torch.Generator().manual_seed(seed)

@@ -56,6 +56,23 @@ def test_interrupt_is_all_or_nothing():
     assert_same(moments.state_dict(), before)
 
 
+class OnOtherDevice:
+    def __dlpack_device__(self):
+        return (2, 0)
+
+    def __dlpack__(self, **_):
+        raise AssertionError
+
+
+def test_arrays_of_other_memory_and_byte_order():
+    moments = filled()
+    with pytest.raises(ValueError, match="model 1 must be in CPU memory"):
+        moments.update([A, OnOtherDevice()])
+    with pytest.raises(TypeError, match="model 1 cannot be read through DLPack"):
+        moments.update([A, B.astype(">f8")])
+    unchanged(moments, filled().state_dict())
+
+
 def test_update_many_is_all_or_nothing():
     first, second = filled(), filled()
     before = first.state_dict()

@@ -108,7 +108,7 @@ def test_values_are_released_and_never_changed() -> None:
     program.run(_Inplace().state_dict(), [torch.randn(3, 4)], watch)
     assert len(seen) == len(program.nodes)
     assert all(torch.equal(value, copy) for value, copy in seen.values())
-    dead = [name for names in program.last_uses() for name in names]
+    dead = [name for names in program.last_uses for name in names]
     assert len(dead) == len(set(dead))
     assert not set(dead) & set(program.outputs)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
@@ -106,6 +107,7 @@ class Program:
             return self
         return dataclasses.replace(self, nodes=tuple(nodes), constants=constants)
 
+    @functools.cached_property
     def last_uses(self) -> list[list[str]]:
         """For each operation the values that nothing after it reads."""
         kept, release = set(self.outputs), []
@@ -125,10 +127,8 @@ class Program:
         values: dict[str, Any] = dict(self.constants)
         values.update((name, state[key]) for name, key in self.parameters.items())
         values.update(zip(self.inputs, inputs, strict=True))
-        for node, dead in zip(self.nodes, self.last_uses(), strict=True):
-            args, kwargs = pytree.tree_map_only(
-                Ref, lambda ref: values[ref.name], (node.args, node.kwargs)
-            )
+        for node, dead in zip(self.nodes, self.last_uses, strict=True):
+            args, kwargs = _bound(node.args, values), _bound(node.kwargs, values)
             value = node.target(*args, **kwargs)
             replacement = yield node, value
             values[node.name] = value if replacement is None else replacement
@@ -166,6 +166,20 @@ class Program:
 
     def _pack(self, leaves: list[Any]) -> Any:
         return pytree.tree_unflatten(leaves, self.output_spec)
+
+
+def _bound(argument: Any, values: Mapping[str, Any]) -> Any:
+    """An argument with values in the place of their names."""
+    # Plainly, not by torch's pytree: it took more of the host's time than a GPU's launches.
+    if isinstance(argument, Ref):
+        return values[argument.name]
+    if isinstance(argument, tuple):
+        return tuple([_bound(item, values) for item in argument])
+    if isinstance(argument, list):
+        return [_bound(item, values) for item in argument]
+    if isinstance(argument, dict):
+        return {key: _bound(item, values) for key, item in argument.items()}
+    return argument
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Program:
