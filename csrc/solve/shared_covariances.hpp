@@ -134,6 +134,7 @@ void SharedCovariances<B>::factor(B& b, const std::vector<Regulariser>& regulari
     const auto stack = std::make_shared<const FactoredCovariances<B>>(factor_covariances(b, cases));
     for (std::size_t k = 0; k < group.size(); ++k) factors_[group[k]] = {stack, k};
   });
+  for (Entry& entry : entries_) entry.checked = {};  // as large as all that was given
 }
 
 }  // namespace ccamerge
