@@ -6,6 +6,7 @@ set(_kernels
   csrc/cuda/elementwise.cu
   csrc/cuda/reductions.cu
   csrc/cuda/small.cu
+  csrc/cuda/small_add.cu
   csrc/cuda/statistics.cu
   csrc/cuda/totals.cu)
 set(_sources
@@ -15,6 +16,7 @@ set(_sources
   csrc/cuda/libraries.cpp
   csrc/cuda/moments.cpp
   csrc/cuda/runtime.cpp
+  csrc/cuda/small_layout.cpp
   csrc/cuda/update.cpp
   csrc/cuda/update_input.cpp
   csrc/cuda/update_products.cpp

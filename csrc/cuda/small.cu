@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "cuda/mma.hpp"
 #include "cuda/small.hpp"
 #include "cuda/state_updates.hpp"
@@ -7,14 +5,11 @@
 namespace ccamerge::cuda {
 namespace {
 
-constexpr int kWarps = 8, kLanes = 32, kThreads = kWarps * kLanes;
-constexpr int kSamples = 64;  // staged at a time
+constexpr int kWarps = kSmallWarps, kLanes = 32, kThreads = kWarps * kLanes;
+constexpr int kSamples = kSmallSamples;
 constexpr int kSteps = kSamples / 16;
-constexpr int kPitch = kSamples + 8;                 // so that fragments' loads meet no bank twice
-constexpr std::int64_t kSummed = 2048;               // samples that a warp sums in float32
-constexpr std::int64_t kLeastWindow = 4 * kSamples;  // less is not worth a tile in memory
-constexpr std::size_t kStaticShared = 1024;          // at least what the kernel has of it
-constexpr int kMostBlocks = 16;                      // totals of a launch that adds to all of them
+constexpr int kPitch = kSamples + 8;         // so that fragments' loads meet no bank twice
+constexpr std::size_t kStaticShared = 1024;  // at least what the kernel has of it
 
 __device__ unsigned char* dynamic_shared() {
 #ifdef CCAMERGE_EMULATED
@@ -277,55 +272,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-struct Targets {
-  Total total[kMostBlocks];
-  Centre centre[kModelsPerLaunch];
-};
-
-// Threads along x take a row of a tile, those along y share its parts.
-constexpr int kShares = 8;
-
-__global__ void __launch_bounds__(kSmallTile* kShares)
-    add_kernel(const __grid_constant__ SmallLayout layout, std::int64_t parts,
-               const double* products, const __grid_constant__ Targets targets,
-               const State* state) {
-  __shared__ double shared[kShares][kSmallTile];
-  if (state->failed || state->selected == 0) return;
-  const int tile = static_cast<int>(blockIdx.x) / kSmallTile;
-  const int i = static_cast<int>(blockIdx.x) % kSmallTile, j = static_cast<int>(threadIdx.x);
-  const std::int64_t size = static_cast<std::int64_t>(layout.tiles) * kSmallTile * kSmallTile;
-  const double* const from =
-      products + (static_cast<std::int64_t>(tile) * kSmallTile + i) * kSmallTile + j;
-  double sum = 0;
-  for (std::int64_t p = threadIdx.y; p < parts; p += kShares) sum += from[p * size];
-  shared[threadIdx.y][j] = sum;
-  __syncthreads();
-  if (threadIdx.y != 0) return;
-  for (int s = 1; s < kShares; ++s) sum += shared[s][j];
-
-  // Which features these are, of which models.
-  const int at[2] = {layout.tile_row[tile] * kSmallTile + i,
-                     layout.tile_col[tile] * kSmallTile + j};
-  if (at[0] > at[1]) return;
-  int model[2] = {-1, -1};
-  std::int64_t feature[2] = {0, 0};
-  for (int side = 0; side < 2; ++side) {
-    for (int m = 0; m < layout.models; ++m) {
-      const int f = at[side] - layout.start[m];
-      if (f < 0 || f >= layout.width[m]) continue;
-      model[side] = m;
-      feature[side] = f;
-    }
-  }
-  if (model[0] < 0 || model[1] < 0 || layout.block[model[0]][model[1]] < 0) return;
-  const bool swapped = layout.swapped[model[0]][model[1]];
-  const int r = swapped, c = !swapped;
-  const Total& total = targets.total[layout.block[model[0]][model[1]]];
-  total.data[feature[r] * total.columns + feature[c]] +=
-      centred(sum, targets.centre[model[r]], feature[r], targets.centre[model[c]], feature[c],
-              *state, true);
-}
-
 template <class Number, int parts>
 void launch_small(const Batch& batch, Form form, const SmallLayout& layout, const SmallPlan& plan,
                   const Sums& sums, double* products, State* state, cudaStream_t stream) {
@@ -347,72 +293,6 @@ void launch_small(const Batch& batch, Form form, const SmallLayout& layout, cons
 
 }  // namespace
 
-bool small_layout(const BlockTable& table, SmallLayout* layout) {
-  const int models = table.models();
-  if (models > kModelsPerLaunch || table.blocks().size() > kMostBlocks) return false;
-  *layout = {};
-  layout->models = models;
-  std::int64_t at = kSmallPad;
-  for (int m = 0; m < models; ++m) {
-    if (at + table.dim(m) > kSmallMostFeatures) return false;
-    layout->start[m] = static_cast<int>(at);
-    layout->width[m] = static_cast<int>(table.dim(m));
-    at += ceil_div<std::int64_t>(table.dim(m), kSmallPad) * kSmallPad;
-  }
-  layout->features = static_cast<int>(ceil_div<std::int64_t>(at, kSmallTile)) * kSmallTile;
-  if (layout->features > kSmallMostFeatures) return false;
-  for (int i = 0; i < models; ++i) {
-    for (int j = 0; j < models; ++j) {
-      layout->block[i][j] = -1;
-      if (i > j || !table.has(i, j)) continue;
-      const auto place = table.place(i, j);
-      layout->block[i][j] = static_cast<std::int8_t>(place.index);
-      layout->swapped[i][j] = place.transposed;
-    }
-  }
-  // Of each piece of the axis, its model, or -1 for the feature that is one and for filling.
-  std::vector<int> owner(static_cast<std::size_t>(layout->features / kSmallPad), -1);
-  for (int m = 0; m < models; ++m) {
-    for (int f = 0; f < layout->width[m]; f += kSmallPad) {
-      owner[static_cast<std::size_t>((layout->start[m] + f) / kSmallPad)] = m;
-    }
-  }
-  constexpr int pieces = kSmallTile / kSmallPad;
-  const int order = layout->features / kSmallTile;
-  for (int row = 0; row < order; ++row) {
-    for (int col = row; col < order; ++col) {
-      bool wanted = row == 0;  // sums
-      for (int e = 0; e < pieces * pieces && !wanted; ++e) {
-        const int i = owner[static_cast<std::size_t>(row * pieces + e / pieces)];
-        const int j = owner[static_cast<std::size_t>(col * pieces + e % pieces)];
-        wanted = i >= 0 && j >= 0 && layout->block[std::min(i, j)][std::max(i, j)] >= 0;
-      }
-      if (!wanted) continue;
-      if (layout->tiles == kSmallMostTiles) return false;
-      layout->tile_row[layout->tiles] = static_cast<std::uint8_t>(row);
-      layout->tile_col[layout->tiles++] = static_cast<std::uint8_t>(col);
-    }
-  }
-  while (layout->split * 2 <= kSteps && layout->split * 2 * layout->tiles <= kWarps) {
-    layout->split *= 2;
-  }
-  return true;
-}
-
-SmallPlan small_plan(const SmallLayout& layout, std::int64_t samples, int multiprocessors) {
-  // By registers, so many blocks fit at a time.
-  const std::int64_t fit = layout.tiles > 2 * kWarps ? 1 : 2;
-  const std::int64_t most_blocks = fit * multiprocessors;
-  // Short windows where there are few samples, so that every multiprocessor has some.
-  const std::int64_t fair = ceil_div(samples, most_blocks);
-  SmallPlan plan;
-  plan.window = std::clamp<std::int64_t>(ceil_div<std::int64_t>(fair, kSamples) * kSamples,
-                                         kLeastWindow, kSummed * layout.split);
-  plan.windows = ceil_div(ceil_div(samples, plan.window), most_blocks);
-  plan.blocks = ceil_div(samples, plan.window * plan.windows);
-  return plan;
-}
-
 bool small_fits(const SmallLayout& layout, Form form, int device) {
   return form != Form::doubles && shared_bytes(layout, form) <= most_shared(device);
 }
@@ -425,16 +305,6 @@ void small_products(const Batch& batch, Form form, const SmallLayout& layout, co
   if (form == Form::planes) return run(launch_small<Bfloat, 3>);
   const bool half = batch.features[0].dtype == DType::float16;
   return half ? run(launch_small<Half, 1>) : run(launch_small<Bfloat, 1>);
-}
-
-void small_add(const SmallLayout& layout, const SmallPlan& plan, const double* products,
-               const Total* totals, std::size_t total_count, const Centre* centres,
-               const State* state, cudaStream_t stream) {
-  Targets targets{};
-  std::copy_n(totals, total_count, targets.total);
-  std::copy_n(centres, layout.models, targets.centre);
-  launch(add_kernel, static_cast<unsigned>(layout.tiles * kSmallTile), {kSmallTile, kShares}, 0,
-         stream, layout, plan.parts(layout), products, targets, state);
 }
 
 }  // namespace ccamerge::cuda

@@ -16,7 +16,10 @@ namespace ccamerge::cuda {
 inline constexpr int kSmallTile = 32;  // order of the tiles of products that a warp sums
 inline constexpr int kSmallMostTiles = 32;
 inline constexpr int kSmallMostFeatures = 288;
-inline constexpr int kSmallPad = 16;  // every model's features are filled up to a multiple
+inline constexpr int kSmallMostBlocks = 16;  // of totals
+inline constexpr int kSmallWarps = 8;        // of a thread block
+inline constexpr int kSmallSamples = 64;     // that a thread block stages at a time
+inline constexpr int kSmallPad = 16;         // every model's features are filled up to a multiple
 
 // All features of an update on one axis: first a feature that is always one, whose products are
 // sums, filled up like each model's after it. Tiles are those of the upper triangle that hold
