@@ -159,13 +159,14 @@ def test_models_on_a_device_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch)
 
 def test_counting_without_a_side_stream_is_done_at_once() -> None:
     for device in (None, Device(0)):
-        overlap = Overlap(device)
+        overlap, counted = Overlap(device), []
         for value in range(2 * LEAD):
             with overlap.counting(value):
-                pass
+                counted.append(value)
             assert len(overlap._held) <= LEAD
         overlap.join()
         assert not overlap._held
+        assert counted == list(range(2 * LEAD))
 
 
 def test_the_command_line(project: Any, capsys: Any) -> None:

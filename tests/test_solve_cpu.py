@@ -55,7 +55,7 @@ def test_results_outlive_the_batch(rng):
 
 def test_a_signal_stops_a_long_batch(rng):
     class StopError(Exception):
-        pass
+        """What the handler raises."""
 
     def handler(number, frame):
         raise StopError

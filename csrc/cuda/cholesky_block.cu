@@ -1,4 +1,5 @@
 #include "cuda/cholesky_block.hpp"
+#include "cuda/dynamic_shared.hpp"
 
 namespace ccamerge::cuda {
 namespace {
@@ -8,21 +9,12 @@ constexpr int kShares = 8;
 constexpr int kThreads = kCholeskyBlock * kShares;
 constexpr std::size_t kShared = 2 * sizeof(double) * kCholeskyBlock * kPitch;
 
-__device__ void* dynamic_shared() {
-#ifdef CCAMERGE_EMULATED
-  return emulation::dynamic_shared_memory();
-#else
-  extern __shared__ double shared[];
-  return shared;
-#endif
-}
-
 // Column by column: each is scaled by its pivot, then taken off what is right of it, in the factor
 // and, row by row, in the inverse. A block a member; threads along x are rows, those along y share
 // the columns.
 __global__ void __launch_bounds__(kThreads) factor_kernel(View a, View inverse, int at, int* info) {
-  auto* const l = static_cast<double (*)[kPitch]>(dynamic_shared());  // [column][row]
-  auto* const x = l + kCholeskyBlock;                                 // [column][row]
+  auto* const l = reinterpret_cast<double (*)[kPitch]>(dynamic_shared());  // [column][row]
+  auto* const x = l + kCholeskyBlock;                                      // [column][row]
   const int n = a.rows, member = static_cast<int>(blockIdx.x);
   const int i = static_cast<int>(threadIdx.x), first = static_cast<int>(threadIdx.y);
   double* const from = a.data + member * a.stride;

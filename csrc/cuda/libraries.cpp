@@ -19,8 +19,6 @@ void check_status(int status, const char* call) {
 
 cudaDataType type_of(Number number) {
   switch (number) {
-    case Number::float32:
-      return CUDA_R_32F;
     case Number::float64:
       return CUDA_R_64F;
     case Number::float16:

@@ -16,7 +16,7 @@ namespace ccamerge::cuda {
 void load_libraries(const std::vector<std::string>& cublas,
                     const std::vector<std::string>& cusolver);
 
-enum class Number { float32, float64, float16, bfloat16 };
+enum class Number { float64, float16, bfloat16 };
 
 // Handles for the current device and a stream, lent for a call. Throws std::runtime_error if the
 // libraries have not been loaded.

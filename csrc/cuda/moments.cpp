@@ -45,13 +45,13 @@ void Moments::accept(const State& state, cudaStream_t stream) {
   const auto bits = [key = ~state.bad](int shift, int count) {
     return static_cast<std::int64_t>(key >> shift & ((1ull << count) - 1));
   };
-  constexpr int feature = Position::kFeatureBits, sample = Position::kSampleBits;
   const State mended{state.count, 0, 0, 0, 0};
   to_device(storage_.state, &mended, sizeof(mended), stream);
   throw std::invalid_argument(format_message(
-      label.empty() ? "" : label + ": ", "features of model ", bits(feature + sample, 10),
-      " are not finite, or too large to be squared: first at sample ", bits(feature, sample),
-      ", feature ", bits(0, feature),
+      label.empty() ? "" : label + ": ", "features of model ",
+      bits(kFeatureBits + kSampleBits, kModelBits),
+      " are not finite, or too large to be squared: first at sample ",
+      bits(kFeatureBits, kSampleBits), ", feature ", bits(0, kFeatureBits),
       "; mask such samples out or mend the model. This update and later ones were not added"));
 }
 
@@ -178,10 +178,7 @@ void Moments::merge(Moments& other, const Allocate& allocate, cudaStream_t strea
   std::vector<Centre> centres(storage_.means.size());
   const Arena arena(allocate, [&](auto&& part) {
     for (int i = 0; i < table_.models(); ++i) {
-      Centre& centre = centres[static_cast<std::size_t>(i)];
-      for (double** of : {&centre.sum, &centre.offset, &centre.delta, &centre.keep}) {
-        part(features(i), *of);
-      }
+      centres[static_cast<std::size_t>(i)].lay_out(features(i), part);
     }
   });
   for (std::size_t m = 0; m < centres.size(); ++m) {

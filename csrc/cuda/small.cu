@@ -1,3 +1,4 @@
+#include "cuda/dynamic_shared.hpp"
 #include "cuda/mma.hpp"
 #include "cuda/small.hpp"
 #include "cuda/state_updates.hpp"
@@ -10,15 +11,6 @@ constexpr int kSamples = kSmallSamples;
 constexpr int kSteps = kSamples / 16;
 constexpr int kPitch = kSamples + 8;         // so that fragments' loads meet no bank twice
 constexpr std::size_t kStaticShared = 1024;  // at least what the kernel has of it
-
-__device__ unsigned char* dynamic_shared() {
-#ifdef CCAMERGE_EMULATED
-  return static_cast<unsigned char*>(emulation::dynamic_shared_memory());
-#else
-  extern __shared__ __align__(16) unsigned char shared[];
-  return shared;
-#endif
-}
 
 std::size_t shared_bytes(const SmallLayout& layout, Form form) {
   const int parts = form == Form::planes ? 3 : 1;

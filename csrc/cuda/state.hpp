@@ -1,6 +1,7 @@
 // What an accumulator keeps on the device beside its totals, and what one update works with.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace ccamerge::cuda {
@@ -11,18 +12,13 @@ namespace ccamerge::cuda {
 struct State {
   long long count;             // samples in the totals
   long long before, selected;  // of the update under way: samples before it, and its own
-  unsigned long long bad;      // of the update under way: see Position; 0 if nothing is bad
+  unsigned long long bad;      // of the update under way: see kModelBits; 0 if nothing is bad
   long long failed;            // number of the update that held a bad element, from 1 on, or 0
 };
 
-// Where a bad element is: model, sample and feature, in the bits of a number whose complement is
-// kept, so that the largest kept is the first of all.
-struct Position {
-  int model;
-  std::int64_t sample, feature;
-
-  static constexpr int kFeatureBits = 20, kSampleBits = 34;
-};
+// Where a bad element is: model, sample and feature, from the high bits of a number to the low
+// ones. Its complement is kept, so that the largest kept is the first of all.
+inline constexpr int kModelBits = 10, kSampleBits = 34, kFeatureBits = 20;
 
 // A feature's partial sums over some samples, of x - shift; lowest and highest are of x itself.
 struct Partial {
@@ -37,6 +33,12 @@ struct Centre {
   double* offset;  // u = s / selected
   double* delta;   // mean of the update less the mean before
   double* keep;
+
+  // For an Arena: names the parts of what is to be centred, of so many features.
+  template <class Part>
+  void lay_out(std::size_t features, Part&& part) {
+    for (double** of : {&sum, &offset, &delta, &keep}) part(features, *of);
+  }
 };
 
 }  // namespace ccamerge::cuda

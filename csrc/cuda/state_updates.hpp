@@ -8,10 +8,9 @@ namespace ccamerge::cuda {
 
 // Notes a bad element of the update under way.
 __device__ inline void note(State* state, int model, std::int64_t sample, std::int64_t feature) {
-  const auto key =
-      (static_cast<unsigned long long>(model) << (Position::kFeatureBits + Position::kSampleBits)) |
-      (static_cast<unsigned long long>(sample) << Position::kFeatureBits) |
-      static_cast<unsigned long long>(feature);
+  const auto key = (static_cast<unsigned long long>(model) << (kFeatureBits + kSampleBits)) |
+                   (static_cast<unsigned long long>(sample) << kFeatureBits) |
+                   static_cast<unsigned long long>(feature);
   atomicMax(&state->bad, ~key);
 }
 

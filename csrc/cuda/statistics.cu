@@ -73,8 +73,7 @@ __global__ void __launch_bounds__(kThreads)
   if (thread < width) feature_at[thread] = features.features.offset(feature0 + thread);
 
   const int column = thread % kTileFeatures, group = thread / kTileFeatures;
-  const double* const shifts = batch.shift[z];
-  const T shift = shifts && column < width ? static_cast<T>(shifts[feature0 + column]) : T{0};
+  const T shift = column < width ? static_cast<T>(batch.shift[z][feature0 + column]) : T{0};
   const Target target = batch.target[z];
   std::int64_t end = last;
   if constexpr (form != Form::none) {  // rows of zeros fill the last chunk
@@ -245,7 +244,7 @@ __global__ void __launch_bounds__(kLanes* kRows)
   const double m = selected.sum;
   if (f < count) {
     const Centre& to = centres.of[z];
-    const double shift = batch.shift[z] ? batch.shift[z][f] : 0;
+    const double shift = batch.shift[z][f];
     const double offset = m > 0 ? own.sum / m : 0;
     to.sum[f] = own.sum;
     to.offset[f] = offset;

@@ -48,7 +48,7 @@ struct Batch {
   std::int64_t samples = 0;
   const std::uint8_t* mask = nullptr;  // (samples,) or null for all
   Features features[kModelsPerLaunch];
-  const double* shift[kModelsPerLaunch] = {};  // (features,), or null for zero
+  const double* shift[kModelsPerLaunch] = {};  // (features,)
   Target target[kModelsPerLaunch];
 };
 

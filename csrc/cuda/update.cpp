@@ -6,8 +6,8 @@ namespace ccamerge::cuda {
 namespace {
 
 void check_sizes(const Update& one) {
-  if (one.moments->table().models() > 1024 ||
-      one.features.front().samples() > std::int64_t{1} << Position::kSampleBits) {
+  if (one.moments->table().models() > 1 << kModelBits ||
+      one.features.front().samples() > std::int64_t{1} << kSampleBits) {
     throw std::invalid_argument("an update on a device takes at most 1024 models and 2^34 samples");
   }
 }

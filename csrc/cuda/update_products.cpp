@@ -107,10 +107,7 @@ class ProductUpdate final : public UpdateRoute {
     for (std::size_t m = 0; m < models(); ++m) {
       part(partials * width(m), partials_[m]);
       part(width(m), chosen_[m]);
-      for (double** of :
-           {&centres_[m].sum, &centres_[m].offset, &centres_[m].delta, &centres_[m].keep}) {
-        part(width(m), *of);
-      }
+      centres_[m].lay_out(width(m), part);
       part(static_cast<std::size_t>(pass_ * stride(m)) *
                static_cast<std::size_t>(slabs_of(input_.form)) * item_of(input_.form),
            operands_[m]);

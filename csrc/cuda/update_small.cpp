@@ -39,10 +39,7 @@ class SmallUpdate final : public UpdateRoute {
       const auto width = static_cast<std::size_t>(layout_.width[m]);
       part(parts * width, sums_.partials[m]);
       part(width, chosen_[m]);
-      for (double** of :
-           {&centres_[m].sum, &centres_[m].offset, &centres_[m].delta, &centres_[m].keep}) {
-        part(width, *of);
-      }
+      centres_[m].lay_out(width, part);
     }
   }
 

@@ -77,9 +77,6 @@ enum cudaMemcpyKind {
 };
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream);
-cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
-                              std::size_t from_pitch, std::size_t width, std::size_t height,
-                              cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream);
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
@@ -133,35 +130,13 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 }
 
 void __syncthreads();
-inline void __syncwarp(unsigned = ~0u) { ccamerge::emulation::meet(); }
 
-template <class T>
-T __shfl_sync(unsigned, T value, int source) {
-  return ccamerge::emulation::from_lane(value, static_cast<unsigned>(source));
-}
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return ccamerge::emulation::from_lane(value,
                                         ccamerge::emulation::lane() ^ static_cast<unsigned>(mask));
 }
-template <class T>
-T __shfl_down_sync(unsigned, T value, unsigned delta) {
-  const unsigned source = ccamerge::emulation::lane() + delta;
-  return ccamerge::emulation::from_lane(value, source < 32 ? source : ccamerge::emulation::lane());
-}
 
-template <class T>
-T atomicAdd(T* at, T value) {
-  const T before = *at;
-  *at = before + value;
-  return before;
-}
-template <class T>
-T atomicMin(T* at, T value) {
-  const T before = *at;
-  if (value < before) *at = value;
-  return before;
-}
 template <class T>
 T atomicMax(T* at, T value) {
   const T before = *at;

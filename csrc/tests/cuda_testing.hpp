@@ -39,11 +39,20 @@ inline void load_cuda_libraries() {
                        named("CCAMERGE_CUSOLVER", "libcusolver.so.12"));
 }
 
-// Fresh numbers in each run, unless the program is given a seed, which is printed.
-inline std::mt19937_64 generator(int argc, char** argv) {
+inline std::mt19937_64 random_numbers;
+
+inline int pick(int least, int most) {
+  return std::uniform_int_distribution<int>(least, most)(random_numbers);
+}
+
+// Loads libraries and seeds the numbers: fresh ones in each run, unless the program is given a
+// seed, which is printed.
+inline void start(int argc, char** argv) {
+  bind_blas();
+  load_cuda_libraries();
   const unsigned long seed = argc > 1 ? std::strtoul(argv[1], nullptr, 10) : std::random_device{}();
   std::printf("seed %lu\n", seed);
-  return std::mt19937_64(seed);
+  random_numbers.seed(seed);
 }
 
 }  // namespace ccamerge::testing

@@ -11,12 +11,6 @@ using namespace ccamerge::testing;
 
 namespace {
 
-std::mt19937_64* random_numbers;
-
-int pick(int least, int most) {
-  return std::uniform_int_distribution<int>(least, most)(*random_numbers);
-}
-
 enum class Layout { rows, first, last };  // (n, C), (B, C, H), (B, H, C) seen as (B, C, H)
 
 // One model's features on the device, and their values (samples, features) on the host.
@@ -54,7 +48,7 @@ Model make(DType dtype, Layout layout, int batch, int height, int features, doub
   for (int s = 0; s < samples; ++s) {
     for (int f = 0; f < features; ++f) {
       // The first feature is constant.
-      const T x = narrowed<T>(f == 0 ? mean + 0.3 : mean + normal(*random_numbers));
+      const T x = narrowed<T>(f == 0 ? mean + 0.3 : mean + normal(random_numbers));
       elements[static_cast<std::size_t>(s / height * stride_b + s % height * stride_h +
                                         f * stride_c)] = x;
       model.values.push_back(value_of(x));
@@ -273,10 +267,7 @@ void check_merge_and_subset() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  bind_blas();
-  load_cuda_libraries();
-  std::mt19937_64 numbers = generator(argc, argv);
-  random_numbers = &numbers;
+  start(argc, argv);
   check_all();
   check_bad_values();
   check_merge_and_subset();

@@ -10,12 +10,6 @@ using namespace ccamerge::testing;
 
 namespace {
 
-std::mt19937_64* random_numbers;
-
-int pick(int least, int most) {
-  return std::uniform_int_distribution<int>(least, most)(*random_numbers);
-}
-
 using Values = std::vector<double>;
 
 // A view of values on the host, and of a copy on the device.
@@ -46,9 +40,9 @@ Problem problem(int p, int q, bool dead) {
   const int n = 3 * std::max(p, q);
   std::normal_distribution<double> normal;
   Values x(static_cast<std::size_t>(n * p)), y(static_cast<std::size_t>(n * q));
-  for (double& e : x) e = normal(*random_numbers);
+  for (double& e : x) e = normal(random_numbers);
   for (std::size_t e = 0; e < y.size(); ++e) {
-    y[e] = normal(*random_numbers) + (e < x.size() ? x[e] : 0.0);
+    y[e] = normal(random_numbers) + (e < x.size() ? x[e] : 0.0);
   }
   if (dead) {
     std::fill_n(x.begin(), 2 * n, 0.0);
@@ -57,7 +51,7 @@ Problem problem(int p, int q, bool dead) {
   // Not quite symmetric, as sums in other orders are: the symmetric part counts.
   Values sxx = gram(x, p, x, p, n), syy = gram(y, q, y, q, n);
   for (Values* s : {&sxx, &syy}) {
-    for (double& e : *s) e *= 1 + 1e-7 * normal(*random_numbers);
+    for (double& e : *s) e *= 1 + 1e-7 * normal(random_numbers);
   }
   return {{std::move(sxx), p, p}, {std::move(syy), q, q}, {gram(y, q, x, p, n), q, p}};
 }
@@ -109,7 +103,7 @@ void check_cca() {
 void check_polar_of_singular() {
   Values values(static_cast<std::size_t>(80 * 80), 0.0);  // rank 79 by a repeated column
   std::normal_distribution<double> normal;
-  for (double& x : values) x = normal(*random_numbers);
+  for (double& x : values) x = normal(random_numbers);
   std::copy_n(values.begin(), 80, values.begin() + 80);
   const Both a(std::move(values), 80, 80);
   Cpu cpu;
@@ -161,10 +155,7 @@ void check_failures() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  bind_blas();
-  load_cuda_libraries();
-  std::mt19937_64 numbers = generator(argc, argv);
-  random_numbers = &numbers;
+  start(argc, argv);
   check_cca();
   check_polar_of_singular();
   check_gevp_and_whitening();
