@@ -684,5 +684,7 @@ def test_ctrl_c_in_a_real_process(project):
         process.kill()
     assert err.endswith("ccamerge: interrupted; no file is left half-written\n")
     assert "Traceback" not in err
-    assert process.returncode == 130
+    # To a shell both are 130. Python ends by the signal where the interrupt, caught or not, has
+    # passed through exec() of a string, as when it comes while a module makes dataclasses.
+    assert process.returncode in (130, -signal.SIGINT)
     assert [p for p in tree(project) if p != "started"] == before
