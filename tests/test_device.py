@@ -17,6 +17,7 @@ import ccamerge
 from ccamerge import _core
 from ccamerge.device import Device, array_device, memory_of, obstacle, resolve
 from ccamerge.graph.batches import model_device, moved
+from ccamerge.graph.precision import no_tf32
 from ccamerge.graph.spaces import spaces
 from ccamerge.graph.states import placed
 from tests import backends
@@ -330,3 +331,18 @@ def test_programs_run_on_another_device() -> None:
     assert model_device(model) == torch.device("cpu")
     assert model_device(torch.nn.ReLU()) == torch.device("cpu")
     assert len(spaces(M.MLP(), torch.randn(2, 12))) == 2
+
+
+def test_no_tf32_holds_inside_and_leaves_things_as_they_were() -> None:
+    def settings() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    def fail_inside() -> None:
+        with no_tf32():
+            assert settings() == (False, False)
+            raise KeyError
+
+    before = settings()
+    with pytest.raises(KeyError):
+        fail_inside()
+    assert settings() == before

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ccamerge.graph.batches import batch_size, model_device, moved
+from ccamerge.graph.precision import no_tf32
 from ccamerge.graph.program import Program
 from ccamerge.graph.spaces import Spaces
 
@@ -79,18 +80,19 @@ def check_same_function(
     """Raise ValueError unless each model computes what its program does with its parameters.
 
     Equal parameter names and shapes do not make equal networks: this runs both on a few samples,
-    the model where it is, the program where its parameters and the inputs are.
+    the model where it is, the program where its parameters and the inputs are; without TF32, in
+    which networks that compute the same come out too far apart.
     """
     size = batch_size(args, kwargs)
     few = lambda x: x[:4] if isinstance(x, Tensor) and x.shape[:1] == (size,) else x  # noqa: E731
     args, kwargs = pytree.tree_map(few, (args, dict(kwargs)))
     leaves = found[0].program.flatten_inputs(args, dict(kwargs))
     for index, (model, spaces, state) in enumerate(zip(models, found, states, strict=True)):
-        ours = _run(spaces.program, state, leaves)
         training = {m for m in model.modules() if m.training}
         model.eval()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), no_tf32():
+                ours = _run(spaces.program, state, leaves)
                 there, named = moved((args, kwargs), model_device(model))
                 theirs = pytree.tree_leaves(model(*there, **named))
         finally:

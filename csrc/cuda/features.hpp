@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cuda/half.hpp"
+#include "cuda/runtime.hpp"
 #include "dtype.hpp"
 
 namespace ccamerge::cuda {
@@ -18,7 +18,12 @@ struct Axes {
 
   // Where the index-th element along them lies.
   __host__ __device__ std::int64_t offset(std::int64_t index) const {
-    if (count == 1) return index * stride[0];
+    return count == 1 ? index * stride[0] : offset_along(index);
+  }
+
+ private:
+  // Not inlined: kernels would grow beyond what the instruction cache holds.
+  __host__ __device__ CCAMERGE_NOINLINE std::int64_t offset_along(std::int64_t index) const {
     std::int64_t at = 0;
     // Most arrays have fewer than 2^32 elements, and 32-bit divisions are several times faster.
     if (index <= 0xffffffffll) {
@@ -38,37 +43,18 @@ struct Axes {
   }
 };
 
+// Threads take groups of neighbours: of samples where these lie side by side, else of features.
+inline constexpr int kSampleGroup = 8, kFeatureGroup = 4;
+
 struct Features {
   const void* data = nullptr;
   DType dtype = DType::float32;
-  bool by_samples = false;  // neighbours in memory are samples, not features
-  std::int64_t count = 0;   // of features
+  std::int64_t count = 0;  // of features
   Axes samples, features;
+  // Of the groups that threads take, from the first sample or feature on: whether a group's
+  // elements lie `step` apart, and whether they can be loaded as vectors.
+  bool grouped = false, vectors = false;
+  std::int64_t step = 0;
 };
-
-// An element as float32 or float64.
-template <class T, class Source>
-__device__ inline T widened(Source x) {
-  return static_cast<T>(to_float(x));
-}
-template <class T>
-__device__ inline T widened(double x) {
-  return static_cast<T>(x);
-}
-
-// Calls visit with the features' data, of its own type.
-template <class Visit>
-__device__ inline void with_elements(const Features& features, Visit&& visit) {
-  switch (features.dtype) {
-    case DType::float16:
-      return visit(static_cast<const Half*>(features.data));
-    case DType::bfloat16:
-      return visit(static_cast<const Bfloat*>(features.data));
-    case DType::float32:
-      return visit(static_cast<const float*>(features.data));
-    case DType::float64:
-      return visit(static_cast<const double*>(features.data));
-  }
-}
 
 }  // namespace ccamerge::cuda

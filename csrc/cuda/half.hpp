@@ -1,4 +1,4 @@
-// The 16-bit floating-point types on a device, and the splitting of float32 into bfloat16 parts.
+// The 16-bit floating-point types on a device, and the splitting of float32 into float16 parts.
 #pragma once
 
 #include <cstdint>
@@ -25,14 +25,6 @@ __host__ __device__ inline float infinity32() { return float_of(0x7f800000u); }
 
 // Beyond this (2^56), sums of squares of differences from a shift could overflow float32.
 inline constexpr float kLargestFloat = 7.205759403792794e16f;
-
-// The bits of a number of a 16-bit type, and of its one.
-template <class T>
-__host__ __device__ inline std::uint16_t bits16(T x) {
-  return x.bits;
-}
-__host__ __device__ inline std::uint16_t one16(Half) { return 0x3c00u; }
-__host__ __device__ inline std::uint16_t one16(Bfloat) { return 0x3f80u; }
 
 __host__ __device__ inline float to_float(Bfloat x) {
   return float_of(static_cast<std::uint32_t>(x.bits) << 16);
@@ -77,22 +69,28 @@ __host__ __device__ inline Half to_half(float x) {
 #endif
 }
 
-// To a 16-bit type, by the type of the second argument.
-__host__ __device__ inline Half narrowed(float x, Half) { return to_half(x); }
-__host__ __device__ inline Bfloat narrowed(float x, Bfloat) { return to_bfloat(x); }
+// Two numbers in one word, the first in its lower half, as the type of the third argument.
+__host__ __device__ inline std::uint32_t paired(float x, float y, Bfloat) {
+#ifdef __CUDA_ARCH__
+  std::uint32_t result;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(y), "f"(x));
+  return result;
+#else
+  return to_bfloat(x).bits | static_cast<std::uint32_t>(to_bfloat(y).bits) << 16;
+#endif
+}
+__host__ __device__ inline std::uint32_t paired(float x, float y, Half) {
+  return to_half(x).bits | static_cast<std::uint32_t>(to_half(y).bits) << 16;
+}
 
-// x = parts[0] + parts[1] + parts[2], to float32's accuracy: each takes 8 bits of what is left.
-// The differences are exact.
-struct Split {
-  Bfloat parts[3];
+// x = high + low to 22 bits or more of the largest x that there is, if that lies between 2^14 and
+// 2^15: what is smaller loses no more than 2^-25. The difference is exact.
+struct Halves {
+  Half high, low;
 };
-__host__ __device__ inline Split split(float x) {
-  Split out;
-  for (int i = 0; i < 3; ++i) {
-    out.parts[i] = to_bfloat(x);
-    x -= to_float(out.parts[i]);
-  }
-  return out;
+__host__ __device__ inline Halves halves(float x) {
+  const Half high = to_half(x);
+  return {high, to_half(x - to_float(high))};
 }
 
 }  // namespace ccamerge::cuda

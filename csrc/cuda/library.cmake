@@ -2,12 +2,14 @@
 # CUDA compiler works. Kernels are compiled by nvcc, all else by the host compiler. EMULATED compiles
 # the same files against an emulation of the CUDA runtime (see csrc/emulation).
 set(_kernels
+  csrc/cuda/centres.cu
   csrc/cuda/cholesky_block.cu
   csrc/cuda/elementwise.cu
+  csrc/cuda/look.cu
+  csrc/cuda/pack.cu
   csrc/cuda/reductions.cu
   csrc/cuda/small.cu
   csrc/cuda/small_add.cu
-  csrc/cuda/statistics.cu
   csrc/cuda/totals.cu)
 set(_sources
   csrc/cuda/backend.cpp
@@ -15,6 +17,7 @@ set(_sources
   csrc/cuda/instances.cpp
   csrc/cuda/libraries.cpp
   csrc/cuda/moments.cpp
+  csrc/cuda/product_jobs.cpp
   csrc/cuda/runtime.cpp
   csrc/cuda/small_layout.cpp
   csrc/cuda/update.cpp

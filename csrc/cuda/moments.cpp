@@ -184,17 +184,19 @@ void Moments::merge(Moments& other, const Allocate& allocate, cudaStream_t strea
   for (std::size_t m = 0; m < centres.size(); ++m) {
     centre_on(storage_.means[m], other.storage_.means[m], table_.dims()[m], centres[m], stream);
   }
+  std::vector<Addend<double>> addends;
   for (std::size_t b = 0; b < storage_.totals.size(); ++b) {
     const auto& [row, column] = table_.blocks()[b];
-    const Total& total = storage_.totals[b];
-    Products<double> products;
-    products.data = other.storage_.totals[b].data;
-    products.rows = total.rows;
-    products.columns = products.stride = total.columns;
-    products.parts = 1;
-    add(total, products, centres[static_cast<std::size_t>(row)],
-        centres[static_cast<std::size_t>(column)], storage_.state, stream);
+    Addend<double>& one = addends.emplace_back();
+    one.total = storage_.totals[b];
+    one.rows = centres[static_cast<std::size_t>(row)];
+    one.columns = centres[static_cast<std::size_t>(column)];
+    one.data = other.storage_.totals[b].data;
+    one.height = one.total.rows;
+    one.width = one.stride = one.total.columns;
+    one.parts = 1;
   }
+  add(addends, storage_.state, stream);
   for (int i = 0; i < table_.models(); ++i) {
     const auto m = static_cast<std::size_t>(i);
     move_mean(centres[m], storage_.means[m], table_.dim(i), storage_.state, stream);

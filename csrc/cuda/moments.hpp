@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -97,17 +98,19 @@ struct Update {
   const std::uint8_t* mask = nullptr;  // (samples,) nonzero for selected, or nullptr for all
 };
 
-// Bounds on an update's workspace, unless the least that it can work with is more.
+// Bounds on an update's workspace, unless the least that it can work with is more. Products are
+// added while the cache still holds them.
 struct Limits {
   std::size_t operand_bytes = std::size_t{384} << 20;
-  std::size_t product_bytes = std::size_t{128} << 20;
+  std::size_t product_bytes = std::size_t{32} << 20;
 };
 
 // Runs all updates, in order, on the stream, without waiting for it. Workspace comes from
-// `allocate` and is given back when the call returns. Throws std::invalid_argument for what can be
-// seen without looking at values. An update with an element that is not finite changes nothing, nor
-// does any later one of the same accumulator until check().
+// `allocate` and is given back when the call returns; unless told so, its operands take at most a
+// 64th of the device's memory, between 256 MiB and 2 GiB. Throws std::invalid_argument for what can
+// be seen without looking at values. An update with an element that is not finite changes nothing,
+// nor does any later one of the same accumulator until check().
 void update(const std::vector<Update>& updates, const std::string& label, const Allocate& allocate,
-            cudaStream_t stream, const Limits& limits = {});
+            cudaStream_t stream, const std::optional<Limits>& limits = {});
 
 }  // namespace ccamerge::cuda

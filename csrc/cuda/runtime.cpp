@@ -1,5 +1,7 @@
 #include "cuda/runtime.hpp"
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -27,6 +29,19 @@ int multiprocessors(int device) {
   check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
         "cudaDeviceGetAttribute");
   return count;
+}
+
+std::size_t memory_bytes(int device) {
+  static std::mutex mutex;
+  static std::map<int, std::size_t> known;  // asking takes a millisecond
+  std::lock_guard lock(mutex);
+  const auto [at, added] = known.try_emplace(device, 0);
+  if (at->second == 0) {
+    cudaDeviceProp properties;
+    check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+    at->second = properties.totalGlobalMem;
+  }
+  return at->second;
 }
 
 void to_device(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {

@@ -7,6 +7,13 @@
 #include <cstddef>
 #include <utility>
 
+// For code that kernels should not have a copy of at each call.
+#ifdef __CUDACC__
+#define CCAMERGE_NOINLINE __noinline__
+#else
+#define CCAMERGE_NOINLINE
+#endif
+
 namespace ccamerge::cuda {
 
 // Throws std::runtime_error naming the call, with CUDA's name and text of the error.
@@ -27,6 +34,7 @@ class DeviceGuard {
 };
 
 int multiprocessors(int device);
+std::size_t memory_bytes(int device);
 
 // Runs a kernel on a stream. Arguments are converted to the kernel's parameters.
 template <class... Parameters, class... Arguments>

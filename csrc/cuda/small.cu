@@ -1,4 +1,7 @@
+#include <algorithm>
+
 #include "cuda/dynamic_shared.hpp"
+#include "cuda/elements.hpp"
 #include "cuda/mma.hpp"
 #include "cuda/small.hpp"
 #include "cuda/state_updates.hpp"
@@ -6,17 +9,37 @@
 namespace ccamerge::cuda {
 namespace {
 
-constexpr int kWarps = kSmallWarps, kLanes = 32, kThreads = kWarps * kLanes;
-constexpr int kSamples = kSmallSamples;
-constexpr int kSteps = kSamples / 16;
-constexpr int kPitch = kSamples + 8;         // so that fragments' loads meet no bank twice
+constexpr int kLanes = 32;
+constexpr int kTileSize = kSmallTile * kSmallTile;
 constexpr std::size_t kStaticShared = 1024;  // at least what the kernel has of it
 
+// Elements between features of the staged samples: fragments' loads meet no bank twice.
+__host__ __device__ constexpr int pitch_of(int stage) { return stage + 8; }
+
+// float32 in three bfloat16 parts, x = p + q + r: the products p p', p q', q q', q p', p r' and
+// r p' make its accuracy, without a scale. The 16-bit types as they are.
+template <class Source>
+struct Parts {
+  using Number = Source;
+  static constexpr int count = 1;
+};
+template <>
+struct Parts<float> {
+  using Number = Bfloat;
+  static constexpr int count = 3;
+};
+
 std::size_t shared_bytes(const SmallLayout& layout, Form form) {
-  const int parts = form == Form::planes ? 3 : 1;
-  return static_cast<std::size_t>(parts * layout.features * kPitch) * sizeof(std::uint16_t) +
-         static_cast<std::size_t>(layout.features) * (sizeof(int) + sizeof(float)) +
-         static_cast<std::size_t>(layout.models) * kSamples * sizeof(std::int64_t) + 64;
+  const auto features = static_cast<std::size_t>(layout.features);
+  const auto stage = static_cast<std::size_t>(layout.stage);
+  const std::size_t parts = form == Form::singles ? 3 : 1;
+  const std::size_t staged =
+      parts * features * static_cast<std::size_t>(pitch_of(layout.stage)) * sizeof(std::uint16_t);
+  // What lies in the same memory when a window's samples are done.
+  const std::size_t sums = features * (stage / 2) * sizeof(float);
+  const std::size_t tiles =
+      layout.split > 1 ? static_cast<std::size_t>(layout.tiles * kTileSize) * sizeof(float) : 0;
+  return features * (sizeof(void*) + sizeof(float) + sizeof(int)) + std::max({staged, sums, tiles});
 }
 
 std::size_t most_shared(int device) {
@@ -26,77 +49,134 @@ std::size_t most_shared(int device) {
   return static_cast<std::size_t>(bytes) - kStaticShared;
 }
 
-// What a thread block works with in shared memory.
+// What a thread block works with in shared memory. In the place of the filling is what is somewhere
+// else, too: of its products none is wanted.
+template <class Source>
 struct Shared {
-  std::int64_t* sample_at;  // (models, kSamples)
-  float* shift;             // (features,)
-  int* varies;              // (features,) whether any element differs from the shift
-  std::uint16_t* staged;    // (parts, features, kPitch)
+  const Source** feature_at;
+  float* shift;
+  int* varies;            // whether any element differs from the shift
+  std::uint16_t* staged;  // (parts, features, pitch)
 };
 
-__device__ Shared shared_memory(const SmallLayout& layout) {
-  Shared out;
-  out.sample_at = reinterpret_cast<std::int64_t*>(dynamic_shared());
-  out.shift = reinterpret_cast<float*>(out.sample_at + layout.models * kSamples);
+template <class Source>
+__device__ Shared<Source> shared_memory(const SmallLayout& layout) {
+  Shared<Source> out;  // features are a multiple of 32: everything is aligned
+  out.feature_at = reinterpret_cast<const Source**>(dynamic_shared());
+  out.shift = reinterpret_cast<float*>(out.feature_at + layout.features);
   out.varies = reinterpret_cast<int*>(out.shift + layout.features);
-  auto* const end = reinterpret_cast<unsigned char*>(out.varies + layout.features);
-  const auto address = reinterpret_cast<std::uintptr_t>(end);
-  out.staged = reinterpret_cast<std::uint16_t*>(end + (16 - address % 16) % 16);
+  out.staged = reinterpret_cast<std::uint16_t*>(out.varies + layout.features);
   return out;
 }
 
-// The parts of an element that is given as y = x - shift.
-template <class Number, int parts>
-__device__ void part_bits(float y, std::uint32_t (&bits)[parts]) {
-  if constexpr (parts == 1) {
-    bits[0] = bits16(narrowed(y, Number{}));
-  } else {
-    const Split split_y = split(y);
-#pragma unroll
-    for (int p = 0; p < parts; ++p) bits[p] = split_y.parts[p].bits;
+// Notes that of a feature of the axis, one or both of two samples are bad.
+__device__ CCAMERGE_NOINLINE void note_on_axis(const SmallLayout& layout, State* state, int at,
+                                               std::int64_t sample, unsigned bad) {
+  for (int m = 0; m < layout.models; ++m) {
+    const int f = at - layout.start[m];
+    if (f < 0 || f >= layout.width[m]) continue;
+    for (int half = 0; half < 2; ++half) {
+      if (bad >> half & 1u) note(state, m, sample + half, f);
+    }
   }
 }
 
-// Reads one model's features of kSamples samples from s0 on and leaves their parts, samples side by
-// side. Two neighbouring samples make one word. A warp takes what lies side by side in memory:
+// One thread's share of the staging: a pair of neighbouring samples, and every kStep-th feature
+// from the first on, `slots` of them at most. A warp takes what lies side by side in memory:
 // samples of a feature, or eight features of four pairs of samples.
-template <class Number, int parts, class Source>
-__device__ void stage(const Source* data, const Features& features, const SmallLayout& layout,
-                      const Shared& shared, const bool* chosen, int model, int number,
-                      std::int64_t s0, State* state) {
-  constexpr int pairs = kSamples / 2, side = 8, pairs_aside = kLanes / side;
-  const int start = layout.start[model], width = layout.width[model];
-  const std::int64_t* const sample_at = shared.sample_at + model * kSamples;
-  const int filled = features.by_samples ? width : (width + side - 1) / side * side;
-  for (int e = static_cast<int>(threadIdx.x); e < filled * pairs; e += kThreads) {
-    const int lane = e % kLanes, group = e / kLanes;
-    const int f =
-        features.by_samples ? e / pairs : group / (pairs / pairs_aside) * side + lane % side;
-    const int pair =
-        features.by_samples ? e % pairs : group % (pairs / pairs_aside) * pairs_aside + lane / side;
-    if (f >= width) continue;
-    const std::int64_t feature_at = features.features.offset(f);
-    std::uint32_t words[parts] = {};
+template <class Source, int stage, int slots, int threads>
+struct Reader {
+  static constexpr int parts = Parts<Source>::count, pitch = pitch_of(stage);
+  static constexpr int pairs = stage / 2, step = threads / pairs;
+  static_assert(kSmallTile % step == 0);  // slots are there or not for all threads
+
+  int pair, first;
+  bool used[2];
+  Source x[slots][2];
+  float sum[slots];  // of x - shift
+  std::uint32_t varies;
+  int selected;
+
+  __device__ explicit Reader(bool by_samples) : sum{}, varies(0), selected(0) {
+    const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes,
+              warp = thread / kLanes;
+    constexpr int side = 8, warps = pairs / (kLanes / side);
+    pair = by_samples ? thread % pairs : warp % warps * (kLanes / side) + lane / side;
+    first = by_samples ? thread / pairs : warp / warps * side + lane % side;
+  }
+
+  // Starts to load the samples from s0 on. What is not used is read, too, from somewhere.
+  __device__ void fetch(const Batch& batch, const SmallLayout& layout, const Shared<Source>& shared,
+                        std::int64_t s0, std::int64_t end) {
+    std::int64_t at[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int i = 2 * pair + half;
-      if (!chosen[i]) continue;
-      const auto x = widened<float>(data[sample_at[i] + feature_at]);
-      if (!(x <= kLargestFloat && x >= -kLargestFloat)) note(state, number, s0 + i, f);
-      const float y = x - shared.shift[start + f];
-      if (y != 0) shared.varies[start + f] = 1;
-      std::uint32_t bits[parts];
-      part_bits<Number>(y, bits);
-#pragma unroll
-      for (int p = 0; p < parts; ++p) words[p] |= bits[p] << (16 * half);
+      const std::int64_t s = s0 + 2 * pair + half;
+      used[half] = s < end && (!batch.mask || batch.mask[s]);
+      at[half] = batch.features[0].samples.offset(used[half] ? s : 0);
     }
 #pragma unroll
-    for (int p = 0; p < parts; ++p) {
-      const int at = (p * layout.features + start + f) * kPitch + 2 * pair;
-      *reinterpret_cast<std::uint32_t*>(shared.staged + at) = words[p];
+    for (int k = 0; k < slots; ++k) {
+      if (k * step >= layout.features) break;
+      const Source* const from = shared.feature_at[first + k * step];
+      x[k][0] = from[at[0]];
+      x[k][1] = from[at[1]];
     }
   }
-}
+
+  // Leaves the parts of what was loaded, samples side by side, and adds to the sums.
+  __device__ void store(const SmallLayout& layout, const Shared<Source>& shared, std::int64_t s0,
+                        State* state) {
+    using Number = typename Parts<Source>::Number;
+    selected += used[0] + used[1];
+    std::uint16_t* to[parts];
+#pragma unroll
+    for (int p = 0; p < parts; ++p) {
+      to[p] = shared.staged + (p * layout.features + first) * pitch + 2 * pair;
+    }
+    bool bad = false;
+#pragma unroll
+    for (int k = 0; k < slots; ++k) {
+      if (k * step >= layout.features) break;
+      const float shift = shared.shift[first + k * step];
+      float y[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float value = used[half] ? widened<float>(x[k][half]) : shift;
+        bad |= !(fabsf(value) <= kLargestFloat);
+        y[half] = value - shift;
+      }
+      sum[k] += y[0] + y[1];
+      varies |= static_cast<std::uint32_t>(y[0] != 0 || y[1] != 0) << k;
+#pragma unroll
+      for (int p = 0; p < parts; ++p) {
+        const std::uint32_t word = paired(y[0], y[1], Number{});
+        *reinterpret_cast<std::uint32_t*>(to[p] + k * step * pitch) = word;
+        if constexpr (parts > 1) {  // exact
+          y[0] -= float_of(word << 16);
+          y[1] -= float_of(word & 0xffff0000u);
+        }
+      }
+    }
+    if (bad) find_bad(layout, s0, state);
+  }
+
+  // Notes every bad element of what was loaded. Such updates are rare.
+  __device__ void find_bad(const SmallLayout& layout, std::int64_t s0, State* state) const {
+#pragma unroll
+    for (int k = 0; k < slots; ++k) {
+      unsigned bad = 0;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const bool wrong = !(fabsf(widened<float>(x[k][half])) <= kLargestFloat);
+        bad |= static_cast<unsigned>(wrong && used[half]) << half;
+      }
+      if (bad && k * step < layout.features) {
+        note_on_axis(layout, state, first + k * step, s0 + 2 * pair, bad);
+      }
+    }
+  }
+};
 
 __device__ std::uint32_t word(const std::uint16_t* at) {
   return *reinterpret_cast<const std::uint32_t*>(at);
@@ -107,17 +187,18 @@ using Fragment = float[2][4][4];
 
 // sums += the products of parts p of the rows with parts q of the columns, of 16 staged samples
 // from k on: the largest, p = q = 0, or the others that make float32's accuracy.
-template <class Number, int parts, bool largest>
+template <class Source, int stage, bool largest>
 __device__ void multiply(Fragment& sums, const std::uint16_t* staged, int features, int row,
                          int col, int k) {
-  constexpr int used = largest ? 1 : parts;
+  using Number = typename Parts<Source>::Number;
+  constexpr int used = largest ? 1 : Parts<Source>::count, pitch = pitch_of(stage);
   const int lane = static_cast<int>(threadIdx.x) % kLanes, g = lane / 4, t = lane % 4;
   std::uint32_t b[used][4][2];
 #pragma unroll
   for (int p = 0; p < used; ++p) {
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      const auto* const at = staged + (p * features + col + 8 * n + g) * kPitch + k + 2 * t;
+      const auto* const at = staged + (p * features + col + 8 * n + g) * pitch + k + 2 * t;
       b[p][n][0] = word(at);
       b[p][n][1] = word(at + 8);
     }
@@ -126,9 +207,9 @@ __device__ void multiply(Fragment& sums, const std::uint16_t* staged, int featur
   for (int m = 0; m < 2; ++m) {
 #pragma unroll
     for (int p = 0; p < used; ++p) {
-      const auto* const at = staged + (p * features + row + 16 * m + g) * kPitch + k + 2 * t;
-      const std::uint32_t a[4] = {word(at), word(at + 8 * kPitch), word(at + 8),
-                                  word(at + 8 * kPitch + 8)};
+      const auto* const at = staged + (p * features + row + 16 * m + g) * pitch + k + 2 * t;
+      const std::uint32_t a[4] = {word(at), word(at + 8 * pitch), word(at + 8),
+                                  word(at + 8 * pitch + 8)};
 #pragma unroll
       for (int q = !largest && p == 0; q < used - p; ++q) {
 #pragma unroll
@@ -141,130 +222,149 @@ __device__ void multiply(Fragment& sums, const std::uint16_t* staged, int featur
 // sums += the products of the staged samples, of every `split`-th step from `share` on. Matrix
 // units round towards zero, by more the larger a sum is: small products come first, into sums that
 // start from nothing.
-template <class Number, int parts>
+template <class Source, int stage>
 __device__ void multiply_staged(Fragment& sums, const std::uint16_t* staged, int features, int row,
                                 int col, int share, int split) {
+  constexpr int steps = stage / 16;
   Fragment fresh = {};
-  if constexpr (parts > 1) {
-    for (int step = share; step < kSteps; step += split) {
-      multiply<Number, parts, false>(fresh, staged, features, row, col, 16 * step);
+  if constexpr (Parts<Source>::count > 1) {
+    for (int step = share; step < steps; step += split) {
+      multiply<Source, stage, false>(fresh, staged, features, row, col, 16 * step);
     }
   }
-  for (int step = share; step < kSteps; step += split) {
-    multiply<Number, parts, true>(fresh, staged, features, row, col, 16 * step);
+  for (int step = share; step < steps; step += split) {
+    multiply<Source, stage, true>(fresh, staged, features, row, col, 16 * step);
   }
 #pragma unroll
   for (int e = 0; e < 32; ++e) sums[e / 16][e / 4 % 4][e % 4] += fresh[e / 16][e / 4 % 4][e % 4];
 }
 
-template <class Number, int parts, int tiles_per_warp>
-__global__ void __launch_bounds__(kThreads)
+// Where a lane's e-th sum of a tile is.
+__device__ int in_tile(int lane, int e) {
+  const int m = e / 16, n = e / 4 % 4, c = e % 4;
+  return (16 * m + lane / 4 + 8 * (c / 2)) * kSmallTile + 8 * n + 2 * (lane % 4) + c % 2;
+}
+
+template <class Source, int tiles_per_warp, int stage, int slots, int warps>
+__global__ void __launch_bounds__(warps* kLanes, tiles_per_warp == 1 ? 16 / warps : 1)
     small_kernel(const __grid_constant__ Batch batch, const __grid_constant__ SmallLayout layout,
                  const __grid_constant__ SmallPlan plan, const __grid_constant__ Sums out,
                  double* products, State* state) {
-  __shared__ bool chosen[kSamples];
+  using Own = Reader<Source, stage, slots, warps * kLanes>;
   if (state->failed) return;
-  const Shared shared = shared_memory(layout);
+  const auto shared = shared_memory<Source>(layout);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes, warp = thread / kLanes;
   const int share = warp % layout.split, slot = warp / layout.split;
-  constexpr int slots = kWarps;  // with a split of one
 
-  for (int e = thread; e < parts * layout.features * kPitch; e += kThreads) shared.staged[e] = 0;
-  for (int f = thread; f < layout.features; f += kThreads) shared.varies[f] = 0;
-  __syncthreads();
-  const std::uint16_t one = one16(Number{});
-  for (int i = thread; i < kSamples; i += kThreads) shared.staged[i] = one;
-  for (int m = 0; m < layout.models; ++m) {
-    for (int f = thread; f < layout.width[m]; f += kThreads) {
-      const int at = layout.start[m] + f;
-      shared.shift[at] = static_cast<float>(batch.shift[m][f]);
+  if (thread < layout.features) {
+    shared.feature_at[thread] = static_cast<const Source*>(batch.features[0].data);
+    shared.shift[thread] = 0;
+    shared.varies[thread] = 0;
+    for (int m = 0; m < layout.models; ++m) {
+      const int f = thread - layout.start[m];
+      if (f < 0 || f >= layout.width[m]) continue;
+      const Features& features = batch.features[m];
+      shared.feature_at[thread] =
+          static_cast<const Source*>(features.data) + features.features.offset(f);
+      shared.shift[thread] = static_cast<float>(batch.shift[m][f]);
     }
   }
+  __syncthreads();
 
-  const std::int64_t part = static_cast<std::int64_t>(blockIdx.x) * layout.split + share;
-  double* const own = products + part * layout.tiles * kSmallTile * kSmallTile;
-  std::int64_t selected = 0;
-  for (std::int64_t w = 0; w < plan.windows; ++w) {
-    const std::int64_t begin =
-        (static_cast<std::int64_t>(blockIdx.x) * plan.windows + w) * plan.window;
-    const std::int64_t end =
-        begin + plan.window < batch.samples ? begin + plan.window : batch.samples;
+  const std::int64_t length = plan.windows * plan.window;
+  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * length;
+  const std::int64_t end = begin + length < batch.samples ? begin + length : batch.samples;
+  double* const own = products + static_cast<std::int64_t>(blockIdx.x) * layout.tiles * kTileSize;
+  auto* const floats = reinterpret_cast<float*>(shared.staged);
+  double total = 0;  // of the feature of this thread's number
+  Own reader(batch.by_samples);
+  reader.fetch(batch, layout, shared, begin, end);
+  for (std::int64_t window = begin; window < end; window += plan.window) {
+    const std::int64_t last = window + plan.window < end ? window + plan.window : end;
     Fragment sums[tiles_per_warp] = {};
-    for (std::int64_t s0 = begin; s0 < end; s0 += kSamples) {
-      // Nobody reads these any more: the products of the samples before need the staged ones only.
-      for (int e = thread; e < layout.models * kSamples; e += kThreads) {
-        const int i = e % kSamples;
-        const std::int64_t s = s0 + i;
-        const bool used = s < end && (!batch.mask || batch.mask[s]);
-        if (e < kSamples) {
-          chosen[i] = used;
-          selected += used;
-        }
-        shared.sample_at[e] = used ? batch.features[e / kSamples].samples.offset(s) : 0;
-      }
+    for (std::int64_t s0 = window; s0 < last; s0 += stage) {
+      reader.store(layout, shared, s0, state);
       __syncthreads();
-      for (int m = 0; m < layout.models; ++m) {
-        const Features& features = batch.features[m];
-        if constexpr (parts == 1) {
-          stage<Number, parts>(static_cast<const Number*>(features.data), features, layout, shared,
-                               chosen, m, batch.first + m, s0, state);
-        } else {
-          with_elements(features, [&](const auto* data) {
-            stage<Number, parts>(data, features, layout, shared, chosen, m, batch.first + m, s0,
-                                 state);
-          });
-        }
-      }
-      __syncthreads();
+      if (s0 + stage < end) reader.fetch(batch, layout, shared, s0 + stage, end);
 #pragma unroll
       for (int t = 0; t < tiles_per_warp; ++t) {
-        const int tile = slot + t * slots;
+        const int tile = slot + t * warps;  // of more than one with a split of one
         if (tile >= layout.tiles) continue;
-        multiply_staged<Number, parts>(sums[t], shared.staged, layout.features,
+        multiply_staged<Source, stage>(sums[t], shared.staged, layout.features,
                                        layout.tile_row[tile] * kSmallTile,
                                        layout.tile_col[tile] * kSmallTile, share, layout.split);
       }
+      __syncthreads();
+    }
+
+    // Features' sums: of all pairs, in order.
+#pragma unroll
+    for (int k = 0; k < slots; ++k) {
+      const int f = reader.first + k * Own::step;
+      if (k * Own::step < layout.features) floats[f * Own::pairs + reader.pair] = reader.sum[k];
+      reader.sum[k] = 0;
+    }
+    __syncthreads();
+    if (thread < layout.features) {
+      for (int p = 0; p < Own::pairs; ++p) {
+        // Every thread begins elsewhere, so that banks are not met twice.
+        total += static_cast<double>(floats[thread * Own::pairs + (p + thread) % Own::pairs]);
+      }
+    }
+    __syncthreads();
+    // Warps that share a tile, one after the other.
+    for (int s = 1; s < layout.split; ++s) {
+      if (share == s && slot < layout.tiles) {
+#pragma unroll
+        for (int e = 0; e < 32; ++e) {
+          floats[slot * kTileSize + e * kLanes + lane] = sums[0][e / 16][e / 4 % 4][e % 4];
+        }
+      }
+      __syncthreads();
+      if (share == 0 && slot < layout.tiles) {
+#pragma unroll
+        for (int e = 0; e < 32; ++e) {
+          sums[0][e / 16][e / 4 % 4][e % 4] += floats[slot * kTileSize + e * kLanes + lane];
+        }
+      }
+      __syncthreads();
     }
 #pragma unroll
     for (int t = 0; t < tiles_per_warp; ++t) {
-      const int tile = slot + t * slots;
-      if (tile >= layout.tiles) continue;
-      double* const to = own + tile * kSmallTile * kSmallTile;
+      const int tile = slot + t * warps;  // of more than one with a split of one
+      if (tile >= layout.tiles || share != 0) continue;
 #pragma unroll
       for (int e = 0; e < 32; ++e) {
-        const int m = e / 16, n = e / 4 % 4, c = e % 4;
-        const int i = 16 * m + lane / 4 + 8 * (c / 2), j = 8 * n + 2 * (lane % 4) + c % 2;
-        double& total = to[i * kSmallTile + j];
-        total = (w > 0 ? total : 0) + static_cast<double>(sums[t][m][n][c]);
+        double& all = own[tile * kTileSize + in_tile(lane, e)];
+        all = (window > begin ? all : 0) + static_cast<double>(sums[t][e / 16][e / 4 % 4][e % 4]);
       }
     }
   }
 
-  // Row 0 of the first row of tiles holds every feature's sum.
+#pragma unroll
+  for (int k = 0; k < slots; ++k) {
+    if (reader.varies >> k & 1u) shared.varies[reader.first + k * Own::step] = 1;
+  }
+  // Every pair of samples was counted by all threads that read it.
+  if (reader.first == 0) floats[reader.pair] = static_cast<float>(reader.selected);
   __syncthreads();
-  for (int m = 0; m < layout.models; ++m) {
-    for (int e = thread; e < layout.width[m] * layout.split; e += kThreads) {
-      const int f = e % layout.width[m], s = e / layout.width[m];
-      const int at = layout.start[m] + f, tile = at / kSmallTile;  // of row 0: in order
-      const std::int64_t p = static_cast<std::int64_t>(blockIdx.x) * layout.split + s;
-      const double sum =
-          products[(p * layout.tiles + tile) * kSmallTile * kSmallTile + at % kSmallTile];
-      const double all = batch.shift[m][f], end = static_cast<double>(infinity32());
-      out.partials[m][p * layout.width[m] + f] =
-          shared.varies[at] ? Partial{sum, -end, end} : Partial{0, all, all};
+  if (thread < layout.features) {
+    for (int m = 0; m < layout.models; ++m) {
+      const int f = thread - layout.start[m];
+      if (f < 0 || f >= layout.width[m]) continue;
+      const double all = batch.shift[m][f], most = static_cast<double>(infinity32());
+      out.partials[m][static_cast<std::int64_t>(blockIdx.x) * layout.width[m] + f] =
+          shared.varies[thread] ? Partial{total, -most, most} : Partial{0, all, all};
     }
   }
-  __shared__ long long counts[kSamples];
-  if (thread < kSamples) counts[thread] = selected;
-  __syncthreads();
-  if (thread < layout.split) {
-    long long total = 0;
-    for (int i = 0; i < kSamples && thread == 0; ++i) total += counts[i];
-    out.selected[static_cast<std::int64_t>(blockIdx.x) * layout.split + thread] = total;
+  if (thread == 0) {
+    float selected = 0;  // exact: a block has far fewer than 2^24 samples
+    for (int p = 0; p < Own::pairs; ++p) selected += floats[p];
+    out.selected[blockIdx.x] = static_cast<long long>(selected);
   }
 }
 
-template <class Number, int parts>
+template <class Source>
 void launch_small(const Batch& batch, Form form, const SmallLayout& layout, const SmallPlan& plan,
                   const Sums& sums, double* products, State* state, cudaStream_t stream) {
   int device = 0;
@@ -274,13 +374,13 @@ void launch_small(const Batch& batch, Form form, const SmallLayout& layout, cons
   const auto run = [&](auto kernel) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
           "cudaFuncSetAttribute");
-    launch(kernel, static_cast<unsigned>(plan.blocks), kThreads, shared_bytes(layout, form), stream,
-           batch, layout, plan, sums, products, state);
+    launch(kernel, static_cast<unsigned>(plan.blocks), static_cast<unsigned>(layout.warps * kLanes),
+           shared_bytes(layout, form), stream, batch, layout, plan, sums, products, state);
   };
-  const int per_warp = ceil_div(layout.tiles, kWarps);
-  if (per_warp <= 1) return run(small_kernel<Number, parts, 1>);
-  if (per_warp <= 2) return run(small_kernel<Number, parts, 2>);
-  return run(small_kernel<Number, parts, 4>);
+  // See small_layout.
+  if (layout.stage == 32) return run(small_kernel<Source, 3, 32, 16, 8>);
+  if (layout.warps == 16) return run(small_kernel<Source, 1, 64, 8, 16>);
+  return run(small_kernel<Source, 1, 64, 8, 8>);
 }
 
 }  // namespace
@@ -294,9 +394,9 @@ void small_products(const Batch& batch, Form form, const SmallLayout& layout, co
   const auto run = [&](auto launch) {
     launch(batch, form, layout, plan, sums, products, state, stream);
   };
-  if (form == Form::planes) return run(launch_small<Bfloat, 3>);
+  if (form == Form::singles) return run(launch_small<float>);
   const bool half = batch.features[0].dtype == DType::float16;
-  return half ? run(launch_small<Half, 1>) : run(launch_small<Bfloat, 1>);
+  return half ? run(launch_small<Half>) : run(launch_small<Bfloat>);
 }
 
 }  // namespace ccamerge::cuda

@@ -1,6 +1,6 @@
 // The update of few features in one kernel that reads each element once: conversion, shift, sums
 // and products on the matrix units together. For more features products are cuBLAS's (see
-// update.cpp).
+// update_products.cpp).
 #pragma once
 
 #include <cstdint>
@@ -14,18 +14,17 @@
 namespace ccamerge::cuda {
 
 inline constexpr int kSmallTile = 32;  // order of the tiles of products that a warp sums
-inline constexpr int kSmallMostTiles = 32;
-inline constexpr int kSmallMostFeatures = 288;
+inline constexpr int kSmallMostTiles = 24;
+inline constexpr int kSmallMostFeatures = 256;
 inline constexpr int kSmallMostBlocks = 16;  // of totals
-inline constexpr int kSmallWarps = 8;        // of a thread block
-inline constexpr int kSmallSamples = 64;     // that a thread block stages at a time
 inline constexpr int kSmallPad = 16;         // every model's features are filled up to a multiple
 
-// All features of an update on one axis: first a feature that is always one, whose products are
-// sums, filled up like each model's after it. Tiles are those of the upper triangle that hold
-// something wanted.
+// All features of an update on one axis, each model's filled up. Tiles are those of the upper
+// triangle that hold something wanted.
 struct SmallLayout {
   int models = 0, features = 0, tiles = 0;  // features with the filling
+  int warps = 0;                            // of a thread block
+  int stage = 0;                            // samples that it works on at a time
   int split = 1;                            // warps that share a tile's samples
   int start[kModelsPerLaunch] = {};         // of each model on the axis
   int width[kModelsPerLaunch] = {};
@@ -38,20 +37,18 @@ struct SmallLayout {
 // False if the features are too many.
 bool small_layout(const BlockTable& table, SmallLayout* layout);
 
-// How the samples are shared out: each thread block takes `windows` windows of `window` samples.
+// How the samples are shared out: each thread block takes `windows` windows of `window` samples, a
+// multiple of the layout's stage.
 struct SmallPlan {
   std::int64_t window = 0, windows = 0, blocks = 0;
-  // Sums that are added up in the end, (kSmallTile, kSmallTile) for each tile.
-  std::int64_t parts(const SmallLayout& layout) const { return blocks * layout.split; }
 };
 SmallPlan small_plan(const SmallLayout& layout, std::int64_t samples, int multiprocessors);
 
 // Whether a thread block of the device has the shared memory that the form needs.
 bool small_fits(const SmallLayout& layout, Form form, int device);
 
-// products (parts, tiles, kSmallTile, kSmallTile); partials of each model (parts, features) and
-// selected (parts,) as of `pack`. The form is planes or narrow; narrow features are all of the
-// dtype of the first model's.
+// products (blocks, tiles, kSmallTile, kSmallTile), and sums in as many parts. The form is singles
+// or narrow. Features are all of one dtype, and all models' samples lie alike.
 void small_products(const Batch& batch, Form form, const SmallLayout& layout, const SmallPlan& plan,
                     const Sums& sums, double* products, State* state, cudaStream_t stream);
 

@@ -13,7 +13,7 @@ struct Targets {
 };
 
 // Threads along x take a row of a tile, those along y share its parts.
-constexpr int kShares = 8;
+constexpr int kShares = 32;
 
 __global__ void __launch_bounds__(kSmallTile* kShares)
     add_kernel(const __grid_constant__ SmallLayout layout, std::int64_t parts,
@@ -27,6 +27,7 @@ __global__ void __launch_bounds__(kSmallTile* kShares)
   const double* const from =
       products + (static_cast<std::int64_t>(tile) * kSmallTile + i) * kSmallTile + j;
   double sum = 0;
+#pragma unroll 4
   for (std::int64_t p = threadIdx.y; p < parts; p += kShares) sum += from[p * size];
   shared[threadIdx.y][j] = sum;
   __syncthreads();
@@ -65,7 +66,7 @@ void small_add(const SmallLayout& layout, const SmallPlan& plan, const double* p
   std::copy_n(totals, total_count, targets.total);
   std::copy_n(centres, layout.models, targets.centre);
   launch(add_kernel, static_cast<unsigned>(layout.tiles * kSmallTile), {kSmallTile, kShares}, 0,
-         stream, layout, plan.parts(layout), products, targets, state);
+         stream, layout, plan.blocks, products, targets, state);
 }
 
 }  // namespace ccamerge::cuda

@@ -6,8 +6,8 @@
 namespace ccamerge::cuda {
 namespace {
 
-constexpr std::int64_t kSummed = 2048;                    // samples that a warp sums in float32
-constexpr std::int64_t kLeastWindow = 4 * kSmallSamples;  // less is not worth a tile in memory
+constexpr std::int64_t kSummed = 2048;      // samples that a warp sums in float32
+constexpr std::int64_t kLeastWindow = 128;  // less is not worth a tile in memory
 
 }  // namespace
 
@@ -16,7 +16,7 @@ bool small_layout(const BlockTable& table, SmallLayout* layout) {
   if (models > kModelsPerLaunch || table.blocks().size() > kSmallMostBlocks) return false;
   *layout = {};
   layout->models = models;
-  std::int64_t at = kSmallPad;
+  std::int64_t at = 0;
   for (int m = 0; m < models; ++m) {
     if (at + table.dim(m) > kSmallMostFeatures) return false;
     layout->start[m] = static_cast<int>(at);
@@ -24,7 +24,10 @@ bool small_layout(const BlockTable& table, SmallLayout* layout) {
     at += ceil_div<std::int64_t>(table.dim(m), kSmallPad) * kSmallPad;
   }
   layout->features = static_cast<int>(ceil_div<std::int64_t>(at, kSmallTile)) * kSmallTile;
-  if (layout->features > kSmallMostFeatures) return false;
+  // So that threads have the registers that they need, for elements read ahead and for tiles, and
+  // there are 16 warps on a multiprocessor if possible.
+  layout->stage = layout->features <= 128 ? 64 : 32;
+  layout->warps = layout->features > 64 && layout->features <= 128 ? 16 : 8;
   for (int i = 0; i < models; ++i) {
     for (int j = 0; j < models; ++j) {
       layout->block[i][j] = -1;
@@ -34,7 +37,7 @@ bool small_layout(const BlockTable& table, SmallLayout* layout) {
       layout->swapped[i][j] = place.transposed;
     }
   }
-  // Of each piece of the axis, its model, or -1 for the feature that is one and for filling.
+  // Of each piece of the axis, its model, or -1 for filling.
   std::vector<int> owner(static_cast<std::size_t>(layout->features / kSmallPad), -1);
   for (int m = 0; m < models; ++m) {
     for (int f = 0; f < layout->width[m]; f += kSmallPad) {
@@ -45,7 +48,7 @@ bool small_layout(const BlockTable& table, SmallLayout* layout) {
   const int order = layout->features / kSmallTile;
   for (int row = 0; row < order; ++row) {
     for (int col = row; col < order; ++col) {
-      bool wanted = row == 0;  // sums
+      bool wanted = false;
       for (int e = 0; e < pieces * pieces && !wanted; ++e) {
         const int i = owner[static_cast<std::size_t>(row * pieces + e / pieces)];
         const int j = owner[static_cast<std::size_t>(col * pieces + e % pieces)];
@@ -57,8 +60,8 @@ bool small_layout(const BlockTable& table, SmallLayout* layout) {
       layout->tile_col[layout->tiles++] = static_cast<std::uint8_t>(col);
     }
   }
-  while (layout->split * 2 <= kSmallSamples / 16 &&
-         layout->split * 2 * layout->tiles <= kSmallWarps) {
+  while (layout->split * 2 <= layout->stage / 16 &&
+         layout->split * 2 * layout->tiles <= layout->warps) {
     layout->split *= 2;
   }
   return true;
@@ -66,14 +69,13 @@ bool small_layout(const BlockTable& table, SmallLayout* layout) {
 
 SmallPlan small_plan(const SmallLayout& layout, std::int64_t samples, int multiprocessors) {
   // By registers, so many blocks fit at a time.
-  const std::int64_t fit = layout.tiles > 2 * kSmallWarps ? 1 : 2;
+  const std::int64_t fit = layout.features > 64 ? 1 : 2;
   const std::int64_t most_blocks = fit * multiprocessors;
   // Short windows where there are few samples, so that every multiprocessor has some.
-  const std::int64_t fair = ceil_div(samples, most_blocks);
+  const std::int64_t fair = ceil_div(samples, most_blocks), stage = layout.stage;
   SmallPlan plan;
   plan.window =
-      std::clamp<std::int64_t>(ceil_div<std::int64_t>(fair, kSmallSamples) * kSmallSamples,
-                               kLeastWindow, kSummed * layout.split);
+      std::clamp<std::int64_t>(ceil_div(fair, stage) * stage, kLeastWindow, kSummed * layout.split);
   plan.windows = ceil_div(ceil_div(samples, plan.window), most_blocks);
   plan.blocks = ceil_div(samples, plan.window * plan.windows);
   return plan;

@@ -26,18 +26,18 @@ struct Partial {
 };
 
 // Per model and feature of an update, (features,) each. The update's centred products are
-// acc - u s with acc the products of x - shift; a feature that is constant within the update has
-// none, whatever rounding says: keep is 0 there, else 1.
+// acc unit unit' - u s' with acc the products of (x - shift) / unit. A feature that is constant
+// within the update has none, whatever rounding says: unit, u and s are 0 there.
 struct Centre {
   double* sum;     // s, of x - shift
   double* offset;  // u = s / selected
   double* delta;   // mean of the update less the mean before
-  double* keep;
+  double* unit;
 
   // For an Arena: names the parts of what is to be centred, of so many features.
   template <class Part>
   void lay_out(std::size_t features, Part&& part) {
-    for (double** of : {&sum, &offset, &delta, &keep}) part(features, *of);
+    for (double** of : {&sum, &offset, &delta, &unit}) part(features, *of);
   }
 };
 

@@ -21,14 +21,14 @@ __device__ inline double moved_mean(const State& state, double mean, double delt
 }
 
 // What an update, or with `last` unset a part of it, adds to the second moment of features r and c,
-// from their sum of products of x - shift: Chan, Golub & LeVeque (1983).
+// from their sum of products of (x - shift) / unit: Chan, Golub & LeVeque (1983).
 __device__ inline double centred(double products, const Centre& rows, std::int64_t r,
                                  const Centre& columns, std::int64_t c, const State& state,
                                  bool last) {
-  double sum = products * (rows.keep[r] * columns.keep[c]);
+  double sum = products * (rows.unit[r] * columns.unit[c]);
   if (last) {
     const auto n = static_cast<double>(state.before), m = static_cast<double>(state.selected);
-    sum -= rows.keep[r] * rows.offset[r] * (columns.keep[c] * columns.sum[c]);
+    sum -= rows.offset[r] * columns.sum[c];
     sum += n / (n + m) * m * rows.delta[r] * columns.delta[c];
   }
   return sum;

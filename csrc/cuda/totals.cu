@@ -19,21 +19,104 @@ dim3 grid_of(std::int64_t rows, std::int64_t columns) {
           static_cast<unsigned>(std::min<std::int64_t>(rows, 65535))};
 }
 
+constexpr int kAddends = 16;  // that a launch adds
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    add_kernel(Total total, Products<T> products, Centre rows, Centre columns, const State* state) {
-  if (state->failed || state->selected == 0) return;
-  if (column() >= products.columns) return;
-  const std::int64_t c = products.column + column();
-  for (std::int64_t row = blockIdx.y; row < products.rows; row += gridDim.y) {
-    const std::int64_t r = products.row + row;
-    if (total.own && c < r) return;
-    const T* from = products.data + row * products.stride + column();
-    double sum = 0;
-    for (std::int64_t p = 0; p < products.parts; ++p) {
-      sum += static_cast<double>(from[p * products.part_stride]);
+struct Addends {
+  Addend<T> of[kAddends];
+};
+
+// A thread has four neighbouring columns; a block so many times kLanes columns, and as many rows as
+// it has shares. Where there are many parts to add, the shares are of a row's parts instead.
+constexpr int kSide = 4, kLanes = 32, kShares = 8;
+constexpr std::int64_t kManyParts = 16;
+
+struct alignas(16) Two {
+  double of[2];
+};
+template <class T>
+struct alignas(16) Four {
+  T of[kSide];
+};
+
+// The sum of every `step`-th part from the first on, of so many columns.
+template <class T>
+__device__ void sum_parts(const Addend<T>& a, const T* from, int columns, std::int64_t first,
+                          std::int64_t step, double (&sum)[kSide]) {
+  if (a.vectors && columns == kSide) {
+#pragma unroll 4
+    for (std::int64_t p = first; p < a.parts; p += step) {
+      const Four<T> x = *reinterpret_cast<const Four<T>*>(from + p * a.part_stride);
+#pragma unroll
+      for (int k = 0; k < kSide; ++k) sum[k] += static_cast<double>(x.of[k]);
     }
-    total.data[r * total.columns + c] += centred(sum, rows, r, columns, c, *state, products.last);
+  } else {
+    for (std::int64_t p = first; p < a.parts; p += step) {
+#pragma unroll
+      for (int k = 0; k < kSide; ++k) {
+        if (k < columns) sum[k] += static_cast<double>(from[p * a.part_stride + k]);
+      }
+    }
+  }
+}
+
+template <class T, bool shared_parts>
+__global__ void __launch_bounds__(kLanes* kShares)
+    add_kernel(const __grid_constant__ Addends<T> addends, const State* state) {
+  __shared__ double shared[shared_parts ? kShares : 1][kLanes][kSide];
+  if (state->failed || state->selected == 0) return;
+  const Addend<T>& a = addends.of[blockIdx.z];
+  const int lane = static_cast<int>(threadIdx.x), share = static_cast<int>(threadIdx.y);
+  const std::int64_t column = (static_cast<std::int64_t>(blockIdx.x) * kLanes + lane) * kSide;
+  const std::int64_t c = a.column + column, left = a.width - column;
+  const int columns = left < kSide ? left < 0 ? 0 : static_cast<int>(left) : kSide;
+  const auto n = static_cast<double>(state->before), m = static_cast<double>(state->selected);
+  constexpr int rows = shared_parts ? 1 : kShares;
+  for (std::int64_t row0 = static_cast<std::int64_t>(blockIdx.y) * rows; row0 < a.height;
+       row0 += static_cast<std::int64_t>(gridDim.y) * rows) {
+    const std::int64_t row = shared_parts ? row0 : row0 + share, r = a.row + row;
+    const bool any = row < a.height && columns > 0 && !(a.total.own && c + columns <= r);
+    double sum[kSide] = {};
+    if (any) {
+      sum_parts(a, a.data + row * a.stride + column, columns, shared_parts ? share : 0,
+                shared_parts ? kShares : 1, sum);
+    }
+    if constexpr (shared_parts) {
+      __syncthreads();
+#pragma unroll
+      for (int k = 0; k < kSide; ++k) shared[share][lane][k] = sum[k];
+      __syncthreads();
+      if (share != 0) continue;
+      for (int s = 1; s < kShares; ++s) {
+#pragma unroll
+        for (int k = 0; k < kSide; ++k) sum[k] += shared[s][lane][k];
+      }
+    }
+    if (!any) continue;
+    const double unit = a.rows.unit[r];
+    const double offset = a.last ? a.rows.offset[r] : 0;
+    const double delta = a.last ? n / (n + m) * m * a.rows.delta[r] : 0;
+    const auto added = [&](int k) {
+      const double value = sum[k] * (unit * a.columns.unit[c + k]);
+      return a.last ? value + delta * a.columns.delta[c + k] - offset * a.columns.sum[c + k]
+                    : value;
+    };
+    double* const to = a.total.data + r * a.total.columns + c;
+    // Below the diagonal nothing counts, and anything may stand.
+    if (columns == kSide && a.total.columns % 2 == 0 && c % 2 == 0) {
+      auto* const pairs = reinterpret_cast<Two*>(to);
+      Two before[kSide / 2];
+#pragma unroll
+      for (int k = 0; k < kSide / 2; ++k) before[k] = pairs[k];
+#pragma unroll
+      for (int k = 0; k < kSide / 2; ++k) {
+        pairs[k] = {{before[k].of[0] + added(2 * k), before[k].of[1] + added(2 * k + 1)}};
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < kSide; ++k) {
+        if (k < columns) to[k] += added(k);
+      }
+    }
   }
 }
 
@@ -55,7 +138,7 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t f = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (f >= features) return;
   centre.sum[f] = centre.offset[f] = 0;
-  centre.keep[f] = 1;
+  centre.unit[f] = 1;
   centre.delta[f] = other[f] - mean[f];
 }
 
@@ -77,25 +160,35 @@ __global__ void __launch_bounds__(kStates)
   if (i < count) to[i] = *from.of[i];
 }
 
-template <class T>
-void add_products(const Total& total, const Products<T>& products, const Centre& rows,
-                  const Centre& columns, const State* state, cudaStream_t stream) {
-  if (products.rows == 0 || products.columns == 0) return;
-  launch(add_kernel<T>, grid_of(products.rows, products.columns), kThreads, 0, stream, total,
-         products, rows, columns, state);
-}
-
 }  // namespace
 
-void add(const Total& total, const Products<float>& products, const Centre& rows,
-         const Centre& columns, const State* state, cudaStream_t stream) {
-  add_products(total, products, rows, columns, state, stream);
+template <class T>
+void add(const std::vector<Addend<T>>& addends, const State* state, cudaStream_t stream) {
+  for (std::size_t begin = 0; begin < addends.size(); begin += kAddends) {
+    const std::size_t count = std::min<std::size_t>(kAddends, addends.size() - begin);
+    Addends<T> some{};
+    std::int64_t height = 0, width = 0, parts = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      Addend<T>& one = some.of[i] = addends[begin + i];
+      constexpr std::int64_t vector = 16 / sizeof(T);
+      one.vectors = reinterpret_cast<std::uintptr_t>(one.data) % 16 == 0 &&
+                    one.stride % vector == 0 && one.part_stride % vector == 0;
+      height = std::max(height, one.height);
+      width = std::max(width, one.width);
+      parts = std::max(parts, one.parts);
+    }
+    if (height == 0 || width == 0) continue;
+    const bool shared = parts >= kManyParts;
+    const std::int64_t blocks = shared ? height : ceil_div<std::int64_t>(height, kShares);
+    const dim3 grid(static_cast<unsigned>(ceil_div<std::int64_t>(width, kLanes * kSide)),
+                    static_cast<unsigned>(std::min<std::int64_t>(blocks, 65535)),
+                    static_cast<unsigned>(count));
+    launch(shared ? add_kernel<T, true> : add_kernel<T, false>, grid, {kLanes, kShares}, 0, stream,
+           some, state);
+  }
 }
-
-void add(const Total& total, const Products<double>& products, const Centre& rows,
-         const Centre& columns, const State* state, cudaStream_t stream) {
-  add_products(total, products, rows, columns, state, stream);
-}
+template void add(const std::vector<Addend<float>>&, const State*, cudaStream_t);
+template void add(const std::vector<Addend<double>>&, const State*, cudaStream_t);
 
 void read(const Total& total, bool transposed, bool divided, const State* state, double* out,
           cudaStream_t stream) {

@@ -16,22 +16,25 @@ struct Total {
   bool own = false;
 };
 
-// Adds the products of an update's samples, or of a part of them, to rows and columns of a block
-// from (row, column) on: the sum over `parts` matrices (rows, columns), row-major with rows
-// `stride` and parts `part_stride` elements apart. With `last`, what centres them too: Chan, Golub
-// & LeVeque (1983). Does nothing if the update failed or selected no sample.
+// What is added to rows and columns of a block from (row, column) on: the sum over `parts` matrices
+// (height, width), row-major with rows `stride` and parts `part_stride` elements apart, of products
+// of an update's samples or of some of them. With `last`, what centres them too: Chan, Golub &
+// LeVeque (1983).
 template <class T>
-struct Products {
+struct Addend {
+  Total total;
+  Centre rows, columns;  // of the block's models
   const T* data = nullptr;
-  std::int64_t row = 0, column = 0, rows = 0, columns = 0;
+  std::int64_t row = 0, column = 0, height = 0, width = 0;
   std::int64_t stride = 0, part_stride = 0;
   std::int64_t parts = 0;
   bool last = true;
+  bool vectors = false;  // set by `add`
 };
-void add(const Total& total, const Products<float>& products, const Centre& rows,
-         const Centre& columns, const State* state, cudaStream_t stream);
-void add(const Total& total, const Products<double>& products, const Centre& rows,
-         const Centre& columns, const State* state, cudaStream_t stream);
+// They are of different blocks, or parts of blocks. Does nothing if the update failed or selected
+// no sample.
+template <class T>
+void add(const std::vector<Addend<T>>& addends, const State* state, cudaStream_t stream);
 
 // out (rows, columns), or its transpose, row-major: the block with both triangles, divided by the
 // count if told to.

@@ -1,4 +1,6 @@
 // The update of moments on a device: checks, and which way it goes.
+#include <algorithm>
+
 #include "check.hpp"
 #include "cuda/update_routes.hpp"
 
@@ -12,10 +14,18 @@ void check_sizes(const Update& one) {
   }
 }
 
+// A share of the device's memory.
+Limits limits_of(int device) {
+  Limits limits;
+  limits.operand_bytes =
+      std::clamp(memory_bytes(device) / 64, std::size_t{256} << 20, std::size_t{2} << 30);
+  return limits;
+}
+
 }  // namespace
 
 void update(const std::vector<Update>& updates, const std::string& label, const Allocate& allocate,
-            cudaStream_t stream, const Limits& limits) {
+            cudaStream_t stream, const std::optional<Limits>& limits) {
   std::vector<UpdateInput> inputs;
   for (const Update& one : updates) {
     check_sizes(one);
@@ -27,12 +37,14 @@ void update(const std::vector<Update>& updates, const std::string& label, const 
     const Moments& moments = *updates[i].moments;
     if (input.samples == 0) continue;
     const DeviceGuard guard(moments.device());
+    const int device = moments.device(), processors = multiprocessors(device);
     SmallLayout layout;
-    if (small_layout(moments.table(), &layout) &&
-        small_fits(layout, input.form, moments.device())) {
-      routes[i] = small_route(input, layout, multiprocessors(moments.device()), allocate);
+    if (input.uniform && small_layout(moments.table(), &layout) &&
+        small_fits(layout, input.form, device)) {
+      routes[i] = small_route(input, layout, processors, allocate);
     } else {
-      routes[i] = product_route(input, moments.table(), limits, allocate);
+      routes[i] = product_route(input, moments.table(), limits ? *limits : limits_of(device),
+                                processors, allocate);
     }
   }
   for (std::size_t i = 0; i < updates.size(); ++i) {

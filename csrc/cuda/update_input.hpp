@@ -15,18 +15,21 @@ struct UpdateInput {
   explicit UpdateInput(const Update& update);
 
   std::size_t models() const { return features.size(); }
-  // Whether a shift serves the next update too; that of the narrow form is chosen afresh each time.
-  bool keeps_shift() const { return form != Form::narrow; }
 
-  // The models side by side, kModelsPerLaunch at most in each, with the storage's shifts.
+  // Up to kModelsPerLaunch models from the given one on, side by side.
+  Batch batch(std::size_t first) const;
+  // All of them, with the storage's shifts.
   std::vector<Batch> batches(const Storage& storage) const;
 
   std::int64_t samples = 0;
+  bool by_samples = false;  // of the first model: see Batch
+  bool uniform = true;      // whether all models' samples lie alike, and are of one type
   const std::uint8_t* mask = nullptr;
   std::vector<Features> features;
-  // doubles if any model's features are float64; narrow if all are of one 16-bit type; else planes.
-  Form form = Form::planes;
-  Number number = Number::bfloat16;  // of the operands
+  // doubles if any model's features are float64; narrow if all are of one 16-bit type; else
+  // singles.
+  Form form = Form::singles;
+  Number number = Number::float16;  // of the operands
 };
 
 }  // namespace ccamerge::cuda

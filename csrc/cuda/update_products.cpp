@@ -1,239 +1,207 @@
-// An update by matrix products: operands are written to memory, cuBLAS multiplies them.
+// An update by matrix products: the samples are looked at, then written to memory as operands,
+// which cuBLAS multiplies.
 #include <algorithm>
 
+#include "cuda/operands.hpp"
+#include "cuda/product_jobs.hpp"
 #include "cuda/update_routes.hpp"
 
 namespace ccamerge::cuda {
 namespace {
 
-// Samples whose products are summed in the compute type before they are added in float64. Splitting
-// float32 makes six products a sample. Products of 16-bit numbers are cheap enough for writing
-// their sums out to matter, so those are written less often. Matrix units round sums towards zero:
-// by 1e-5 of the mean square at 4096 samples.
-constexpr std::int64_t kPlaneRows = 512, kNarrowRows = 2048, kDoubleRows = 4096;
-
-// A model's own block is multiplied in bands of so many rows, each from its diagonal on.
-constexpr std::int64_t kBand = 1024;
-
-// Rows and columns of a block from (row, column) on.
-struct Band {
-  std::size_t row_model, column_model;
-  std::int64_t row, column, rows, columns;
-};
+// Samples whose products are summed in the compute type before they are added in float64. Matrix
+// units round sums towards zero: on an H200 by 8e-6 of the mean square at 1024 samples, and in
+// proportion to their number.
+constexpr std::int64_t kSingleRows = 512, kNarrowRows = 1024, kDoubleRows = 4096;
+constexpr std::int64_t kLeastRows = 256;
 
 class ProductUpdate final : public UpdateRoute {
  public:
   ProductUpdate(const UpdateInput& input, const BlockTable& table, const Limits& limits,
-                const Allocate& allocate)
-      : input_(input), table_(table), limits_(limits) {
-    plan();
+                int multiprocessors, const Allocate& allocate)
+      : input_(input), table_(table), axis_(table) {
+    plan(limits, multiprocessors);
     memory_ = Arena(allocate, [this](auto&& part) { lay_out(part); }).memory();
   }
 
   void queue(const Storage& storage, long long number, cudaStream_t stream) override {
     storage_ = &storage;
-    number_ = number;
     stream_ = stream;
-    batches_ = input_.batches(storage);
-    for (Batch& batch : batches_) {
-      for (int i = 0; i < batch.models; ++i) {
-        const std::size_t m = static_cast<std::size_t>(batch.first + i);
-        batch.target[i] = {operands_[m], rows_, stride(m)};
-      }
-      double* const* const chosen = &chosen_[static_cast<std::size_t>(batch.first)];
-      choose_shifts(batch, input_.form, chosen, stream_);
-      std::copy_n(chosen, batch.models, batch.shift);
+    std::vector<Batch> batches = input_.batches(storage);
+    for (Batch& batch : batches) {
+      const auto first = static_cast<std::size_t>(batch.first);
+      if (input_.form == Form::singles) std::copy_n(&scales_[first], batch.models, batch.scale);
+      look(batch, sums_of(batch), storage.state, stream);
     }
-    const Handles handles(stream_);
-    const bool once = pass_ >= input_.samples;
-    if (!once) look();
+    for (Batch& batch : batches) {
+      const auto first = static_cast<std::size_t>(batch.first);
+      derive_centres(batch, input_.form, sums_of(batch), &storage.means[first], &centres_[first],
+                     &chosen_[first], storage.state, number, stream);
+      std::copy_n(&chosen_[first], batch.models, batch.shift);
+    }
+    const Handles handles(stream);
     for (std::int64_t from = 0; from < input_.samples; from += pass_) {
       const std::int64_t to = std::min(input_.samples, from + pass_);
-      for (const Batch& batch : batches_) {
-        pack(batch, input_.form, from, to, once ? sums_of(batch) : Sums{}, storage.state, stream_);
+      for (const Batch& batch : batches) {
+        pack(batch, input_.form, operands_of(batch), from, to, storage.state, stream);
       }
-      if (once) centre();
-      multiply(handles, from, to);
+      multiply(handles, ceil_div(to - from, rows_), to == input_.samples);
     }
-    const std::vector<double*> none(models());
-    const std::vector<double*>& chosen = input_.keeps_shift() ? chosen_ : none;
-    for (const Batch& batch : batches_) {
+    for (const Batch& batch : batches) {
       const auto first = static_cast<std::size_t>(batch.first);
-      finish(batch, &centres_[first], &chosen[first], &storage.shifts[first], &storage.means[first],
-             storage.state, &batch == &batches_.back(), stream_);
+      finish(batch, &centres_[first], nullptr, &storage.shifts[first], &storage.means[first],
+             storage.state, &batch == &batches.back(), stream);
     }
   }
 
  private:
   std::size_t models() const { return input_.models(); }
-  std::size_t width(std::size_t model) const {
-    return static_cast<std::size_t>(input_.features[model].count);
-  }
-  // Elements between an operand's rows.
-  std::int64_t stride(std::size_t model) const {
-    constexpr std::int64_t aligned = 8;
-    return ceil_div(input_.features[model].count, aligned) * aligned;
-  }
   std::size_t product_item() const {
     return input_.form == Form::doubles ? sizeof(double) : sizeof(float);
   }
+  // Bytes of the operands of a chunk.
+  std::int64_t chunk_bytes() const {
+    return rows_ * axis_.width * slabs_of(input_.form) *
+           static_cast<std::int64_t>(item_of(input_.form));
+  }
 
-  // How many samples make a chunk, and how many a pass over the operands' memory.
-  void plan() {
+  // How many samples make a chunk, how many a pass over the operands' memory, and what is done in a
+  // pass.
+  void plan(const Limits& limits, int multiprocessors) {
+    const auto most_operands = static_cast<std::int64_t>(limits.operand_bytes);
+    const auto most_products = static_cast<std::int64_t>(limits.product_bytes / product_item());
     const Form form = input_.form;
-    rows_ = form == Form::planes ? kPlaneRows : form == Form::doubles ? kDoubleRows : kNarrowRows;
-    rows_ = std::min(rows_, ceil_div<std::int64_t>(input_.samples, 32) * 32);
-    std::int64_t row_bytes = 0;
-    for (std::size_t m = 0; m < models(); ++m) {
-      row_bytes += stride(m) * slabs_of(form) * static_cast<std::int64_t>(item_of(form));
-    }
-    const auto most = static_cast<std::int64_t>(limits_.operand_bytes);
-    while (rows_ > 256 && rows_ * row_bytes > most) {
-      rows_ = ceil_div<std::int64_t>(rows_ / 2, 32) * 32;
-    }
-    pass_ =
-        std::clamp<std::int64_t>(most / (rows_ * row_bytes), 1, ceil_div(input_.samples, rows_)) *
-        rows_;
+    rows_ = form == Form::singles ? kSingleRows : form == Form::narrow ? kNarrowRows : kDoubleRows;
+    rows_ = std::min(rows_, ceil_div<std::int64_t>(input_.samples, 64) * 64);
+    const auto halve = [&] { rows_ = ceil_div<std::int64_t>(rows_ / 2, 64) * 64; };
+    const auto chunks = [&] { return ceil_div(input_.samples, rows_); };
+    while (rows_ > kLeastRows && chunk_bytes() > most_operands) halve();
+    jobs_ = product_jobs(table_, axis_, most_products / chunks());
+    // Shorter chunks where there are too few products to go round.
+    while (rows_ > kLeastRows && tiles_of(jobs_) * chunks() < multiprocessors) halve();
+    pass_ = std::clamp<std::int64_t>(most_operands / chunk_bytes(), 1, chunks()) * rows_;
+    parts_ = look_parts(input_.batch(0), multiprocessors);
+    room_ = most_products;
+    for (const ProductJob& job : jobs_) room_ = std::max(room_, job.size());
+    std::int64_t all = 0;
+    for (const ProductJob& job : jobs_) all += job.size() * ceil_div(pass_, rows_);
+    room_ = std::min(room_, all);
   }
 
   template <class Part>
   void lay_out(Part&& part) {
-    const auto partials = static_cast<std::size_t>(partial_count(input_.samples));
+    const auto parts = static_cast<std::size_t>(parts_);
     partials_.resize(models());
     chosen_.resize(models());
+    scales_.resize(models());
     centres_.resize(models());
-    operands_.resize(models());
-    part(partials, selected_);
+    part(parts, selected_);
     for (std::size_t m = 0; m < models(); ++m) {
-      part(partials * width(m), partials_[m]);
-      part(width(m), chosen_[m]);
-      centres_[m].lay_out(width(m), part);
-      part(static_cast<std::size_t>(pass_ * stride(m)) *
-               static_cast<std::size_t>(slabs_of(input_.form)) * item_of(input_.form),
-           operands_[m]);
+      const auto width = static_cast<std::size_t>(input_.features[m].count);
+      part(parts * width, partials_[m]);
+      part(width, chosen_[m]);
+      part(width, scales_[m]);
+      centres_[m].lay_out(width, part);
     }
-    part(product_bytes(), products_);
-  }
-
-  // Of the largest set of products that is formed before it is added.
-  std::size_t product_bytes() const {
-    std::size_t most = 0;
-    for (const auto& [row, column] : table_.blocks()) {
-      const std::size_t one = static_cast<std::size_t>(std::min(table_.dim(row), kBand)) *
-                              static_cast<std::size_t>(table_.dim(column)) * product_item();
-      most = std::max(most, one * static_cast<std::size_t>(group_of(one, ceil_div(pass_, rows_))));
-    }
-    return most;
-  }
-
-  // How many chunks' products, of so many bytes each, are formed before they are added.
-  std::int64_t group_of(std::size_t bytes, std::int64_t chunks) const {
-    return std::clamp<std::int64_t>(static_cast<std::int64_t>(limits_.product_bytes / bytes), 1,
-                                    chunks);
+    part(static_cast<std::size_t>(pass_ / rows_ * chunk_bytes()), operands_);
+    part(static_cast<std::size_t>(room_) * product_item(), products_);
   }
 
   Sums sums_of(const Batch& batch) const {
     Sums sums;
+    sums.parts = parts_;
     std::copy_n(partials_.begin() + batch.first, batch.models, sums.partials);
     sums.selected = selected_;
     return sums;
   }
 
-  // Sums of all samples, before any is multiplied: nothing must be added of an update that turns
-  // out to hold a bad element further on.
-  void look() {
-    for (const Batch& batch : batches_) {
-      pack(batch, Form::none, 0, input_.samples, sums_of(batch), storage_->state, stream_);
-    }
-    centre();
+  Operands operands_of(const Batch& batch) const {
+    Operands to{operands_, rows_, axis_.width, {}};
+    std::copy_n(axis_.start.begin() + batch.first, batch.models, to.start);
+    return to;
   }
 
-  void centre() {
-    for (const Batch& batch : batches_) {
-      const auto first = static_cast<std::size_t>(batch.first);
-      derive_centres(batch, sums_of(batch), partial_count(input_.samples), &storage_->means[first],
-                     &centres_[first], storage_->state, number_, stream_);
+  void multiply(const Handles& handles, std::int64_t chunks, bool last) {
+    if (input_.form == Form::doubles) {
+      multiply_all<double>(handles, chunks, last);
+    } else {
+      multiply_all<float>(handles, chunks, last);
     }
   }
 
-  void multiply(const Handles& handles, std::int64_t from, std::int64_t to) {
-    for (std::size_t b = 0; b < storage_->totals.size(); ++b) {
-      const Total& total = storage_->totals[b];
-      const auto [row, column] = table_.blocks()[b];
-      for (std::int64_t r = 0; r < total.rows; r += kBand) {
-        const std::int64_t c = total.own ? r : 0;
-        const Band band{static_cast<std::size_t>(row),
-                        static_cast<std::size_t>(column),
-                        r,
-                        c,
-                        std::min(kBand, total.rows - r),
-                        total.columns - c};
-        if (input_.form == Form::doubles) {
-          multiply_band<double>(handles, total, band, from, to);
-        } else {
-          multiply_band<float>(handles, total, band, from, to);
+  // All jobs of a pass: as many products as there is room for, then they are added.
+  template <class T>
+  void multiply_all(const Handles& handles, std::int64_t chunks, bool last) {
+    T* const room = reinterpret_cast<T*>(products_);
+    std::vector<Addend<T>> addends;
+    std::int64_t used = 0;
+    const auto flush = [&] {
+      add(addends, storage_->state, stream_);
+      addends.clear();
+      used = 0;
+    };
+    for (const ProductJob& job : jobs_) {
+      const std::int64_t together = std::clamp<std::int64_t>(room_ / job.size(), 1, chunks);
+      for (std::int64_t chunk = 0; chunk < chunks; chunk += together) {
+        const std::int64_t count = std::min(together, chunks - chunk);
+        // Parts of one block of totals must not be added side by side.
+        if (used + count * job.size() > room_ || chunk > 0) flush();
+        product(handles, job, chunk, count, room + used);
+        for (const ProductPart& part : parts_of(job, table_, axis_)) {
+          const auto [row, column] = table_.blocks()[part.block];
+          Addend<T>& one = addends.emplace_back();
+          one.total = storage_->totals[part.block];
+          one.rows = centres_[static_cast<std::size_t>(row)];
+          one.columns = centres_[static_cast<std::size_t>(column)];
+          one.data = room + used + part.offset;
+          one.row = part.row;
+          one.column = part.column;
+          one.height = part.height;
+          one.width = part.width;
+          one.stride = job.columns;
+          one.part_stride = job.size();
+          one.parts = count;
+          one.last = last && chunk + count == chunks;
         }
+        used += count * job.size();
       }
     }
+    flush();
   }
 
-  template <class T>
-  void multiply_band(const Handles& handles, const Total& total, const Band& band,
-                     std::int64_t from, std::int64_t to) {
-    const std::int64_t size = band.rows * band.columns;
-    const std::int64_t chunks = ceil_div(to - from, rows_);
-    const std::int64_t group = group_of(static_cast<std::size_t>(size) * sizeof(T), chunks);
-    T* const memory = reinterpret_cast<T*>(products_);
-    for (std::int64_t chunk = 0; chunk < chunks; chunk += group) {
-      const std::int64_t parts = std::min(group, chunks - chunk);
-      product(handles, band, chunk, parts, memory);
-      Products<T> products;
-      products.data = memory;
-      products.row = band.row;
-      products.column = band.column;
-      products.rows = band.rows;
-      products.columns = products.stride = band.columns;
-      products.part_stride = size;
-      products.parts = parts;
-      products.last = to == input_.samples && chunk + parts == chunks;
-      add(total, products, centres_[band.row_model], centres_[band.column_model], storage_->state,
-          stream_);
-    }
-  }
-
-  // `count` products over a chunk each. Row-major results are column-major ones of the transpose,
+  // A job's products over `count` chunks. Row-major results are column-major ones of the transpose,
   // so the columns' operand comes first.
-  void product(const Handles& handles, const Band& band, std::int64_t chunk, std::int64_t count,
-               void* to) const {
-    const auto operand = [&](std::size_t model, std::int64_t feature, bool second) {
-      const std::int64_t slab = rows_ * stride(model), step = slab * slabs_of(input_.form);
-      std::int64_t at = chunk * step + feature;
-      if (second && input_.form == Form::planes) at += slab;
-      return Handles::Operand{
-          operands_[model] + at * static_cast<std::int64_t>(item_of(input_.form)),
-          static_cast<int>(stride(model)), step, second};
+  void product(const Handles& handles, const ProductJob& job, std::int64_t chunk,
+               std::int64_t count, void* to) const {
+    const std::int64_t length = rows_ * slabs_of(input_.form);
+    const auto operand = [&](std::int64_t feature, bool second) {
+      std::int64_t at = (chunk * axis_.width + feature) * length;
+      if (second && input_.form == Form::singles) at += rows_;
+      return Handles::Operand{operands_ + at * static_cast<std::int64_t>(item_of(input_.form)),
+                              static_cast<int>(length),
+                              (job.models > 1 ? job.step : axis_.width) * length, !second};
     };
-    const std::int64_t inner = rows_ * (input_.form == Form::planes ? kPlaneProducts : 1);
-    handles.multiply(input_.number, static_cast<int>(band.columns), static_cast<int>(band.rows),
-                     static_cast<int>(inner), 1.0, operand(band.column_model, band.column, false),
-                     operand(band.row_model, band.row, true), 0.0, to,
-                     static_cast<int>(band.columns), band.rows * band.columns,
-                     static_cast<int>(count));
+    const std::int64_t inner = rows_ * (input_.form == Form::singles ? kSlabProducts : 1);
+    handles.multiply(input_.number, static_cast<int>(job.columns), static_cast<int>(job.rows),
+                     static_cast<int>(inner), 1.0, operand(job.column, false),
+                     operand(job.row, true), 0.0, to, static_cast<int>(job.columns),
+                     job.rows * job.columns, static_cast<int>(count * job.models));
   }
 
   const UpdateInput& input_;
   const BlockTable& table_;
-  const Limits limits_;
+  const FeatureAxis axis_;
   const Storage* storage_ = nullptr;
-  long long number_ = 0;
   cudaStream_t stream_ = nullptr;
   Buffer memory_;
-  std::int64_t rows_ = 0, pass_ = 0;
-  std::vector<Batch> batches_;
+  std::int64_t rows_ = 0, pass_ = 0, parts_ = 0;
+  std::int64_t room_ = 0;  // for so many elements of products
+  std::vector<ProductJob> jobs_;
   std::vector<Partial*> partials_;  // in the workspace, as all that follow
   std::vector<double*> chosen_;
+  std::vector<float*> scales_;
   std::vector<Centre> centres_;
-  std::vector<std::byte*> operands_;
+  std::byte* operands_ = nullptr;
   long long* selected_ = nullptr;
   std::byte* products_ = nullptr;
 };
@@ -241,8 +209,9 @@ class ProductUpdate final : public UpdateRoute {
 }  // namespace
 
 std::unique_ptr<UpdateRoute> product_route(const UpdateInput& input, const BlockTable& table,
-                                           const Limits& limits, const Allocate& allocate) {
-  return std::make_unique<ProductUpdate>(input, table, limits, allocate);
+                                           const Limits& limits, int multiprocessors,
+                                           const Allocate& allocate) {
+  return std::make_unique<ProductUpdate>(input, table, limits, multiprocessors, allocate);
 }
 
 }  // namespace ccamerge::cuda

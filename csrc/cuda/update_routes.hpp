@@ -19,9 +19,10 @@ class UpdateRoute {
 
 // Operands in memory, products by cuBLAS. The input and the table outlive the route.
 std::unique_ptr<UpdateRoute> product_route(const UpdateInput& input, const BlockTable& table,
-                                           const Limits& limits, const Allocate& allocate);
+                                           const Limits& limits, int multiprocessors,
+                                           const Allocate& allocate);
 
-// One kernel for few features, not of float64.
+// One kernel for few features, not of float64, of a uniform input.
 std::unique_ptr<UpdateRoute> small_route(const UpdateInput& input, const SmallLayout& layout,
                                          int multiprocessors, const Allocate& allocate);
 

@@ -17,22 +17,22 @@ class SmallUpdate final : public UpdateRoute {
 
   void queue(const Storage& storage, long long number, cudaStream_t stream) override {
     Batch batch = input_.batches(storage).front();
-    choose_shifts(batch, input_.form, chosen_, stream);
+    guess_shifts(batch, input_.form, chosen_, stream);
     std::copy_n(chosen_, batch.models, batch.shift);
     small_products(batch, input_.form, layout_, plan_, sums_, products_, storage.state, stream);
-    derive_centres(batch, sums_, plan_.parts(layout_), storage.means.data(), centres_,
+    derive_centres(batch, input_.form, sums_, storage.means.data(), centres_, nullptr,
                    storage.state, number, stream);
     small_add(layout_, plan_, products_, storage.totals.data(), storage.totals.size(), centres_,
               storage.state, stream);
-    double* const none[kModelsPerLaunch] = {};
-    finish(batch, centres_, input_.keeps_shift() ? chosen_ : none, storage.shifts.data(),
+    finish(batch, centres_, input_.form == Form::narrow ? nullptr : chosen_, storage.shifts.data(),
            storage.means.data(), storage.state, true, stream);
   }
 
  private:
   template <class Part>
   void lay_out(Part&& part) {
-    const auto parts = static_cast<std::size_t>(plan_.parts(layout_));
+    const auto parts = static_cast<std::size_t>(plan_.blocks);
+    sums_.parts = plan_.blocks;
     part(parts * static_cast<std::size_t>(layout_.tiles * kSmallTile * kSmallTile), products_);
     part(parts, sums_.selected);
     for (std::size_t m = 0; m < input_.models(); ++m) {

@@ -131,10 +131,17 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 
 void __syncthreads();
 
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return ccamerge::emulation::from_lane(value,
                                         ccamerge::emulation::lane() ^ static_cast<unsigned>(mask));
+}
+
+template <class T>
+T __shfl_sync(unsigned, T value, int source) {
+  return ccamerge::emulation::from_lane(value, static_cast<unsigned>(source));
 }
 
 template <class T>

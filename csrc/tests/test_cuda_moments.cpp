@@ -127,14 +127,15 @@ double error_of(cuda::Moments& moments, const Expected& expected, bool about_zer
 
 template <class T>
 void check_route(DType dtype, const std::vector<int>& dims, Layout layout, bool masked,
-                 const cuda::Limits& limits, double mean = 0.5, bool sparse = false) {
+                 const cuda::Limits& limits, double mean = 0.5, bool sparse = false,
+                 int multiple = 1) {
   const Pairs pairs = static_cast<Pairs>(pick(0, 2));
   const std::vector<std::int64_t> sizes(dims.begin(), dims.end());
   cuda::Moments moments(BlockTable(sizes, pairs, pick(0, static_cast<int>(dims.size()) - 1)),
                         allocate, 0, nullptr);
   Expected expected;
   for (int update = 0; update < 2; ++update) {
-    const int batch = pick(1, 9), height = pick(1, 60);
+    const int batch = pick(1, 9), height = pick(1, 60 / multiple) * multiple;
     std::vector<Model> models;
     cuda::Update given{&moments, {}, nullptr};
     for (const int d : dims) {
@@ -189,6 +190,19 @@ void check_all() {
     check_route<float>(DType::float32, many, Layout::first, true, roomy, 0.5, true);
     check_route<Half>(DType::float16, few, Layout::rows, true, roomy, 0.5, true);
     check_route<Bfloat>(DType::bfloat16, many, Layout::rows, true, roomy, 0.5, true);
+  }
+  // Where elements are read as vectors, and products are batched over models or come in bands.
+  const std::vector<std::vector<int>> aligned{{16, 16},      {64, 64, 64, 64},
+                                              {128, 128},    {272, 272, 272},
+                                              {600, 8, 520}, {24, 16, 8, 8, 8, 8, 8, 8, 8}};
+  for (const auto& dims : aligned) {
+    for (const Layout layout : {Layout::rows, Layout::first, Layout::last}) {
+      const bool masked = pick(0, 3) == 0;
+      check_route<float>(DType::float32, dims, layout, masked, roomy, 0.5, false, 8);
+      check_route<Bfloat>(DType::bfloat16, dims, layout, masked, roomy, 0.5, false, 8);
+    }
+    check_route<double>(DType::float64, dims, Layout::first, false, roomy, 0.5, false, 8);
+    check_route<Half>(DType::float16, dims, Layout::last, false, tight, 0.5, false, 8);
   }
   for (const double mean : {40.0, -40.0}) {
     check_route<Half>(DType::float16, few, Layout::first, true, roomy, mean);
