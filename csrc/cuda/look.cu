@@ -33,6 +33,13 @@ struct Shape<false> {
   static constexpr int ahead = 4;
 };
 
+// Where so many groups of samples are, and which of their samples are wanted: a thread finds it out
+// for each.
+struct Places {
+  std::int64_t at[kThreads];
+  std::uint8_t wanted[kThreads];
+};
+
 // What one thread sees of a feature: the sum of x - about, and x's lowest and highest. A part of
 // the sum is kept in the elements' own type, which is faster, and short.
 template <class T>
@@ -41,6 +48,10 @@ struct Seen {
   T part = 0, about = 0;
   T lowest = static_cast<T>(infinity32()), highest = static_cast<T>(-infinity32());
 
+  // Sums are formed about the first element: far from zero they would lose what features vary by.
+  __device__ void begin(T first) {
+    about = first <= largest(T{}) && first >= -largest(T{}) ? first : T{0};
+  }
   __device__ void include(T x) {
     part += x - about;
     lowest = fmin(lowest, x);  // of a number and what is not one: the number
@@ -56,147 +67,42 @@ struct Seen {
   }
 };
 
-// One thread's share of a block's work.
-template <class T, bool by_samples>
-struct Look {
-  using S = Shape<by_samples>;
-  static constexpr int group = S::feature_group * S::sample_group;
-  static constexpr int stride = S::across * S::sample_group;
-  static constexpr int kept = 4;  // rounds of `ahead` groups between two parts of the sum
-
-  const Batch& batch;
-  const Features& features;
-  std::int64_t f0, begin, end;  // the block's part of the samples
-  int skip;                     // samples of it before this thread's first
-  std::int64_t feature_at[S::feature_group];
-  unsigned there;  // which of the group's features are
-
-  __device__ Look(const Batch& batch_, int z, std::int64_t f, std::int64_t first, std::int64_t last,
-                  int skip_)
-      : batch(batch_),
-        features(batch_.features[z]),
-        f0(f),
-        begin(first),
-        end(last),
-        skip(skip_),
-        feature_at{},
-        there(0) {
+// Which of the samples from s on, before `end`, are wanted.
+template <int count>
+__device__ unsigned wanted_samples(const Batch& batch, std::int64_t s, std::int64_t end) {
+  if (!batch.mask && s + count <= end) return (1u << count) - 1;
+  unsigned found = 0;
 #pragma unroll
-    for (int j = 0; j < S::feature_group; ++j) {
-      if (f0 + j >= features.count) continue;
-      there |= 1u << j;
-      feature_at[j] = features.features.offset(f0 + j);
+  for (int i = 0; i < count; ++i) {
+    if (s + i < end && (!batch.mask || batch.mask[s + i])) found |= 1u << i;
+  }
+  return found;
+}
+
+// Notes every bad element of some features and samples. Such updates are rare.
+template <class T, class Source>
+__device__ CCAMERGE_NOINLINE void find_bad(const Source* data, const Batch& batch, int z,
+                                           std::int64_t f0, int feature_count, std::int64_t begin,
+                                           std::int64_t end, State* state) {
+  const Features& features = batch.features[z];
+  for (std::int64_t s = begin; s < end; ++s) {
+    if (batch.mask && !batch.mask[s]) continue;
+    for (std::int64_t f = f0; f < f0 + feature_count && f < features.count; ++f) {
+      const T x = widened<T>(data[features.samples.offset(s) + features.features.offset(f)]);
+      if (!(x <= largest(T{}) && x >= -largest(T{}))) note(state, batch.first + z, s, f);
     }
   }
-
-  static constexpr unsigned all = (1u << S::sample_group) - 1;
-
-  // Which of the samples from s on are wanted.
-  __device__ unsigned used(std::int64_t s) const {
-    if (!batch.mask && s + S::sample_group <= end) return all;
-    unsigned found = 0;
-#pragma unroll
-    for (int i = 0; i < S::sample_group; ++i) {
-      if (s + i < end && (!batch.mask || batch.mask[s + i])) found |= 1u << i;
-    }
-    return found;
-  }
-
-  // Where the `ahead` groups of samples from s on are, and which of them are wanted. Of features
-  // side by side, threads that read the same samples find out for each other.
-  __device__ void find(std::int64_t s, std::int64_t (&at)[S::ahead],
-                       unsigned (&samples)[S::ahead]) const {
-    if constexpr (by_samples) {
-#pragma unroll
-      for (int a = 0; a < S::ahead; ++a) {
-        samples[a] = used(s + a * stride);
-        at[a] = samples[a] ? features.samples.offset(s + a * stride) : 0;
-      }
-    } else {
-      constexpr int side = S::features / S::feature_group;
-      const int lane = static_cast<int>(threadIdx.x) % kLanes, own = lane % side % S::ahead;
-      const unsigned found = used(s + own * stride);
-      const std::int64_t place = found ? features.samples.offset(s + own * stride) : 0;
-#pragma unroll
-      for (int a = 0; a < S::ahead; ++a) {
-        samples[a] = __shfl_sync(~0u, found, lane / side * side + a);
-        at[a] = __shfl_sync(~0u, place, lane / side * side + a);
-      }
-    }
-  }
-
-  template <class Source>
-  __device__ void load(const Source* data, std::int64_t s, std::int64_t at, unsigned samples,
-                       T (&x)[group]) const {
-    const unsigned wanted = by_samples ? samples : there;
-    if (features.grouped) {
-      load_group(data + at + feature_at[0], features.step, features.vectors, wanted, x);
-      return;
-    }
-#pragma unroll
-    for (int e = 0; e < group; ++e) {
-      const std::int64_t from =
-          by_samples ? features.samples.offset(s + e) + feature_at[0] : at + feature_at[e];
-      x[e] = wanted >> e & 1u ? widened<T>(data[from]) : T{0};
-    }
-  }
-
-  // All threads of a block do as many rounds.
-  template <class Source>
-  __device__ void run(const Source* data, Seen<T> (&seen)[S::feature_group], int* count) const {
-    int rounds = 0;
-    for (std::int64_t s0 = begin; s0 < end; s0 += stride * S::ahead) {
-      const std::int64_t s = s0 + skip;
-      T x[S::ahead][group];
-      std::int64_t at[S::ahead];
-      unsigned samples[S::ahead];
-      find(s, at, samples);
-#pragma unroll
-      for (int a = 0; a < S::ahead; ++a) {
-        if (samples[a]) load(data, s + a * stride, at[a], samples[a], x[a]);
-      }
-#pragma unroll
-      for (int a = 0; a < S::ahead; ++a) {
-        if (samples[a] == all) {
-#pragma unroll
-          for (int e = 0; e < group; ++e) seen[by_samples ? 0 : e].include(x[a][e]);
-        } else {
-#pragma unroll
-          for (int e = 0; e < group; ++e) {
-            if (samples[a] >> (by_samples ? e : 0) & 1u) seen[by_samples ? 0 : e].include(x[a][e]);
-          }
-        }
-        *count += __popc(samples[a]);
-      }
-      if (++rounds % kept != 0) continue;
-#pragma unroll
-      for (int j = 0; j < S::feature_group; ++j) seen[j].collect();
-    }
-#pragma unroll
-    for (int j = 0; j < S::feature_group; ++j) seen[j].collect();
-  }
-
-  // Notes every bad element. Such updates are rare.
-  template <class Source>
-  __device__ void find_bad(const Source* data, int model, State* state) const {
-    for (std::int64_t s = begin + skip; s < end; s += stride) {
-      const unsigned samples = used(s);
-      for (int e = 0; e < group; ++e) {
-        const int i = by_samples ? e : 0, j = by_samples ? 0 : e;
-        if (!(samples >> i & 1u) || !(there >> j & 1u)) continue;
-        const T x = widened<T>(data[features.samples.offset(s + i) + feature_at[j]]);
-        if (!(x <= largest(T{}) && x >= -largest(T{}))) note(state, model, s + i, f0 + j);
-      }
-    }
-  }
-};
+}
 
 template <class T, bool by_samples>
 __global__ void __launch_bounds__(kThreads)
     look_kernel(const __grid_constant__ Batch batch, const __grid_constant__ Sums sums,
                 std::int64_t per_part, State* state) {
   using S = Shape<by_samples>;
+  constexpr int group = S::feature_group * S::sample_group;
+  constexpr unsigned all = (1u << S::sample_group) - 1;
   __shared__ Partial shared[S::across][S::features];
+  __shared__ Places places;
   __shared__ int counts[kThreads];
   if (state->failed) return;
   const int z = static_cast<int>(blockIdx.z), thread = static_cast<int>(threadIdx.x);
@@ -209,23 +115,79 @@ __global__ void __launch_bounds__(kThreads)
   const int across = by_samples ? thread % S::across : thread / per_row;
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * per_part;
   const std::int64_t end = begin + per_part < batch.samples ? begin + per_part : batch.samples;
-  const Look<T, by_samples> mine(batch, z, feature0 + own, begin, end, across * S::sample_group);
 
   Seen<T> seen[S::feature_group];
+  std::int64_t feature_at[S::feature_group] = {};
+  unsigned there = 0;  // which of the group's features are
+#pragma unroll
+  for (int j = 0; j < S::feature_group; ++j) {
+    const std::int64_t f = feature0 + own + j;
+    if (f >= features.count) continue;
+    there |= 1u << j;
+    feature_at[j] = features.features.offset(f);
+  }
   int count = 0;
   with_elements(features, [&](const auto* data) {
-  // Sums are formed about some element: far from zero they would lose what features vary by.
+    for (std::int64_t s0 = begin; s0 < end; s0 += kThreads * S::sample_group) {
+      __syncthreads();
+      const std::int64_t s = s0 + thread * S::sample_group;
+      const unsigned samples = wanted_samples<S::sample_group>(batch, s, end);
+      places.wanted[thread] = static_cast<std::uint8_t>(samples);
+      places.at[thread] = samples ? features.samples.offset(s) : 0;
+      __syncthreads();
+      const std::int64_t groups = (end - s0 + S::sample_group - 1) / S::sample_group;
+      const int most = groups < kThreads ? static_cast<int>(groups) : kThreads;
+      for (int first = across; first - across < most; first += S::ahead * S::across) {
+        T x[S::ahead][group];
 #pragma unroll
-    for (int j = 0; j < S::feature_group; ++j) {
-      if (!(mine.there >> j & 1u)) continue;
-      const T first = widened<T>(data[features.samples.offset(0) + mine.feature_at[j]]);
-      if (first <= largest(T{}) && first >= -largest(T{})) seen[j].about = first;
+        for (int a = 0; a < S::ahead; ++a) {
+          const int e = first + a * S::across;
+          const unsigned wanted = by_samples && there ? places.wanted[e] : there;
+          if (features.grouped) {
+            load_group(data + places.at[e] + feature_at[0], features.step, features.vectors,
+                       places.wanted[e] ? wanted : 0, x[a]);
+            continue;
+          }
+#pragma unroll
+          for (int i = 0; i < group; ++i) {
+            x[a][i] = 0;
+            if (!places.wanted[e] || !(wanted >> i & 1u)) continue;
+            x[a][i] = widened<T>(
+                by_samples
+                    ? data[features.samples.offset(s0 + e * S::sample_group + i) + feature_at[0]]
+                    : data[places.at[e] + feature_at[i]]);
+          }
+        }
+#pragma unroll
+        for (int a = 0; a < S::ahead; ++a) {
+          const unsigned samples = there ? places.wanted[first + a * S::across] : 0;
+          if (count == 0 && samples) {
+#pragma unroll
+            for (int i = group - 1; i >= 0; --i) {
+              if (samples >> (by_samples ? i : 0) & 1u) seen[by_samples ? 0 : i].begin(x[a][i]);
+            }
+          }
+          if (samples == all) {
+#pragma unroll
+            for (int i = 0; i < group; ++i) seen[by_samples ? 0 : i].include(x[a][i]);
+          } else {
+#pragma unroll
+            for (int i = 0; i < group; ++i) {
+              if (samples >> (by_samples ? i : 0) & 1u) {
+                seen[by_samples ? 0 : i].include(x[a][i]);
+              }
+            }
+          }
+          count += __popc(samples);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < S::feature_group; ++j) seen[j].collect();
     }
-    mine.run(data, seen, &count);
     bool bad = false;
 #pragma unroll
-    for (int j = 0; j < S::feature_group; ++j) bad |= count > 0 && seen[j].bad();
-    if (bad) mine.find_bad(data, batch.first + z, state);
+    for (int j = 0; j < S::feature_group; ++j) bad |= seen[j].bad();
+    if (bad) find_bad<T>(data, batch, z, feature0 + own, S::feature_group, begin, end, state);
   });
 #pragma unroll
   for (int j = 0; j < S::feature_group; ++j) {
@@ -236,15 +198,15 @@ __global__ void __launch_bounds__(kThreads)
   counts[thread] = own == 0 ? count : 0;
   __syncthreads();
   if (thread < S::features && feature0 + thread < features.count) {
-    Partial all = shared[0][thread];
+    Partial sum = shared[0][thread];
     for (int a = 1; a < S::across; ++a) {
       const Partial& other = shared[a][thread];
-      all.sum += other.sum;
-      all.lowest = other.lowest < all.lowest ? other.lowest : all.lowest;
-      all.highest = other.highest > all.highest ? other.highest : all.highest;
+      sum.sum += other.sum;
+      sum.lowest = other.lowest < sum.lowest ? other.lowest : sum.lowest;
+      sum.highest = other.highest > sum.highest ? other.highest : sum.highest;
     }
     sums.partials[z][static_cast<std::int64_t>(blockIdx.x) * features.count + feature0 + thread] =
-        all;
+        sum;
   }
   if (batch.first > 0 || z > 0 || blockIdx.y > 0) return;
   if (thread < kLanes) {

@@ -107,51 +107,58 @@ __global__ void __launch_bounds__(kThreads)
     turn_kernel(const __grid_constant__ Batch batch, const __grid_constant__ Operands to,
                 std::int64_t first, std::int64_t last, std::int64_t filled, const State* state) {
   __shared__ T tile[kTile][kTile + 1];  // (features, samples)
+  __shared__ std::int64_t sample_at[kTile], feature_at[kTile];
+  __shared__ bool used[kTile];
+  __shared__ T shift[kTile], scale[kTile];
   if (state->failed) return;
   const int z = static_cast<int>(blockIdx.z), thread = static_cast<int>(threadIdx.x);
   const Features& features = batch.features[z];
   const std::int64_t feature0 = static_cast<std::int64_t>(blockIdx.y) * kTile;
   const std::int64_t row0 = static_cast<std::int64_t>(blockIdx.x) * kTile;
   if (feature0 >= features.count) return;
+  const int width =
+      features.count - feature0 < kTile ? static_cast<int>(features.count - feature0) : kTile;
+  if (thread < kTile) {
+    const std::int64_t s = first + row0 + thread;
+    used[thread] = s < last && (!batch.mask || batch.mask[s]);
+    sample_at[thread] = used[thread] ? features.samples.offset(s) : 0;
+  } else if (thread < 2 * kTile) {
+    const int j = thread - kTile;
+    const std::int64_t f = feature0 + (j < width ? j : 0);
+    feature_at[j] = features.features.offset(f);
+    shift[j] = static_cast<T>(batch.shift[z][f]);
+    scale[j] = form == Form::singles ? static_cast<T>(batch.scale[z][f]) : T{1};
+  }
+  __syncthreads();
 
   constexpr int across = kTile / kFeatureGroup, down = kThreads / across;
   const int own = thread % across * kFeatureGroup;
-  const std::int64_t f0 = feature0 + own;
-  std::int64_t feature_at[kFeatureGroup] = {};
-  T shift[kFeatureGroup] = {}, scale[kFeatureGroup] = {};
-  unsigned there = 0;
-#pragma unroll
-  for (int j = 0; j < kFeatureGroup; ++j) {
-    if (f0 + j >= features.count) continue;
-    there |= 1u << j;
-    feature_at[j] = features.features.offset(f0 + j);
-    shift[j] = static_cast<T>(batch.shift[z][f0 + j]);
-    scale[j] = form == Form::singles ? static_cast<T>(batch.scale[z][f0 + j]) : T{1};
-  }
+  const unsigned there = own + kFeatureGroup <= width ? (1u << kFeatureGroup) - 1
+                         : own < width                ? (1u << (width - own)) - 1
+                                                      : 0;
   T x[kTile / down][kFeatureGroup] = {};
-  bool used[kTile / down];
   with_elements(features, [&](const auto* data) {
 #pragma unroll
     for (int k = 0; k < kTile / down; ++k) {
-      const std::int64_t s = first + row0 + thread / across + k * down;
-      used[k] = there && s < last && (!batch.mask || batch.mask[s]);
-      if (!used[k]) continue;
-      const std::int64_t at = features.samples.offset(s);
+      const int i = thread / across + k * down;
+      if (!there || !used[i]) continue;
       if (features.grouped) {
-        load_group(data + at + feature_at[0], features.step, features.vectors, there, x[k]);
+        load_group(data + sample_at[i] + feature_at[own], features.step, features.vectors, there,
+                   x[k]);
       } else {
 #pragma unroll
         for (int j = 0; j < kFeatureGroup; ++j) {
-          if (there >> j & 1u) x[k][j] = widened<T>(data[at + feature_at[j]]);
+          if (there >> j & 1u) x[k][j] = widened<T>(data[sample_at[i] + feature_at[own + j]]);
         }
       }
     }
   });
 #pragma unroll
   for (int k = 0; k < kTile / down; ++k) {
+    const int i = thread / across + k * down;
 #pragma unroll
     for (int j = 0; j < kFeatureGroup; ++j) {
-      tile[own + j][thread / across + k * down] = used[k] ? (x[k][j] - shift[j]) * scale[j] : T{0};
+      tile[own + j][i] = used[i] ? (x[k][j] - shift[own + j]) * scale[own + j] : T{0};
     }
   }
   __syncthreads();
@@ -159,7 +166,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int e = thread; e < kTile * groups; e += kThreads) {
     const int j = e / groups, i = e % groups * kGroup;
-    if (feature0 + j >= features.count || row0 + i >= filled) continue;
+    if (j >= width || row0 + i >= filled) continue;
     T y[kGroup];
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) y[k] = tile[j][i + k];

@@ -9,7 +9,7 @@
 namespace ccamerge::cuda {
 namespace {
 
-constexpr int kLanes = 32;
+constexpr int kLanes = 32, kThreads = kSmallWarps * kLanes;
 constexpr int kTileSize = kSmallTile * kSmallTile;
 constexpr std::size_t kStaticShared = 1024;  // at least what the kernel has of it
 
@@ -84,10 +84,10 @@ __device__ CCAMERGE_NOINLINE void note_on_axis(const SmallLayout& layout, State*
 // One thread's share of the staging: a pair of neighbouring samples, and every kStep-th feature
 // from the first on, `slots` of them at most. A warp takes what lies side by side in memory:
 // samples of a feature, or eight features of four pairs of samples.
-template <class Source, int stage, int slots, int threads>
+template <class Source, int stage, int slots>
 struct Reader {
   static constexpr int parts = Parts<Source>::count, pitch = pitch_of(stage);
-  static constexpr int pairs = stage / 2, step = threads / pairs;
+  static constexpr int pairs = stage / 2, step = kThreads / pairs;
   static_assert(kSmallTile % step == 0);  // slots are there or not for all threads
 
   int pair, first;
@@ -245,12 +245,12 @@ __device__ int in_tile(int lane, int e) {
   return (16 * m + lane / 4 + 8 * (c / 2)) * kSmallTile + 8 * n + 2 * (lane % 4) + c % 2;
 }
 
-template <class Source, int tiles_per_warp, int stage, int slots, int warps>
-__global__ void __launch_bounds__(warps* kLanes, tiles_per_warp == 1 ? 16 / warps : 1)
+template <class Source, int tiles_per_warp, int stage, int slots>
+__global__ void __launch_bounds__(kThreads, tiles_per_warp == 1 ? 2 : 1)
     small_kernel(const __grid_constant__ Batch batch, const __grid_constant__ SmallLayout layout,
                  const __grid_constant__ SmallPlan plan, const __grid_constant__ Sums out,
                  double* products, State* state) {
-  using Own = Reader<Source, stage, slots, warps * kLanes>;
+  using Own = Reader<Source, stage, slots>;
   if (state->failed) return;
   const auto shared = shared_memory<Source>(layout);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes, warp = thread / kLanes;
@@ -288,7 +288,7 @@ __global__ void __launch_bounds__(warps* kLanes, tiles_per_warp == 1 ? 16 / warp
       if (s0 + stage < end) reader.fetch(batch, layout, shared, s0 + stage, end);
 #pragma unroll
       for (int t = 0; t < tiles_per_warp; ++t) {
-        const int tile = slot + t * warps;  // of more than one with a split of one
+        const int tile = slot + t * kSmallWarps;  // of more than one with a split of one
         if (tile >= layout.tiles) continue;
         multiply_staged<Source, stage>(sums[t], shared.staged, layout.features,
                                        layout.tile_row[tile] * kSmallTile,
@@ -331,7 +331,7 @@ __global__ void __launch_bounds__(warps* kLanes, tiles_per_warp == 1 ? 16 / warp
     }
 #pragma unroll
     for (int t = 0; t < tiles_per_warp; ++t) {
-      const int tile = slot + t * warps;  // of more than one with a split of one
+      const int tile = slot + t * kSmallWarps;  // of more than one with a split of one
       if (tile >= layout.tiles || share != 0) continue;
 #pragma unroll
       for (int e = 0; e < 32; ++e) {
@@ -374,13 +374,13 @@ void launch_small(const Batch& batch, Form form, const SmallLayout& layout, cons
   const auto run = [&](auto kernel) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
           "cudaFuncSetAttribute");
-    launch(kernel, static_cast<unsigned>(plan.blocks), static_cast<unsigned>(layout.warps * kLanes),
-           shared_bytes(layout, form), stream, batch, layout, plan, sums, products, state);
+    launch(kernel, static_cast<unsigned>(plan.blocks), kThreads, shared_bytes(layout, form), stream,
+           batch, layout, plan, sums, products, state);
   };
   // See small_layout.
-  if (layout.stage == 32) return run(small_kernel<Source, 3, 32, 16, 8>);
-  if (layout.warps == 16) return run(small_kernel<Source, 1, 64, 8, 16>);
-  return run(small_kernel<Source, 1, 64, 8, 8>);
+  if (layout.stage == 32) return run(small_kernel<Source, 3, 32, 16>);
+  if (layout.features > 64) return run(small_kernel<Source, 2, 64, 16>);
+  return run(small_kernel<Source, 1, 64, 8>);
 }
 
 }  // namespace

@@ -17,14 +17,14 @@ inline constexpr int kSmallTile = 32;  // order of the tiles of products that a 
 inline constexpr int kSmallMostTiles = 24;
 inline constexpr int kSmallMostFeatures = 256;
 inline constexpr int kSmallMostBlocks = 16;  // of totals
+inline constexpr int kSmallWarps = 8;        // of a thread block
 inline constexpr int kSmallPad = 16;         // every model's features are filled up to a multiple
 
 // All features of an update on one axis, each model's filled up. Tiles are those of the upper
 // triangle that hold something wanted.
 struct SmallLayout {
   int models = 0, features = 0, tiles = 0;  // features with the filling
-  int warps = 0;                            // of a thread block
-  int stage = 0;                            // samples that it works on at a time
+  int stage = 0;                            // samples that a thread block works on at a time
   int split = 1;                            // warps that share a tile's samples
   int start[kModelsPerLaunch] = {};         // of each model on the axis
   int width[kModelsPerLaunch] = {};

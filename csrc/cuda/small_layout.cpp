@@ -24,10 +24,8 @@ bool small_layout(const BlockTable& table, SmallLayout* layout) {
     at += ceil_div<std::int64_t>(table.dim(m), kSmallPad) * kSmallPad;
   }
   layout->features = static_cast<int>(ceil_div<std::int64_t>(at, kSmallTile)) * kSmallTile;
-  // So that threads have the registers that they need, for elements read ahead and for tiles, and
-  // there are 16 warps on a multiprocessor if possible.
+  // So that threads have registers for all elements that they read ahead.
   layout->stage = layout->features <= 128 ? 64 : 32;
-  layout->warps = layout->features > 64 && layout->features <= 128 ? 16 : 8;
   for (int i = 0; i < models; ++i) {
     for (int j = 0; j < models; ++j) {
       layout->block[i][j] = -1;
@@ -61,7 +59,7 @@ bool small_layout(const BlockTable& table, SmallLayout* layout) {
     }
   }
   while (layout->split * 2 <= layout->stage / 16 &&
-         layout->split * 2 * layout->tiles <= layout->warps) {
+         layout->split * 2 * layout->tiles <= kSmallWarps) {
     layout->split *= 2;
   }
   return true;

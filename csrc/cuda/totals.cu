@@ -75,6 +75,14 @@ __global__ void __launch_bounds__(kLanes* kShares)
        row0 += static_cast<std::int64_t>(gridDim.y) * rows) {
     const std::int64_t row = shared_parts ? row0 : row0 + share, r = a.row + row;
     const bool any = row < a.height && columns > 0 && !(a.total.own && c + columns <= r);
+    double* const to = a.total.data + r * a.total.columns + c;
+    // Below the diagonal nothing counts, and anything may stand.
+    const bool pairs = columns == kSide && a.total.columns % 2 == 0 && c % 2 == 0;
+    Two before[kSide / 2] = {};
+    if (any && pairs && (!shared_parts || share == 0)) {
+#pragma unroll
+      for (int k = 0; k < kSide / 2; ++k) before[k] = reinterpret_cast<const Two*>(to)[k];
+    }
     double sum[kSide] = {};
     if (any) {
       sum_parts(a, a.data + row * a.stride + column, columns, shared_parts ? share : 0,
@@ -100,16 +108,11 @@ __global__ void __launch_bounds__(kLanes* kShares)
       return a.last ? value + delta * a.columns.delta[c + k] - offset * a.columns.sum[c + k]
                     : value;
     };
-    double* const to = a.total.data + r * a.total.columns + c;
-    // Below the diagonal nothing counts, and anything may stand.
-    if (columns == kSide && a.total.columns % 2 == 0 && c % 2 == 0) {
-      auto* const pairs = reinterpret_cast<Two*>(to);
-      Two before[kSide / 2];
-#pragma unroll
-      for (int k = 0; k < kSide / 2; ++k) before[k] = pairs[k];
+    if (pairs) {
 #pragma unroll
       for (int k = 0; k < kSide / 2; ++k) {
-        pairs[k] = {{before[k].of[0] + added(2 * k), before[k].of[1] + added(2 * k + 1)}};
+        reinterpret_cast<Two*>(to)[k] = {
+            {before[k].of[0] + added(2 * k), before[k].of[1] + added(2 * k + 1)}};
       }
     } else {
 #pragma unroll

@@ -140,11 +140,6 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 }
 
 template <class T>
-T __shfl_sync(unsigned, T value, int source) {
-  return ccamerge::emulation::from_lane(value, static_cast<unsigned>(source));
-}
-
-template <class T>
 T atomicMax(T* at, T value) {
   const T before = *at;
   if (before < value) *at = value;

@@ -146,7 +146,7 @@ void check_route(DType dtype, const std::vector<int>& dims, Layout layout, bool 
     if (masked) {
       const int rare = sparse ? 100 : 1;  // what shifts are chosen from may miss them all
       for (auto& selected : mask) selected = static_cast<std::uint8_t>(pick(0, rare) == 0);
-      mask[0] = 1;
+      mask[static_cast<std::size_t>(pick(0, batch * height - 1))] = 1;
     }
     const cuda::Buffer device_mask = on_device(mask);
     if (masked) given.mask = device_mask.as<std::uint8_t>();
@@ -184,7 +184,9 @@ void check_all() {
   }
   check_route<double>(DType::float64, many, Layout::first, true, tight);
   check_route<float>(DType::float32, few, Layout::first, false, roomy, 1e5);
-  check_route<float>(DType::float32, many, Layout::first, false, roomy, 1e5);
+  for (const Layout layout : {Layout::rows, Layout::first, Layout::last}) {
+    check_route<float>(DType::float32, many, layout, layout != Layout::last, roomy, 1e5);
+  }
   for (int i = 0; i < 8; ++i) {
     check_route<float>(DType::float32, few, Layout::first, true, roomy, 0.5, true);
     check_route<float>(DType::float32, many, Layout::first, true, roomy, 0.5, true);
