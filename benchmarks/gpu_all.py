@@ -46,7 +46,7 @@ LIMITS = {
 DEFAULT = [name for name in LIMITS if name not in ("train", "zoo")]
 NATIVE = Path(tempfile.gettempdir()) / "ccamerge-native"
 """Where the native tests are built: programs without Python, which the sanitizers can watch."""
-PROGRAMS = ("test_cuda_moments", "test_cuda_solve")
+PROGRAMS = ("test_cuda_moments", "test_cuda_product_jobs", "test_cuda_solve")
 RESERVE = 20
 """Seconds before its limit at which a script that has a budget should be done."""
 

@@ -98,7 +98,7 @@ def run(given: Any, device: torch.device) -> tuple[str, dict[str, Any]]:
     collect(batches[:2], found=spaces)
     times: dict[str, list[float]] = {"bare": [], "folded": [], "collect": []}
     collected = None
-    for _ in range(1 if given.quick else 2):
+    for _ in range(1 if given.quick else given.rounds):
         times["bare"].append(wall(lambda: forward(models, batches), device)[0])
         times["folded"].append(wall(lambda: forward_folded(models, spaces, batches), device)[0])
         collected = None  # its memory
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, help="folder with trained networks")
     parser.add_argument("--data", type=Path, default=cases.SHARED / "data", help="CIFAR-10")
     parser.add_argument("--batch", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=2, help="of which the best is taken")
     given = parser.parse_args()
     if given.quick:
         given.batch = min(given.batch, 100)
