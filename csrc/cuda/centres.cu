@@ -13,8 +13,8 @@ constexpr int kLanes = 32, kRows = 32;  // of blocks that look at a feature a la
 constexpr int kThreads = 256;
 constexpr int kProbes = 4;  // that a thread reads
 constexpr std::int64_t kProbed = kRows * kProbes;
-constexpr double kEnough = 32;  // samples that speak for the others
-constexpr int kExponent = 14;   // of the largest difference once scaled
+constexpr int kExponent = 14;       // of the largest difference once scaled
+constexpr int kMostExponent = 126;  // of a scale, which is a normal number of float32
 
 __device__ double infinity() { return static_cast<double>(infinity32()); }
 
@@ -77,58 +77,46 @@ __device__ std::int64_t probe(std::int64_t k, std::int64_t samples) {
 }
 
 __global__ void __launch_bounds__(kLanes* kRows)
-    guess_kernel(const __grid_constant__ Batch batch, Form form,
-                 const __grid_constant__ Pointers chosen) {
+    guess_kernel(const __grid_constant__ Batch batch, const __grid_constant__ Pointers chosen) {
   const int z = static_cast<int>(blockIdx.y);
   const Features& features = batch.features[z];
   const std::int64_t f = static_cast<std::int64_t>(blockIdx.x) * kLanes + threadIdx.x;
   const bool inside = f < features.count;
-  const double shift = inside && form != Form::narrow ? batch.shift[z][f] : 0;
+  const double shift = inside ? batch.shift[z][f] : 0;
   const std::int64_t at = inside ? features.features.offset(f) : 0;
   const std::int64_t probed = batch.samples < kProbed ? batch.samples : kProbed;
-  Partial own{0, infinity(), -infinity()}, squares{0, 0, 0}, seen{0, 0, 0};
+  Partial own{0, infinity(), -infinity()}, squares{0, 0, 0};
   with_elements(features, [&](const auto* data) {
     double x[kProbes];
-    bool used[kProbes];
 #pragma unroll
     for (int p = 0; p < kProbes; ++p) {
       const std::int64_t k = threadIdx.y + static_cast<std::int64_t>(p) * kRows;
-      used[p] = inside && k < probed;
       x[p] = 0;
-      if (!used[p]) continue;
-      const std::int64_t s = probe(k, batch.samples);
-      used[p] = !batch.mask || batch.mask[s];
-      x[p] = widened<double>(data[features.samples.offset(s) + at]);
+      if (!inside || k >= probed) continue;
+      x[p] = widened<double>(data[features.samples.offset(probe(k, batch.samples)) + at]);
     }
 #pragma unroll
     for (int p = 0; p < kProbes; ++p) {
-      if (!used[p]) continue;
+      if (!inside || threadIdx.y + static_cast<std::int64_t>(p) * kRows >= probed) continue;
       const double y = x[p] - shift;
       include(own, {y, x[p], x[p]});
       squares.sum += y * y;
-      seen.sum += 1;
     }
   });
   reduce_rows(own);
   reduce_rows(squares);
-  reduce_rows(seen);
   if (threadIdx.y != 0 || !inside) return;
-  const double mean = own.sum / seen.sum, square = squares.sum / seen.sum;
-  // Comparisons with NaN, of bad values or no samples, leave the shift as it was.
+  const auto count = static_cast<double>(probed);
+  const double mean = own.sum / count, square = squares.sum / count;
+  // Comparisons with what is not a number, of bad values, leave the shift as it was.
   double next = shift;
-  const bool few = seen.sum < kEnough && batch.samples > kProbed;
-  if (form == Form::narrow && few) {
-    next = 0;  // the others may be anywhere
-  } else if (own.lowest == own.highest) {
-    next = own.lowest;  // a constant feature is met exactly
-  } else if (form == Form::narrow) {
-    const double near = rounded(mean, form, features.dtype);
-    if (exact(near, own.lowest, own.highest)) next = near;
+  if (own.lowest == own.highest) {
+    next = own.lowest;                    // a constant feature is met exactly
   } else if (2 * mean * mean > square) {  // mean^2 > square - mean^2
     next = shift + mean;
   }
   if (!(next >= -kLargestFloat && next <= kLargestFloat)) next = shift;
-  chosen.of[z][f] = rounded(next, form, features.dtype);
+  chosen.of[z][f] = rounded(next, Form::singles, features.dtype);
 }
 
 __global__ void __launch_bounds__(kLanes* kRows)
@@ -165,7 +153,9 @@ __global__ void __launch_bounds__(kLanes* kRows)
     if (batch.scale[z]) {
       const double above = own.highest - shift, below = shift - own.lowest;
       int exponent = varies ? kExponent - ilogb(above > below ? above : below) : 0;
-      exponent = exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
+      exponent = exponent < -kMostExponent  ? -kMostExponent
+                 : exponent > kMostExponent ? kMostExponent
+                                            : exponent;
       batch.scale[z][f] = static_cast<float>(ldexp(1.0, exponent));
       if (varies) unit = ldexp(1.0, -exponent);
     }
@@ -218,8 +208,8 @@ dim3 lanes_grid(const Batch& batch) {
 
 }  // namespace
 
-void guess_shifts(const Batch& batch, Form form, double* const* chosen, cudaStream_t stream) {
-  launch(guess_kernel, lanes_grid(batch), {kLanes, kRows}, 0, stream, batch, form,
+void guess_shifts(const Batch& batch, double* const* chosen, cudaStream_t stream) {
+  launch(guess_kernel, lanes_grid(batch), {kLanes, kRows}, 0, stream, batch,
          table_of<Pointers>(chosen, batch.models));
 }
 

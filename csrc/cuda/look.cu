@@ -241,9 +241,8 @@ std::int64_t look_parts(const Batch& batch, int multiprocessors) {
   return std::clamp<std::int64_t>(std::min(wanted, batch.samples / kLeastPart), 1, kMostParts);
 }
 
-void look(const Batch& batch, const Sums& sums, State* state, cudaStream_t stream) {
-  bool wide = false;
-  for (int i = 0; i < batch.models; ++i) wide |= batch.features[i].dtype == DType::float64;
+void look(const Batch& batch, Form form, const Sums& sums, State* state, cudaStream_t stream) {
+  const bool wide = form == Form::doubles;
   // Parts begin with a group.
   const std::int64_t per_part =
       ceil_div<std::int64_t>(ceil_div(batch.samples, sums.parts), kSampleGroup) * kSampleGroup;

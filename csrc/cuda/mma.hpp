@@ -1,5 +1,5 @@
-// One product of a warp on the matrix units: c (16, 8) += a (16, 16) b (16, 8), of 16-bit numbers
-// with exact products, summed in float32. Fragments as PTX's mma.m16n8k16 has them: with
+// One product of a warp on the matrix units: c (16, 8) += a (16, 16) b (16, 8), of bfloat16
+// numbers with exact products, summed in float32. Fragments as PTX's mma.m16n8k16 has them: with
 // g = lane / 4 and t = lane % 4,
 //   a: rows g, g + 8, g, g + 8, columns from 2t, 2t, 2t + 8, 2t + 8 on; two columns a register
 //   b: column g, rows from 2t, 2t + 8 on; two rows a register
@@ -15,8 +15,7 @@ namespace ccamerge::cuda {
 #ifdef CCAMERGE_EMULATED
 
 // The first lane works for all of them.
-template <class Number>
-void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+inline void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   struct Fragments {
     const std::uint32_t* halves;  // two to each of a's four registers, then of b's two
     float* c;
@@ -31,7 +30,7 @@ void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]
     };
     const auto half = [&](unsigned lane, unsigned index, unsigned which) {
       const std::uint32_t pair = of(lane)->halves[index];
-      return to_float(Number{static_cast<std::uint16_t>(pair >> (16 * which))});
+      return to_float(Bfloat{static_cast<std::uint16_t>(pair >> (16 * which))});
     };
     float x[16][16], y[16][8];
     for (unsigned k = 0; k < 16; ++k) {
@@ -53,22 +52,9 @@ void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]
 
 #else
 
-template <class Number>
-__device__ inline void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
-
-template <>
-__device__ inline void mma<Bfloat>(float (&c)[4], const std::uint32_t (&a)[4],
-                                   const std::uint32_t (&b)[2]) {
+__device__ inline void mma(float (&c)[4], const std::uint32_t (&a)[4],
+                           const std::uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-template <>
-__device__ inline void mma<Half>(float (&c)[4], const std::uint32_t (&a)[4],
-                                 const std::uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

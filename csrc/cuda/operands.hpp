@@ -19,7 +19,8 @@ __host__ __device__ constexpr int slabs_of(Form form) { return form == Form::sin
 constexpr std::size_t item_of(Form form) { return form == Form::doubles ? sizeof(double) : 2; }
 
 // Chunks of `rows` samples, each (features, slabs, rows), the models' features side by side on one
-// axis. Samples beyond the last are zero.
+// axis. Samples beyond the last are zero; what fills the axis up between models is anything, and so
+// are its products.
 struct Operands {
   void* data = nullptr;
   std::int64_t rows = 0;   // a multiple of kSampleGroup

@@ -16,25 +16,16 @@ constexpr std::size_t kStaticShared = 1024;  // at least what the kernel has of 
 // Elements between features of the staged samples: fragments' loads meet no bank twice.
 __host__ __device__ constexpr int pitch_of(int stage) { return stage + 8; }
 
-// float32 in three bfloat16 parts, x = p + q + r: the products p p', p q', q q', q p', p r' and
-// r p' make its accuracy, without a scale. The 16-bit types as they are.
-template <class Source>
-struct Parts {
-  using Number = Source;
-  static constexpr int count = 1;
-};
-template <>
-struct Parts<float> {
-  using Number = Bfloat;
-  static constexpr int count = 3;
-};
+// Differences from a shift are float32, also those of 16-bit numbers, and split into three bfloat16
+// parts, y = p + q + r: the products p p', p q', q q', q p', p r' and r p' make float32's accuracy,
+// without a scale.
+constexpr int kParts = 3;
 
-std::size_t shared_bytes(const SmallLayout& layout, Form form) {
+std::size_t shared_bytes(const SmallLayout& layout) {
   const auto features = static_cast<std::size_t>(layout.features);
   const auto stage = static_cast<std::size_t>(layout.stage);
-  const std::size_t parts = form == Form::singles ? 3 : 1;
   const std::size_t staged =
-      parts * features * static_cast<std::size_t>(pitch_of(layout.stage)) * sizeof(std::uint16_t);
+      kParts * features * static_cast<std::size_t>(pitch_of(layout.stage)) * sizeof(std::uint16_t);
   // What lies in the same memory when a window's samples are done.
   const std::size_t sums = features * (stage / 2) * sizeof(float);
   const std::size_t tiles =
@@ -81,12 +72,12 @@ __device__ CCAMERGE_NOINLINE void note_on_axis(const SmallLayout& layout, State*
   }
 }
 
-// One thread's share of the staging: a pair of neighbouring samples, and every kStep-th feature
+// One thread's share of the staging: a pair of neighbouring samples, and every step-th feature
 // from the first on, `slots` of them at most. A warp takes what lies side by side in memory:
 // samples of a feature, or eight features of four pairs of samples.
 template <class Source, int stage, int slots>
 struct Reader {
-  static constexpr int parts = Parts<Source>::count, pitch = pitch_of(stage);
+  static constexpr int pitch = pitch_of(stage);
   static constexpr int pairs = stage / 2, step = kThreads / pairs;
   static_assert(kSmallTile % step == 0);  // slots are there or not for all threads
 
@@ -95,9 +86,8 @@ struct Reader {
   Source x[slots][2];
   float sum[slots];  // of x - shift
   std::uint32_t varies;
-  int selected;
 
-  __device__ explicit Reader(bool by_samples) : sum{}, varies(0), selected(0) {
+  __device__ explicit Reader(bool by_samples) : sum{}, varies(0) {
     const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes,
               warp = thread / kLanes;
     constexpr int side = 8, warps = pairs / (kLanes / side);
@@ -112,7 +102,7 @@ struct Reader {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const std::int64_t s = s0 + 2 * pair + half;
-      used[half] = s < end && (!batch.mask || batch.mask[s]);
+      used[half] = s < end;
       at[half] = batch.features[0].samples.offset(used[half] ? s : 0);
     }
 #pragma unroll
@@ -127,11 +117,9 @@ struct Reader {
   // Leaves the parts of what was loaded, samples side by side, and adds to the sums.
   __device__ void store(const SmallLayout& layout, const Shared<Source>& shared, std::int64_t s0,
                         State* state) {
-    using Number = typename Parts<Source>::Number;
-    selected += used[0] + used[1];
-    std::uint16_t* to[parts];
+    std::uint16_t* to[kParts];
 #pragma unroll
-    for (int p = 0; p < parts; ++p) {
+    for (int p = 0; p < kParts; ++p) {
       to[p] = shared.staged + (p * layout.features + first) * pitch + 2 * pair;
     }
     bool bad = false;
@@ -149,13 +137,11 @@ struct Reader {
       sum[k] += y[0] + y[1];
       varies |= static_cast<std::uint32_t>(y[0] != 0 || y[1] != 0) << k;
 #pragma unroll
-      for (int p = 0; p < parts; ++p) {
-        const std::uint32_t word = paired(y[0], y[1], Number{});
+      for (int p = 0; p < kParts; ++p) {
+        const std::uint32_t word = paired(y[0], y[1], Bfloat{});
         *reinterpret_cast<std::uint32_t*>(to[p] + k * step * pitch) = word;
-        if constexpr (parts > 1) {  // exact
-          y[0] -= float_of(word << 16);
-          y[1] -= float_of(word & 0xffff0000u);
-        }
+        y[0] -= float_of(word << 16);  // exact
+        y[1] -= float_of(word & 0xffff0000u);
       }
     }
     if (bad) find_bad(layout, s0, state);
@@ -187,11 +173,10 @@ using Fragment = float[2][4][4];
 
 // sums += the products of parts p of the rows with parts q of the columns, of 16 staged samples
 // from k on: the largest, p = q = 0, or the others that make float32's accuracy.
-template <class Source, int stage, bool largest>
+template <int stage, bool largest>
 __device__ void multiply(Fragment& sums, const std::uint16_t* staged, int features, int row,
                          int col, int k) {
-  using Number = typename Parts<Source>::Number;
-  constexpr int used = largest ? 1 : Parts<Source>::count, pitch = pitch_of(stage);
+  constexpr int used = largest ? 1 : kParts, pitch = pitch_of(stage);
   const int lane = static_cast<int>(threadIdx.x) % kLanes, g = lane / 4, t = lane % 4;
   std::uint32_t b[used][4][2];
 #pragma unroll
@@ -213,7 +198,7 @@ __device__ void multiply(Fragment& sums, const std::uint16_t* staged, int featur
 #pragma unroll
       for (int q = !largest && p == 0; q < used - p; ++q) {
 #pragma unroll
-        for (int n = 0; n < 4; ++n) mma<Number>(sums[m][n], a, b[q][n]);
+        for (int n = 0; n < 4; ++n) mma(sums[m][n], a, b[q][n]);
       }
     }
   }
@@ -222,18 +207,16 @@ __device__ void multiply(Fragment& sums, const std::uint16_t* staged, int featur
 // sums += the products of the staged samples, of every `split`-th step from `share` on. Matrix
 // units round towards zero, by more the larger a sum is: small products come first, into sums that
 // start from nothing.
-template <class Source, int stage>
+template <int stage>
 __device__ void multiply_staged(Fragment& sums, const std::uint16_t* staged, int features, int row,
                                 int col, int share, int split) {
   constexpr int steps = stage / 16;
   Fragment fresh = {};
-  if constexpr (Parts<Source>::count > 1) {
-    for (int step = share; step < steps; step += split) {
-      multiply<Source, stage, false>(fresh, staged, features, row, col, 16 * step);
-    }
+  for (int step = share; step < steps; step += split) {
+    multiply<stage, false>(fresh, staged, features, row, col, 16 * step);
   }
   for (int step = share; step < steps; step += split) {
-    multiply<Source, stage, true>(fresh, staged, features, row, col, 16 * step);
+    multiply<stage, true>(fresh, staged, features, row, col, 16 * step);
   }
 #pragma unroll
   for (int e = 0; e < 32; ++e) sums[e / 16][e / 4 % 4][e % 4] += fresh[e / 16][e / 4 % 4][e % 4];
@@ -290,9 +273,9 @@ __global__ void __launch_bounds__(kThreads, tiles_per_warp == 1 ? 2 : 1)
       for (int t = 0; t < tiles_per_warp; ++t) {
         const int tile = slot + t * kSmallWarps;  // of more than one with a split of one
         if (tile >= layout.tiles) continue;
-        multiply_staged<Source, stage>(sums[t], shared.staged, layout.features,
-                                       layout.tile_row[tile] * kSmallTile,
-                                       layout.tile_col[tile] * kSmallTile, share, layout.split);
+        multiply_staged<stage>(sums[t], shared.staged, layout.features,
+                               layout.tile_row[tile] * kSmallTile,
+                               layout.tile_col[tile] * kSmallTile, share, layout.split);
       }
       __syncthreads();
     }
@@ -345,8 +328,6 @@ __global__ void __launch_bounds__(kThreads, tiles_per_warp == 1 ? 2 : 1)
   for (int k = 0; k < slots; ++k) {
     if (reader.varies >> k & 1u) shared.varies[reader.first + k * Own::step] = 1;
   }
-  // Every pair of samples was counted by all threads that read it.
-  if (reader.first == 0) floats[reader.pair] = static_cast<float>(reader.selected);
   __syncthreads();
   if (thread < layout.features) {
     for (int m = 0; m < layout.models; ++m) {
@@ -357,15 +338,11 @@ __global__ void __launch_bounds__(kThreads, tiles_per_warp == 1 ? 2 : 1)
           shared.varies[thread] ? Partial{total, -most, most} : Partial{0, all, all};
     }
   }
-  if (thread == 0) {
-    float selected = 0;  // exact: a block has far fewer than 2^24 samples
-    for (int p = 0; p < Own::pairs; ++p) selected += floats[p];
-    out.selected[blockIdx.x] = static_cast<long long>(selected);
-  }
+  if (thread == 0) out.selected[blockIdx.x] = end - begin;
 }
 
 template <class Source>
-void launch_small(const Batch& batch, Form form, const SmallLayout& layout, const SmallPlan& plan,
+void launch_small(const Batch& batch, const SmallLayout& layout, const SmallPlan& plan,
                   const Sums& sums, double* products, State* state, cudaStream_t stream) {
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
@@ -374,7 +351,7 @@ void launch_small(const Batch& batch, Form form, const SmallLayout& layout, cons
   const auto run = [&](auto kernel) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
           "cudaFuncSetAttribute");
-    launch(kernel, static_cast<unsigned>(plan.blocks), kThreads, shared_bytes(layout, form), stream,
+    launch(kernel, static_cast<unsigned>(plan.blocks), kThreads, shared_bytes(layout), stream,
            batch, layout, plan, sums, products, state);
   };
   // See small_layout.
@@ -385,18 +362,21 @@ void launch_small(const Batch& batch, Form form, const SmallLayout& layout, cons
 
 }  // namespace
 
-bool small_fits(const SmallLayout& layout, Form form, int device) {
-  return form != Form::doubles && shared_bytes(layout, form) <= most_shared(device);
+bool small_fits(const SmallLayout& layout, int device) {
+  return shared_bytes(layout) <= most_shared(device);
 }
 
-void small_products(const Batch& batch, Form form, const SmallLayout& layout, const SmallPlan& plan,
+void small_products(const Batch& batch, const SmallLayout& layout, const SmallPlan& plan,
                     const Sums& sums, double* products, State* state, cudaStream_t stream) {
-  const auto run = [&](auto launch) {
-    launch(batch, form, layout, plan, sums, products, state, stream);
-  };
-  if (form == Form::singles) return run(launch_small<float>);
-  const bool half = batch.features[0].dtype == DType::float16;
-  return half ? run(launch_small<Half>) : run(launch_small<Bfloat>);
+  const auto run = [&](auto launch) { launch(batch, layout, plan, sums, products, state, stream); };
+  switch (batch.features[0].dtype) {
+    case DType::float16:
+      return run(launch_small<Half>);
+    case DType::bfloat16:
+      return run(launch_small<Bfloat>);
+    default:
+      return run(launch_small<float>);
+  }
 }
 
 }  // namespace ccamerge::cuda

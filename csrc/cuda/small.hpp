@@ -44,12 +44,12 @@ struct SmallPlan {
 };
 SmallPlan small_plan(const SmallLayout& layout, std::int64_t samples, int multiprocessors);
 
-// Whether a thread block of the device has the shared memory that the form needs.
-bool small_fits(const SmallLayout& layout, Form form, int device);
+// Whether a thread block of the device has the shared memory that is needed.
+bool small_fits(const SmallLayout& layout, int device);
 
-// products (blocks, tiles, kSmallTile, kSmallTile), and sums in as many parts. The form is singles
-// or narrow. Features are all of one dtype, and all models' samples lie alike.
-void small_products(const Batch& batch, Form form, const SmallLayout& layout, const SmallPlan& plan,
+// products (blocks, tiles, kSmallTile, kSmallTile), and sums in as many parts. Features are all of
+// one dtype, not float64, all models' samples lie alike, and there is no mask.
+void small_products(const Batch& batch, const SmallLayout& layout, const SmallPlan& plan,
                     const Sums& sums, double* products, State* state, cudaStream_t stream);
 
 // Adds the products to all totals.

@@ -20,7 +20,7 @@ struct State {
 // ones. Its complement is kept, so that the largest kept is the first of all.
 inline constexpr int kModelBits = 10, kSampleBits = 34, kFeatureBits = 20;
 
-// A feature's partial sums over some samples, of x - shift; lowest and highest are of x itself.
+// A feature's partial sums over some samples, of x or of x - shift; lowest and highest are of x.
 struct Partial {
   double sum, lowest, highest;
 };

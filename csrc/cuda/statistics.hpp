@@ -43,20 +43,20 @@ std::int64_t look_parts(const Batch& batch, int multiprocessors);
 
 // Reads all samples once for their sums about zero. What is not finite, or too large for its form,
 // is noted in the state. Does nothing once an update has failed.
-void look(const Batch& batch, const Sums& sums, State* state, cudaStream_t stream);
+void look(const Batch& batch, Form form, const Sums& sums, State* state, cudaStream_t stream);
 
 // Guesses shifts from up to 128 samples spread over the update at random, for those who read the
-// rest only once: the batch's unless the mean lies more than a standard deviation off. For the
-// narrow form the mean if all that are looked at, 32 or all, lie between its half and its double,
-// else none: then differences from it are numbers of the same type (Sterbenz 1974), so that nothing
-// is lost. chosen[i] (features,) are numbers of the form's type.
-void guess_shifts(const Batch& batch, Form form, double* const* chosen, cudaStream_t stream);
+// rest only once and form differences in float32: the batch's unless the mean lies more than a
+// standard deviation off. chosen[i] (features,) are numbers of float32. There must be no mask.
+void guess_shifts(const Batch& batch, double* const* chosen, cudaStream_t stream);
 
 // Adds up the partials (in a fixed order) and derives the centres; `update` is the update's number,
 // mean each model's. With `chosen`, the sums are about zero, and chosen[i] (features,) get the
-// shifts: the means in the form's numbers, for the narrow form only where no difference from it is
-// rounded. Where the batch has scales, the largest difference times its scale lies between 2^14 and
-// 2^15, and the centres' units are their inverses.
+// shifts: the means in the form's numbers, for the narrow form only where all elements lie between
+// the mean's half and its double, else zero: then differences are numbers of the same type, and
+// none is rounded (Sterbenz 1974). Where the batch has scales, the largest difference times its
+// scale lies between 2^14 and 2^15, unless float32 has no such scale, and the centres' units are
+// their inverses.
 void derive_centres(const Batch& batch, Form form, const Sums& sums, const double* const* mean,
                     const Centre* centres, double* const* chosen, State* state, long long update,
                     cudaStream_t stream);

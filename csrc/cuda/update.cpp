@@ -39,8 +39,7 @@ void update(const std::vector<Update>& updates, const std::string& label, const 
     const DeviceGuard guard(moments.device());
     const int device = moments.device(), processors = multiprocessors(device);
     SmallLayout layout;
-    if (input.uniform && small_layout(moments.table(), &layout) &&
-        small_fits(layout, input.form, device)) {
+    if (input.simple() && small_layout(moments.table(), &layout) && small_fits(layout, device)) {
       routes[i] = small_route(input, layout, processors, allocate);
     } else {
       routes[i] = product_route(input, moments.table(), limits ? *limits : limits_of(device),

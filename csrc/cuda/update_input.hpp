@@ -15,6 +15,8 @@ struct UpdateInput {
   explicit UpdateInput(const Update& update);
 
   std::size_t models() const { return features.size(); }
+  // Whether one kernel can read all models alike, and may judge all samples by a few.
+  bool simple() const { return uniform && !mask && form != Form::doubles; }
 
   // Up to kModelsPerLaunch models from the given one on, side by side.
   Batch batch(std::size_t first) const;

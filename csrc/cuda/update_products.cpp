@@ -14,6 +14,7 @@ namespace {
 // proportion to their number.
 constexpr std::int64_t kSingleRows = 512, kNarrowRows = 1024, kDoubleRows = 4096;
 constexpr std::int64_t kLeastRows = 256;
+constexpr std::int64_t kMostInBatch = 65535;  // products that a call of the library makes
 
 class ProductUpdate final : public UpdateRoute {
  public:
@@ -31,7 +32,7 @@ class ProductUpdate final : public UpdateRoute {
     for (Batch& batch : batches) {
       const auto first = static_cast<std::size_t>(batch.first);
       if (input_.form == Form::singles) std::copy_n(&scales_[first], batch.models, batch.scale);
-      look(batch, sums_of(batch), storage.state, stream);
+      look(batch, input_.form, sums_of(batch), storage.state, stream);
     }
     for (Batch& batch : batches) {
       const auto first = static_cast<std::size_t>(batch.first);
@@ -141,7 +142,8 @@ class ProductUpdate final : public UpdateRoute {
       used = 0;
     };
     for (const ProductJob& job : jobs_) {
-      const std::int64_t together = std::clamp<std::int64_t>(room_ / job.size(), 1, chunks);
+      const std::int64_t most = std::min(room_ / job.size(), kMostInBatch / job.models);
+      const std::int64_t together = std::clamp<std::int64_t>(most, 1, chunks);
       for (std::int64_t chunk = 0; chunk < chunks; chunk += together) {
         const std::int64_t count = std::min(together, chunks - chunk);
         // Parts of one block of totals must not be added side by side.

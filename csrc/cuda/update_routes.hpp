@@ -22,7 +22,7 @@ std::unique_ptr<UpdateRoute> product_route(const UpdateInput& input, const Block
                                            const Limits& limits, int multiprocessors,
                                            const Allocate& allocate);
 
-// One kernel for few features, not of float64, of a uniform input.
+// One kernel for few features, of a simple input.
 std::unique_ptr<UpdateRoute> small_route(const UpdateInput& input, const SmallLayout& layout,
                                          int multiprocessors, const Allocate& allocate);
 

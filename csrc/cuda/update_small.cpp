@@ -17,15 +17,15 @@ class SmallUpdate final : public UpdateRoute {
 
   void queue(const Storage& storage, long long number, cudaStream_t stream) override {
     Batch batch = input_.batches(storage).front();
-    guess_shifts(batch, input_.form, chosen_, stream);
+    guess_shifts(batch, chosen_, stream);
     std::copy_n(chosen_, batch.models, batch.shift);
-    small_products(batch, input_.form, layout_, plan_, sums_, products_, storage.state, stream);
-    derive_centres(batch, input_.form, sums_, storage.means.data(), centres_, nullptr,
+    small_products(batch, layout_, plan_, sums_, products_, storage.state, stream);
+    derive_centres(batch, Form::singles, sums_, storage.means.data(), centres_, nullptr,
                    storage.state, number, stream);
     small_add(layout_, plan_, products_, storage.totals.data(), storage.totals.size(), centres_,
               storage.state, stream);
-    finish(batch, centres_, input_.form == Form::narrow ? nullptr : chosen_, storage.shifts.data(),
-           storage.means.data(), storage.state, true, stream);
+    finish(batch, centres_, chosen_, storage.shifts.data(), storage.means.data(), storage.state,
+           true, stream);
   }
 
  private:

@@ -128,14 +128,14 @@ double error_of(cuda::Moments& moments, const Expected& expected, bool about_zer
 template <class T>
 void check_route(DType dtype, const std::vector<int>& dims, Layout layout, bool masked,
                  const cuda::Limits& limits, double mean = 0.5, bool sparse = false,
-                 int multiple = 1) {
+                 int multiple = 1, int times = 1) {
   const Pairs pairs = static_cast<Pairs>(pick(0, 2));
   const std::vector<std::int64_t> sizes(dims.begin(), dims.end());
   cuda::Moments moments(BlockTable(sizes, pairs, pick(0, static_cast<int>(dims.size()) - 1)),
                         allocate, 0, nullptr);
   Expected expected;
   for (int update = 0; update < 2; ++update) {
-    const int batch = pick(1, 9), height = pick(1, 60 / multiple) * multiple;
+    const int batch = pick(1, 9) * times, height = pick(1, 60 / multiple) * multiple;
     std::vector<Model> models;
     cuda::Update given{&moments, {}, nullptr};
     for (const int d : dims) {
@@ -212,6 +212,44 @@ void check_all() {
   }
 }
 
+// So many samples that blocks of threads go round more than once, and sums have many parts.
+void check_long() {
+  const cuda::Limits roomy;
+  for (const Layout layout : {Layout::rows, Layout::first}) {
+    check_route<float>(DType::float32, {130, 136}, layout, false, roomy, 0.5, false, 8, 12);
+  }
+  check_route<float>(DType::float32, {40, 30, 20}, Layout::first, false, roomy, 0.5, false, 8, 40);
+}
+
+// Features of which a look at some samples tells nothing: constant but for a few.
+void check_rare() {
+  constexpr int features = 8, samples = 4000;
+  constexpr double usual = 64, rare = 1.3671875;
+  std::vector<Bfloat> elements(samples * features, cuda::to_bfloat(static_cast<float>(usual)));
+  double count = 0;
+  for (int s = pick(0, 999); s < samples; s += 1000) {
+    for (int f = 0; f < features; ++f) {
+      elements[static_cast<std::size_t>(s * features + f)] =
+          cuda::to_bfloat(static_cast<float>(rare));
+    }
+    ++count;
+  }
+  const cuda::Buffer memory = on_device(elements);
+  FeatureView view;
+  view.data = memory.data;
+  view.dtype = DType::bfloat16;
+  view.feature_shape = {features};
+  view.feature_strides = {1};
+  view.sample_shape = {samples};
+  view.sample_strides = {features};
+  cuda::Moments moments(BlockTable({features}, Pairs::none, 0), allocate, 0, nullptr);
+  cuda::update({{&moments, {view}, nullptr}}, "", allocate, nullptr);
+  std::vector<double> found(features * features);
+  moments.covariance(0, 0, found.data(), allocate, nullptr);
+  const double share = count / samples, step = usual - rare;
+  for (const double x : found) EXPECT(std::abs(x / (share * (1 - share) * step * step) - 1) < 1e-5);
+}
+
 // A value that is not finite stops that update and later ones, until it has been reported.
 void check_bad_values() {
   for (const int features : {7, 300}) {
@@ -285,6 +323,8 @@ void check_merge_and_subset() {
 int main(int argc, char** argv) {
   start(argc, argv);
   check_all();
+  check_long();
+  check_rare();
   check_bad_values();
   check_merge_and_subset();
   return result();
