@@ -172,11 +172,12 @@ class Moments:
         when the update is complete.
 
         On a device the call returns when the work is put on the stream; features may be freed or
-        overwritten there at once. Float32 is split into bfloat16 parts whose products are summed
-        to float32's accuracy on the matrix units; 16-bit features are multiplied in their own type
-        if all are. The units round sums towards zero, over at most 2,048 samples: relative to the
-        mean square about the shift that is some 1e-6 for float32 and 5e-6 for 16-bit types. The
+        overwritten there at once. Float32 is split into 16-bit parts whose products are summed to
+        float32's accuracy on the matrix units; 16-bit features are multiplied in their own type if
+        all are, and are not very few. The units round sums towards zero: relative to the mean
+        square about the shift, by some 3e-6 for float32 and 8e-6 for 16-bit types (an H200). The
         shift of 16-bit features is zero unless they all lie between half and twice their mean.
+        Workspace is a 64th of the device's memory at most, or 2 GiB.
         """
         update_many([(self, features)], axis=axis, mask=mask, label=label)
 
