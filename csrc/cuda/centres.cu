@@ -1,5 +1,4 @@
 // Where to centre an update's features, and what follows from that.
-#include <algorithm>
 #include <cmath>
 
 #include "cuda/elements.hpp"
@@ -188,12 +187,6 @@ __global__ void __launch_bounds__(kThreads)
   if (last && f == 0 && z == 0) state->count = state->before + state->selected;
 }
 
-std::int64_t widest(const Batch& batch) {
-  std::int64_t width = 0;
-  for (int i = 0; i < batch.models; ++i) width = std::max(width, batch.features[i].count);
-  return width;
-}
-
 template <class Table, class Source>
 Table table_of(const Source* source, int models) {
   Table table{};
@@ -202,7 +195,7 @@ Table table_of(const Source* source, int models) {
 }
 
 dim3 lanes_grid(const Batch& batch) {
-  return {static_cast<unsigned>(ceil_div<std::int64_t>(widest(batch), kLanes)),
+  return {static_cast<unsigned>(ceil_div<std::int64_t>(batch.widest(), kLanes)),
           static_cast<unsigned>(batch.models)};
 }
 
@@ -224,7 +217,7 @@ void derive_centres(const Batch& batch, Form form, const Sums& sums, const doubl
 void finish(const Batch& batch, const Centre* centres, const double* const* chosen,
             double* const* shift, double* const* mean, State* state, bool last,
             cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(ceil_div<std::int64_t>(widest(batch), kThreads)),
+  const dim3 grid(static_cast<unsigned>(ceil_div<std::int64_t>(batch.widest(), kThreads)),
                   static_cast<unsigned>(batch.models));
   launch(finish_kernel, grid, kThreads, 0, stream, batch, table_of<Centres>(centres, batch.models),
          table_of<ConstPointers>(chosen, batch.models), table_of<Pointers>(shift, batch.models),

@@ -41,6 +41,19 @@ __device__ inline void load_group(const Source* at, std::int64_t step, bool vect
   }
 }
 
+// Which of the samples from s on, before `end`, are wanted: by bits.
+template <int count>
+__device__ inline unsigned wanted_samples(const std::uint8_t* mask, std::int64_t s,
+                                          std::int64_t end) {
+  if (!mask && s + count <= end) return (1u << count) - 1;
+  unsigned found = 0;
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    if (s + i < end && (!mask || mask[s + i])) found |= 1u << i;
+  }
+  return found;
+}
+
 // Calls visit with the features' data, of its own type.
 template <class Visit>
 __device__ inline void with_elements(const Features& features, Visit&& visit) {

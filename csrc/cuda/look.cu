@@ -67,18 +67,6 @@ struct Seen {
   }
 };
 
-// Which of the samples from s on, before `end`, are wanted.
-template <int count>
-__device__ unsigned wanted_samples(const Batch& batch, std::int64_t s, std::int64_t end) {
-  if (!batch.mask && s + count <= end) return (1u << count) - 1;
-  unsigned found = 0;
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
-    if (s + i < end && (!batch.mask || batch.mask[s + i])) found |= 1u << i;
-  }
-  return found;
-}
-
 // Notes every bad element of some features and samples. Such updates are rare.
 template <class T, class Source>
 __device__ CCAMERGE_NOINLINE void find_bad(const Source* data, const Batch& batch, int z,
@@ -131,7 +119,7 @@ __global__ void __launch_bounds__(kThreads)
     for (std::int64_t s0 = begin; s0 < end; s0 += kThreads * S::sample_group) {
       __syncthreads();
       const std::int64_t s = s0 + thread * S::sample_group;
-      const unsigned samples = wanted_samples<S::sample_group>(batch, s, end);
+      const unsigned samples = wanted_samples<S::sample_group>(batch.mask, s, end);
       places.wanted[thread] = static_cast<std::uint8_t>(samples);
       places.at[thread] = samples ? features.samples.offset(s) : 0;
       __syncthreads();
@@ -220,16 +208,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-std::int64_t widest(const Batch& batch) {
-  std::int64_t width = 0;
-  for (int i = 0; i < batch.models; ++i) width = std::max(width, batch.features[i].count);
-  return width;
-}
-
 // Blocks for each part of the samples.
 std::int64_t feature_blocks(const Batch& batch) {
   const std::int64_t side = batch.by_samples ? Shape<true>::features : Shape<false>::features;
-  return ceil_div(widest(batch), side);
+  return ceil_div(batch.widest(), side);
 }
 
 }  // namespace

@@ -1,6 +1,4 @@
 // The conversion of features into operands.
-#include <algorithm>
-
 #include "cuda/elements.hpp"
 #include "cuda/operands.hpp"
 
@@ -78,11 +76,7 @@ __global__ void __launch_bounds__(kThreads)
   const T shift = static_cast<T>(batch.shift[z][f]);
   const T scale = form == Form::singles ? static_cast<T>(batch.scale[z][f]) : T{1};
   const std::int64_t s = first + row, feature_at = features.features.offset(f);
-  unsigned used = 0;
-#pragma unroll
-  for (int i = 0; i < kGroup; ++i) {
-    if (s + i < last && (!batch.mask || batch.mask[s + i])) used |= 1u << i;
-  }
+  const unsigned used = wanted_samples<kGroup>(batch.mask, s, last);
   T y[kGroup] = {};
   with_elements(features, [&](const auto* data) {
     if (!used) return;
@@ -179,12 +173,10 @@ __global__ void __launch_bounds__(kThreads)
 void pack(const Batch& batch, Form form, const Operands& to, std::int64_t first, std::int64_t last,
           const State* state, cudaStream_t stream) {
   const std::int64_t filled = ceil_div(last - first, to.rows) * to.rows;
-  std::int64_t width = 0;
-  for (int i = 0; i < batch.models; ++i) width = std::max(width, batch.features[i].count);
   const std::int64_t samples = batch.by_samples ? kLanes * kGroup : kTile;
   const std::int64_t side = batch.by_samples ? kWarps : kTile;
   const dim3 grid(static_cast<unsigned>(ceil_div(filled, samples)),
-                  static_cast<unsigned>(ceil_div(width, side)),
+                  static_cast<unsigned>(ceil_div(batch.widest(), side)),
                   static_cast<unsigned>(batch.models));
   const auto run = [&](auto pack, auto turn) {
     launch(batch.by_samples ? pack : turn, grid, kThreads, 0, stream, batch, to, first, last,

@@ -2,6 +2,7 @@
 // Everything is asynchronous on the stream.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cuda/features.hpp"
@@ -29,6 +30,12 @@ struct Batch {
   Features features[kModelsPerLaunch];
   const double* shift[kModelsPerLaunch] = {};  // (features,)
   float* scale[kModelsPerLaunch] = {};         // (features,): see derive_centres
+
+  std::int64_t widest() const {  // model's features
+    std::int64_t width = 0;
+    for (int i = 0; i < models; ++i) width = std::max(width, features[i].count);
+    return width;
+  }
 };
 
 // Sums over parts of the samples: (parts, features) of each model, and selected samples (parts,).
