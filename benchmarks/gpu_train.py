@@ -3,14 +3,15 @@
     python benchmarks/gpu_train.py FOLDER                       # weights into this folder
     python benchmarks/gpu_train.py FOLDER --seconds 240 --seeds 4 --networks resnet20-w8
 
-What makes it fast, by counting (untried on a GPU so far): at these widths a step of 500 images
-fills the chip, some 10 ms of device time for ResNet20 of width 4 against 3 to 4 ms of launches by
-the host. So seeds one after the other lose nothing, while training them stacked (`torch.func.vmap`)
-would turn every convolution into a grouped one, for which the libraries are slower. CUDA graphs
-would hide launches that are hidden already, and compiling three networks takes longer than the
-whole run could gain. What pays is bfloat16 with channels last, all images on the device with each
-epoch's crops and flips as one gather, no synchronisation within an epoch, a fused optimiser, and a
-schedule that ends at zero when the budget does.
+What makes it fast, by counting: at these widths a step of 500 images fills the chip, some 10 ms of
+device time for ResNet20 of width 4 against 3 to 4 ms of launches by the host. So seeds one after
+the other lose nothing, while training them stacked (`torch.func.vmap`) would turn every convolution
+into a grouped one, for which the libraries are slower. CUDA graphs would hide launches that are
+hidden already, and compiling three networks takes longer than the whole run could gain. What pays
+is bfloat16 with channels last, all images on the device with each epoch's crops and flips as one
+gather, no synchronisation within an epoch, a fused optimiser, and a schedule that ends at zero when
+the budget does. Nothing else should run beside it: epochs are planned by a trial (on an H200,
+beside tests, one of width 4 took 1.1 to 2 s).
 
 Settings are the published ones (SGD, learning rate 0.5 with BatchNorm and 0.08 without, weight
 decay 5e-4, batches of 500), with label smoothing as for the zoo's networks. Steps are timed first;
