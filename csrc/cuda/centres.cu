@@ -23,18 +23,21 @@ __device__ void include(Partial& into, const Partial& other) {
   into.highest = other.highest > into.highest ? other.highest : into.highest;
 }
 
-// Adds what the rows of a (kRows, kLanes) block hold to row 0's, in an order that is always the
-// same.
-__device__ void reduce_rows(Partial& own) {
-  __shared__ Partial shared[kRows][kLanes];
-  __syncthreads();
+// A feature's partial and a sum beside it.
+struct Pair {
+  Partial partial;
+  double beside;
+};
+
+// Adds what the rows of a (kRows, kLanes) block hold to row 0's, in order.
+__device__ void reduce_rows(Pair& own) {
+  __shared__ Pair shared[kRows][kLanes];
   shared[threadIdx.y][threadIdx.x] = own;
-  for (unsigned half = kRows / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.y < half) {
-      include(own, shared[threadIdx.y + half][threadIdx.x]);
-      shared[threadIdx.y][threadIdx.x] = own;
-    }
+  __syncthreads();
+  if (threadIdx.y != 0) return;
+  for (int r = 1; r < kRows; ++r) {
+    include(own.partial, shared[r][threadIdx.x].partial);
+    own.beside += shared[r][threadIdx.x].beside;
   }
 }
 
@@ -84,7 +87,7 @@ __global__ void __launch_bounds__(kLanes* kRows)
   const double shift = inside ? batch.shift[z][f] : 0;
   const std::int64_t at = inside ? features.features.offset(f) : 0;
   const std::int64_t probed = batch.samples < kProbed ? batch.samples : kProbed;
-  Partial own{0, infinity(), -infinity()}, squares{0, 0, 0};
+  Pair sums{{0, infinity(), -infinity()}, 0};
   with_elements(features, [&](const auto* data) {
     double x[kProbes];
 #pragma unroll
@@ -98,15 +101,15 @@ __global__ void __launch_bounds__(kLanes* kRows)
     for (int p = 0; p < kProbes; ++p) {
       if (!inside || threadIdx.y + static_cast<std::int64_t>(p) * kRows >= probed) continue;
       const double y = x[p] - shift;
-      include(own, {y, x[p], x[p]});
-      squares.sum += y * y;
+      include(sums.partial, {y, x[p], x[p]});
+      sums.beside += y * y;
     }
   });
-  reduce_rows(own);
-  reduce_rows(squares);
+  reduce_rows(sums);
   if (threadIdx.y != 0 || !inside) return;
+  const Partial& own = sums.partial;
   const auto count = static_cast<double>(probed);
-  const double mean = own.sum / count, square = squares.sum / count;
+  const double mean = own.sum / count, square = sums.beside / count;
   // Comparisons with what is not a number, of bad values, leave the shift as it was.
   double next = shift;
   if (own.lowest == own.highest) {
@@ -126,15 +129,15 @@ __global__ void __launch_bounds__(kLanes* kRows)
   const int z = static_cast<int>(blockIdx.y);
   const std::int64_t count = batch.features[z].count;
   const std::int64_t f = static_cast<std::int64_t>(blockIdx.x) * kLanes + threadIdx.x;
-  Partial own{0, infinity(), -infinity()}, selected{0, 0, 0};
+  Pair all{{0, infinity(), -infinity()}, 0};
   for (std::int64_t p = threadIdx.y; p < sums.parts; p += kRows) {
-    if (f < count) include(own, sums.partials[z][p * count + f]);
-    selected.sum += static_cast<double>(sums.selected[p]);  // exact: far below 2^53
+    if (f < count) include(all.partial, sums.partials[z][p * count + f]);
+    all.beside += static_cast<double>(sums.selected[p]);  // exact: far below 2^53
   }
-  reduce_rows(own);
-  reduce_rows(selected);
+  reduce_rows(all);
   if (threadIdx.y != 0) return;
-  const double m = selected.sum;
+  const Partial& own = all.partial;
+  const double m = all.beside;
   if (f < count) {
     const bool constant = own.lowest == own.highest;
     const bool varies = own.lowest < own.highest;  // neither if nothing is selected
