@@ -17,12 +17,6 @@ constexpr int kMostExponent = 126;  // of a scale, which is a normal number of f
 
 __device__ double infinity() { return static_cast<double>(infinity32()); }
 
-__device__ void include(Partial& into, const Partial& other) {
-  into.sum += other.sum;
-  into.lowest = other.lowest < into.lowest ? other.lowest : into.lowest;
-  into.highest = other.highest > into.highest ? other.highest : into.highest;
-}
-
 // A feature's partial and a sum beside it.
 struct Pair {
   Partial partial;

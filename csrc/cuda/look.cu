@@ -187,12 +187,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   if (thread < S::features && feature0 + thread < features.count) {
     Partial sum = shared[0][thread];
-    for (int a = 1; a < S::across; ++a) {
-      const Partial& other = shared[a][thread];
-      sum.sum += other.sum;
-      sum.lowest = other.lowest < sum.lowest ? other.lowest : sum.lowest;
-      sum.highest = other.highest > sum.highest ? other.highest : sum.highest;
-    }
+    for (int a = 1; a < S::across; ++a) include(sum, shared[a][thread]);
     sums.partials[z][static_cast<std::int64_t>(blockIdx.x) * features.count + feature0 + thread] =
         sum;
   }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cuda/runtime.hpp"
+
 namespace ccamerge::cuda {
 namespace {
 
@@ -10,10 +12,8 @@ constexpr std::int64_t kLeastBand = 256, kMostBand = 1024;
 // Up to so many features, models' own blocks are too small to fill a device one by one.
 constexpr std::int64_t kFew = 512;
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 std::int64_t band_of(std::int64_t features) {
-  return std::clamp(ceil_div(features / 4, 128) * 128, kLeastBand, kMostBand);
+  return std::clamp(ceil_div<std::int64_t>(features / 4, 128) * 128, kLeastBand, kMostBand);
 }
 
 // Adds jobs for a rectangle, in pieces of columns that keep within `most`.
@@ -81,12 +81,6 @@ int model_at(const FeatureAxis& axis, std::int64_t place) {
   return static_cast<int>(after - axis.start.begin()) - 1;
 }
 
-std::size_t block_of(const BlockTable& table, int row, int column) {
-  const auto& blocks = table.blocks();
-  return static_cast<std::size_t>(std::find(blocks.begin(), blocks.end(), std::pair{row, column}) -
-                                  blocks.begin());
-}
-
 }  // namespace
 
 FeatureAxis::FeatureAxis(const BlockTable& table) {
@@ -117,7 +111,7 @@ std::vector<ProductPart> parts_of(const ProductJob& job, const BlockTable& table
       const std::int64_t to = std::min(column + job.columns, start + table.dim(c));
       if (start >= column + job.columns) break;
       if (to <= from) continue;
-      parts.push_back({block_of(table, r, c), r0, from - start, job.rows, to - from,
+      parts.push_back({table.place(r, c).index, r0, from - start, job.rows, to - from,
                        k * job.rows * job.columns + from - column});
     }
   }

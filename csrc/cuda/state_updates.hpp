@@ -14,6 +14,13 @@ __device__ inline void note(State* state, int model, std::int64_t sample, std::i
   atomicMax(&state->bad, ~key);
 }
 
+// Adds what other samples of a feature hold.
+__device__ inline void include(Partial& into, const Partial& other) {
+  into.sum += other.sum;
+  into.lowest = other.lowest < into.lowest ? other.lowest : into.lowest;
+  into.highest = other.highest > into.highest ? other.highest : into.highest;
+}
+
 // The mean of all samples after an update whose own mean lies `delta` from that before.
 __device__ inline double moved_mean(const State& state, double mean, double delta) {
   const auto n = static_cast<double>(state.before), m = static_cast<double>(state.selected);

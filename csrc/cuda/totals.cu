@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kLanes* kShares)
   const std::int64_t column = (static_cast<std::int64_t>(blockIdx.x) * kLanes + lane) * kSide;
   const std::int64_t c = a.column + column, left = a.width - column;
   const int columns = left < kSide ? left < 0 ? 0 : static_cast<int>(left) : kSide;
-  const auto n = static_cast<double>(state->before), m = static_cast<double>(state->selected);
+  const State now = *state;
   constexpr int rows = shared_parts ? 1 : kShares;
   for (std::int64_t row0 = static_cast<std::int64_t>(blockIdx.y) * rows; row0 < a.height;
        row0 += static_cast<std::int64_t>(gridDim.y) * rows) {
@@ -100,13 +100,8 @@ __global__ void __launch_bounds__(kLanes* kShares)
       }
     }
     if (!any) continue;
-    const double unit = a.rows.unit[r];
-    const double offset = a.last ? a.rows.offset[r] : 0;
-    const double delta = a.last ? n / (n + m) * m * a.rows.delta[r] : 0;
     const auto added = [&](int k) {
-      const double value = sum[k] * (unit * a.columns.unit[c + k]);
-      return a.last ? value + delta * a.columns.delta[c + k] - offset * a.columns.sum[c + k]
-                    : value;
+      return centred(sum[k], a.rows, r, a.columns, c + k, now, a.last);
     };
     if (pairs) {
 #pragma unroll
