@@ -660,6 +660,7 @@ def test_verbose_shows_the_traceback(capsys, project):
     assert "blobs_module.py" in err
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_in_a_real_process(project):
     change(project, (DATA, "factory: blobs_module:endless"))
     before = tree(project)

@@ -240,6 +240,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_a_real_sigint_during_collection(tmp_path: Path) -> None:
     # Not in the checkout, whose package has no built core when an installed one is tested.
     path = str(Path(ccamerge.__file__).parents[1])
