@@ -7,7 +7,7 @@
 #include <string>
 
 #include "../dlpack.h"
-#include "cuda/moments.hpp"
+#include "cuda/moments/moments.hpp"
 #include "device_memory.hpp"
 #include "errors.hpp"
 #include "table.hpp"

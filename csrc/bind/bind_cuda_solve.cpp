@@ -1,6 +1,6 @@
 // Batched solves on a device. Matrices come as anything with __dlpack__; results are (memory,
 // offset in bytes, shape) in memory that the caller's allocator made.
-#include "cuda/instances.hpp"
+#include "cuda/solve/instances.hpp"
 #include "device_memory.hpp"
 #include "errors.hpp"
 #include "solve.hpp"

@@ -7,9 +7,9 @@
 #include <optional>
 #include <string>
 
+#include "cpu/moments/kernels.hpp"
+#include "cpu/moments/moments.hpp"
 #include "errors.hpp"
-#include "kernels.hpp"
-#include "moments.hpp"
 #include "table.hpp"
 
 namespace py = pybind11;

@@ -3,7 +3,7 @@
 
 #include <cstdlib>
 
-#include "cpu/instances.hpp"
+#include "cpu/solve/instances.hpp"
 #include "errors.hpp"
 #include "solve.hpp"
 

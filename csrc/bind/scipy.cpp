@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "cpu/blas.hpp"
+#include "cpu/solve/blas.hpp"
 
 namespace py = pybind11;
 

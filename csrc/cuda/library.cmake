@@ -2,28 +2,28 @@
 # CUDA compiler works. Kernels are compiled by nvcc, all else by the host compiler. EMULATED compiles
 # the same files against an emulation of the CUDA runtime (see csrc/emulation).
 set(_kernels
-  csrc/cuda/centres.cu
-  csrc/cuda/cholesky_block.cu
-  csrc/cuda/elementwise.cu
-  csrc/cuda/look.cu
-  csrc/cuda/pack.cu
-  csrc/cuda/reductions.cu
-  csrc/cuda/small.cu
-  csrc/cuda/small_add.cu
-  csrc/cuda/totals.cu)
+  csrc/cuda/moments/centres.cu
+  csrc/cuda/moments/look.cu
+  csrc/cuda/moments/pack.cu
+  csrc/cuda/moments/small.cu
+  csrc/cuda/moments/small_add.cu
+  csrc/cuda/moments/totals.cu
+  csrc/cuda/solve/cholesky_block.cu
+  csrc/cuda/solve/elementwise.cu
+  csrc/cuda/solve/reductions.cu)
 set(_sources
-  csrc/cuda/backend.cpp
   csrc/cuda/device.cpp
-  csrc/cuda/instances.cpp
   csrc/cuda/libraries.cpp
-  csrc/cuda/moments.cpp
-  csrc/cuda/product_jobs.cpp
+  csrc/cuda/moments/moments.cpp
+  csrc/cuda/moments/product_jobs.cpp
+  csrc/cuda/moments/small_layout.cpp
+  csrc/cuda/moments/update.cpp
+  csrc/cuda/moments/update_input.cpp
+  csrc/cuda/moments/update_products.cpp
+  csrc/cuda/moments/update_small.cpp
   csrc/cuda/runtime.cpp
-  csrc/cuda/small_layout.cpp
-  csrc/cuda/update.cpp
-  csrc/cuda/update_input.cpp
-  csrc/cuda/update_products.cpp
-  csrc/cuda/update_small.cpp)
+  csrc/cuda/solve/backend.cpp
+  csrc/cuda/solve/instances.cpp)
 if(CCAMERGE_CUDA STREQUAL "EMULATED")
   set_source_files_properties(${_kernels} PROPERTIES
     LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")

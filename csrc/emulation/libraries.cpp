@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/blas.hpp"
+#include "cpu/solve/blas.hpp"
 #include "cuda/half.hpp"
 #include "cuda/library_table.hpp"
 #include "dtype.hpp"

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/singular.hpp"
+#include "cpu/solve/singular.hpp"
 #include "solve/backend.hpp"
 #include "solve/covariance.hpp"
 #include "solve/norms.hpp"

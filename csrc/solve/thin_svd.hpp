@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/singular.hpp"
+#include "cpu/solve/singular.hpp"
 #include "solve/backend.hpp"
 #include "solve/operands.hpp"
 

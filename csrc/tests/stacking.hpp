@@ -7,7 +7,7 @@
 #include <map>
 #include <vector>
 
-#include "cpu/backend.hpp"
+#include "cpu/solve/backend.hpp"
 
 namespace ccamerge {
 

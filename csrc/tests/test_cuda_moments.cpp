@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "cuda/half.hpp"
-#include "cuda/moments.hpp"
+#include "cuda/moments/moments.hpp"
 #include "cuda_testing.hpp"
 
 using namespace ccamerge;

@@ -1,5 +1,5 @@
 // The products that an update needs: each element of each block is a job's once.
-#include "cuda/product_jobs.hpp"
+#include "cuda/moments/product_jobs.hpp"
 #include "cuda_testing.hpp"
 
 using namespace ccamerge;

@@ -1,8 +1,8 @@
 // The solvers on a device against the same on the CPU.
 #include <cmath>
 
-#include "cpu/instances.hpp"
-#include "cuda/instances.hpp"
+#include "cpu/solve/instances.hpp"
+#include "cuda/solve/instances.hpp"
 #include "cuda_testing.hpp"
 
 using namespace ccamerge;

@@ -6,8 +6,8 @@
 #include <thread>
 #include <vector>
 
-#include "kernels.hpp"
-#include "moments.hpp"
+#include "cpu/moments/kernels.hpp"
+#include "cpu/moments/moments.hpp"
 #include "parallel.hpp"
 #include "testing.hpp"
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "check.hpp"
-#include "cpu/instances.hpp"
+#include "cpu/solve/instances.hpp"
 #include "stacking.hpp"
 #include "testing.hpp"
 

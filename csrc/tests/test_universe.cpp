@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "check.hpp"
-#include "cpu/instances.hpp"
+#include "cpu/solve/instances.hpp"
 #include "parallel.hpp"
 #include "testing.hpp"
 

@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <string>
 
-#include "cpu/blas.hpp"
+#include "cpu/solve/blas.hpp"
 
 namespace ccamerge::testing {
 

@@ -1,7 +1,0 @@
-#include "cpu/instances.hpp"
-
-namespace ccamerge {
-
-CCAMERGE_SOLVERS(, Cpu)
-
-}  // namespace ccamerge

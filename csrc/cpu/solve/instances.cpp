@@ -1,0 +1,7 @@
+#include "cpu/solve/instances.hpp"
+
+namespace ccamerge {
+
+CCAMERGE_SOLVERS(, Cpu)
+
+}  // namespace ccamerge

@@ -1,5 +1,0 @@
-// The kernels for any processor (128-bit vectors).
-#define CCAMERGE_ISA generic
-#define CCAMERGE_ISA_NAME "generic"
-#define CCAMERGE_VECTOR 16
-#include "kernels_impl.hpp"
