@@ -20,7 +20,8 @@ if TYPE_CHECKING:
         polar_batch,
         whiten,
     )
-    from ccamerge.graph.spaces import Space, Spaces, spaces
+    from ccamerge.graph.derivation import spaces
+    from ccamerge.graph.spaces import Space, Spaces
     from ccamerge.interpolation import Barrier, barrier
     from ccamerge.merging import MergeResult, merge
     from ccamerge.methods import METHODS
@@ -41,7 +42,8 @@ _HOMES = {
     "ccamerge.comparing": ("Comparison", "compare"),
     "ccamerge.cuda": ("cuda_status",),
     "ccamerge.evaluation": ("evaluate",),
-    "ccamerge.graph.spaces": ("Space", "Spaces", "spaces"),
+    "ccamerge.graph.derivation": ("spaces",),
+    "ccamerge.graph.spaces": ("Space", "Spaces"),
     "ccamerge.interpolation": ("Barrier", "barrier"),
     "ccamerge.merging": ("MergeResult", "merge"),
     "ccamerge.methods": ("METHODS",),

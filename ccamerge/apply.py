@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ccamerge.graph.rules import Role
-from ccamerge.graph.spaces import Slot, Space
+from ccamerge.graph.spaces import Role, Slot, Space
 
 
 @dataclasses.dataclass(frozen=True)

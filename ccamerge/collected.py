@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ccamerge.device import DeviceLike
-from ccamerge.graph.spaces import Space, Spaces, spaces_of_call
+from ccamerge.graph.derivation import spaces_of_call
+from ccamerge.graph.spaces import Space, Spaces
 from ccamerge.graph.widths import Shapes, shapes_of
 from ccamerge.moments import Moments
 from ccamerge.tensorfile import load_tensors, save_tensors

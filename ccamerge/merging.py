@@ -25,8 +25,7 @@ from ccamerge.collected import Collected
 from ccamerge.collecting import collect, device_for
 from ccamerge.device import DeviceLike, memory_of
 from ccamerge.fingerprints import program_fingerprint, state_fingerprint
-from ccamerge.graph.rules import Effect
-from ccamerge.graph.spaces import ANY_MAP, Space, Spaces
+from ccamerge.graph.spaces import ANY_MAP, Effect, Space, Spaces
 from ccamerge.graph.states import folded_state, placed, same_architecture
 from ccamerge.methods import Mode
 from ccamerge.paper import reset_statistics, unfolded_spaces

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ccamerge.collecting import lockstep
 from ccamerge.device import Device, memory_of
+from ccamerge.graph.derivation import Derivation
 from ccamerge.graph.program import Program, Ref
-from ccamerge.graph.spaces import Derivation, Spaces
+from ccamerge.graph.spaces import Spaces
 from ccamerge.repair import channel_statistics, walked_inputs
 
 

@@ -6,8 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from ccamerge.graph.rules import Role
-from ccamerge.graph.spaces import Spaces
+from ccamerge.graph.spaces import Role, Spaces
 from ccamerge.patterns import by_pattern
 
 Weights = Sequence[float] | Mapping[str, Sequence[float]]

@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 
 from ccamerge.apply import FeatureMap, transform
 from ccamerge.graph.batches import moved, split_batch
+from ccamerge.graph.derivation import spaces
 from ccamerge.graph.program import Node, Program
-from ccamerge.graph.rules import Effect, Role
-from ccamerge.graph.spaces import Group, Space, Spaces, spaces
+from ccamerge.graph.spaces import Effect, Group, Role, Space, Spaces
 from ccamerge.graph.states import folded_state
 
 EXACT_TOLERANCE = 1e-10

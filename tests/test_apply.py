@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ccamerge.apply import FeatureMap, average, transform
-from ccamerge.graph.rules import Role
-from ccamerge.graph.spaces import Group, Slot, Space, spaces
+from ccamerge.graph.derivation import spaces
+from ccamerge.graph.spaces import Group, Role, Slot, Space
 from ccamerge.graph.states import folded_state
 from ccamerge.verification import random_map
 from tests import models as M

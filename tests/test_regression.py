@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ccamerge.graph.derivation import spaces
 from ccamerge.graph.fold import LINEAR_OPS
 from ccamerge.graph.program import Node, Ref
-from ccamerge.graph.spaces import spaces
 from ccamerge.graph.states import folded_state
 from ccamerge.regression import Fit, Piece, Sample, rounds, sites
 from tests import models as M

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ccamerge.collecting import thinning
-from ccamerge.graph.spaces import spaces
+from ccamerge.graph.derivation import spaces
 from ccamerge.regression import DAMPING, Fit, Piece, Sample, fit
 from ccamerge.regression.operators import Operator, counted
 from ccamerge.regression.rounds import _mixed, _Point

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccamerge.demo.networks import ResNet20
-from ccamerge.graph.rules import Role
-from ccamerge.graph.spaces import Group, Spaces, spaces
+from ccamerge.graph.derivation import spaces
+from ccamerge.graph.spaces import Group, Role, Spaces
 from ccamerge.paper import unfolded_spaces
 from tests import models as M
 

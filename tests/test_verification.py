@@ -12,9 +12,9 @@ from torch import nn
 
 from ccamerge import verification
 from ccamerge.graph import axes as ax
-from ccamerge.graph import rules
-from ccamerge.graph.rules import RULES, Role
-from ccamerge.graph.spaces import Derivation
+from ccamerge.graph.derivation import Derivation
+from ccamerge.graph.rules import RULES, elementwise, linear
+from ccamerge.graph.spaces import Role
 from ccamerge.verification import verify
 from tests import models as M
 
@@ -61,7 +61,7 @@ def _without_bias(node: Any, d: Any, axis: Any) -> None:
 
 
 def test_symmetry_fails_when_a_bias_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "_bias", _without_bias)
+    monkeypatch.setattr(linear, "_bias", _without_bias)
     verdicts = _verdicts(M.randomise(M.MLP()), (16, 12))
     assert not verdicts["symmetry"]
     assert not verdicts["linear twin"]
@@ -70,7 +70,7 @@ def test_symmetry_fails_when_a_bias_is_forgotten(monkeypatch: pytest.MonkeyPatch
 
 def test_symmetry_fails_when_too_large_a_group_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tanh declared to be the identity: exact under any map, it says."""
-    monkeypatch.setitem(RULES, "aten.tanh", rules._same)
+    monkeypatch.setitem(RULES, "aten.tanh", elementwise._same)
     model = M.randomise(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)))
     verdicts = _verdicts(model, (16, 6))
     assert not verdicts["symmetry"]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.apply import FeatureMap, transform
-from ccamerge.graph.spaces import Spaces, spaces
+from ccamerge.graph.derivation import spaces
+from ccamerge.graph.spaces import Spaces
 from ccamerge.graph.states import folded_state
 from ccamerge.methods.weight_matching import match
 from tests import models as M

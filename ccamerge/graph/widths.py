@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ccamerge.graph.derivation import spaces_of_call
 from ccamerge.graph.program import Node, Program
-from ccamerge.graph.spaces import Group, Slot, Space, Spaces, spaces_of_call
+from ccamerge.graph.spaces import Group, Slot, Space, Spaces
 
 Shapes = frozenset[tuple[str, tuple[int, ...]]]
 

@@ -12,8 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ccamerge.apply import FeatureMap, slot_view, transform
-from ccamerge.graph.rules import Role
-from ccamerge.graph.spaces import Slot, Space
+from ccamerge.graph.spaces import Role, Slot, Space
 from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,

@@ -1,0 +1,14 @@
+"""One rule for each operation: how the axes of its result follow from those of its operands.
+
+A rule receives the node and the `Derivation` under way. It equates axes, records which axes of
+which parameters write, read or scale the features of an axis, and returns the axes of the result.
+An operation without a rule pins every live axis it touches; nothing is guessed. To support a new
+operation, add a rule to the file of its kind.
+"""
+
+from __future__ import annotations
+
+from ccamerge.graph.rules import elementwise, linear, normalisation, reductions, shapes
+from ccamerge.graph.rules.registry import RULES
+
+__all__ = ["RULES", "elementwise", "linear", "normalisation", "reductions", "shapes"]

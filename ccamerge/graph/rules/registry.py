@@ -1,0 +1,50 @@
+"""Where rules are registered, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ccamerge.graph import axes as ax
+from ccamerge.graph.axes import Axis
+from ccamerge.graph.program import Node
+
+if TYPE_CHECKING:
+    from ccamerge.graph.derivation import Derivation
+
+Rule = Callable[[Node, "Derivation"], "list[Axis] | list[list[Axis]] | None"]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operations by name."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys((f"aten.{name}" for name in names), function))
+        return function
+
+    return register
+
+
+def operand_axes(node: Node, d: Derivation, index: int = 0) -> list[Axis]:
+    """The axes of an operation's operand."""
+    return d.axes_of(node.args[index])
+
+
+def dims_of(argument: Any, rank: int) -> list[int]:
+    """Dimensions given as one or several, as indices from 0."""
+    items = argument if isinstance(argument, (list, tuple)) else [argument]
+    return [int(i) % rank for i in items]
+
+
+def split_evenly(axis: Axis, groups: int, node: Node) -> list[Axis] | None:
+    """Cut an axis into equal pieces, each with a basis of its own."""
+    pieces, rest, size = [], axis, ax.axis_size(axis) // groups
+    for _ in range(groups - 1):
+        cut = ax.split(rest, size)
+        if cut is None:
+            ax.pin(axis, f"{node.name}: {groups} groups do not fit its structure")
+            return None
+        pieces.append(cut[0])
+        rest = cut[1]
+    return [*pieces, rest]
