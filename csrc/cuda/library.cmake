@@ -29,6 +29,10 @@ if(CCAMERGE_CUDA STREQUAL "EMULATED")
     LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
   add_library(ccamerge_cuda STATIC ${_kernels} ${_sources}
     csrc/emulation/cuda_runtime.cpp csrc/emulation/libraries.cpp)
+  if(CCAMERGE_SANITIZE MATCHES "thread")
+    set_source_files_properties(csrc/emulation/cuda_runtime.cpp PROPERTIES
+      COMPILE_OPTIONS -fno-sanitize=thread COMPILE_DEFINITIONS CCAMERGE_RACES)
+  endif()
   target_include_directories(ccamerge_cuda BEFORE PUBLIC csrc/emulation)
   target_compile_definitions(ccamerge_cuda PUBLIC CCAMERGE_EMULATED)
 else()

@@ -13,6 +13,9 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
+#if defined(CCAMERGE_RACES)
+#include <sanitizer/tsan_interface.h>
+#endif
 
 thread_local uint3 threadIdx, blockIdx;
 thread_local dim3 blockDim, gridDim;
@@ -54,15 +57,48 @@ constexpr unsigned kWarp = 32;
 
 enum class Waits { no, warp, block, done };
 
+// What ThreadSanitizer is told, so that it takes fibers for threads that nothing but barriers
+// orders (and the blocks of a grid, which run one after the other). This file is compiled without
+// its instrumentation: what switches fibers is no part of a kernel.
+#if defined(CCAMERGE_RACES)
+using Thread = void*;
+void go_to(Thread& thread) {
+  if (!thread) thread = __tsan_create_fiber(0);
+  __tsan_switch_to_fiber(thread, __tsan_switch_to_fiber_no_sync);
+}
+void forget(Thread thread) {
+  if (thread) __tsan_destroy_fiber(thread);
+}
+Thread this_thread() { return __tsan_get_current_fiber(); }
+void before_barrier(char& barrier) { __tsan_release(&barrier); }
+void after_barrier(char& barrier) { __tsan_acquire(&barrier); }
+#else
+struct Thread {};
+void go_to(Thread) {}
+void forget(Thread) {}
+Thread this_thread() { return {}; }
+void before_barrier(char&) {}
+void after_barrier(char&) {}
+#endif
+
+// A place where threads wait for each other. None can be more than one round ahead of another, so
+// two marks tell the rounds apart.
+struct Barrier {
+  char marks[2];
+};
+
 struct Fiber {
   void* stack = nullptr;  // its pointer, while another runs
   uint3 index;
   Waits waits = Waits::no;
+  unsigned rounds[2] = {};  // of its warp's barrier, of the block's
   void* fake_stack = nullptr;
+  Thread thread = {};
 };
 
 struct Warp {
   alignas(16) unsigned char given[kWarp][16];
+  Barrier barrier;
 };
 
 // Memory that is kept between launches; the guard page below each stack turns an overflow into a
@@ -94,12 +130,19 @@ class Stacks {
 
 // One block at a time on each thread of the system.
 struct Block {
-  std::vector<Fiber> fibers;
+  ~Block() {
+    for (const Fiber& fiber : fibers) forget(fiber.thread);
+  }
+  std::vector<Fiber> fibers;  // at least as many as threads
+  std::size_t count = 0;      // of threads
   std::vector<Warp> warps;
   std::unique_ptr<unsigned char[]> shared;
   Stacks stacks;
   void* scheduler = nullptr;
   std::size_t current = 0;
+  Thread scheduler_thread = {};
+  Barrier barrier;
+  char start, end;  // of a block
   const std::function<void()>* kernel = nullptr;
   std::minstd_rand order;
   void* scheduler_fake_stack = nullptr;
@@ -126,26 +169,39 @@ void after_switch([[maybe_unused]] void* fake_stack, [[maybe_unused]] const void
 
 Fiber& here() { return block->fibers[block->current]; }
 
-void wait(Waits what) {
+// Back to the scheduler.
+void leave() {
   Fiber& self = here();
-  self.waits = what;
-  const bool last = what == Waits::done;
-  before_switch(last ? nullptr : &self.fake_stack, block->scheduler_stack,
+  before_switch(self.waits == Waits::done ? nullptr : &self.fake_stack, block->scheduler_stack,
                 block->scheduler_stack_size);
+  go_to(block->scheduler_thread);
   ccamerge_emulation_switch(&self.stack, block->scheduler);
   after_switch(self.fake_stack, nullptr, nullptr);
 }
 
+void wait(Waits what, Barrier& barrier) {
+  Fiber& self = here();
+  char& mark = barrier.marks[self.rounds[what == Waits::block]++ % 2];
+  before_barrier(mark);
+  self.waits = what;
+  leave();
+  after_barrier(mark);
+}
+
 void enter() {
   after_switch(nullptr, &block->scheduler_stack, &block->scheduler_stack_size);
+  after_barrier(block->start);
   (*block->kernel)();
-  wait(Waits::done);
+  before_barrier(block->end);
+  here().waits = Waits::done;
+  leave();
 }
 
 void resume(std::size_t fiber) {
   block->current = fiber;
   threadIdx = here().index;
   before_switch(&block->scheduler_fake_stack, block->stacks.of(fiber, 0), kStack);
+  go_to(here().thread);
   ccamerge_emulation_switch(&block->scheduler, here().stack);
   after_switch(block->scheduler_fake_stack, nullptr, nullptr);
 }
@@ -167,6 +223,7 @@ bool release(std::size_t first, std::size_t last, Waits what) {
 // A stack on which the first switch to it returns into enter(), aligned as after a call.
 void prepare(Fiber& fiber, unsigned char* stack) {
   fiber.waits = Waits::no;
+  fiber.rounds[0] = fiber.rounds[1] = 0;
   fiber.fake_stack = nullptr;
   constexpr std::size_t saved = 6;
   auto* const top = reinterpret_cast<void**>(stack + kStack);
@@ -176,10 +233,11 @@ void prepare(Fiber& fiber, unsigned char* stack) {
 }
 
 void run_block() {
-  const std::size_t count = block->fibers.size();
+  const std::size_t count = block->count;
   for (std::size_t i = 0; i < count; ++i) prepare(block->fibers[i], block->stacks.of(i, count));
   std::vector<std::size_t> warps((count + kWarp - 1) / kWarp);
   for (std::size_t w = 0; w < warps.size(); ++w) warps[w] = w;
+  before_barrier(block->start);
   for (;;) {
     // Every warp until it waits for the block, its threads in an order that changes.
     std::shuffle(warps.begin(), warps.end(), block->order);
@@ -194,9 +252,9 @@ void run_block() {
       } while (release(first, last, Waits::warp));
     }
     if (release(0, count, Waits::block)) continue;
-    const bool done = std::all_of(block->fibers.begin(), block->fibers.end(),
+    const bool done = std::all_of(block->fibers.begin(), block->fibers.begin() + count,
                                   [](const Fiber& f) { return f.waits == Waits::done; });
-    if (done) return;
+    if (done) return after_barrier(block->end);
     std::fputs("emulation: threads of a warp wait at different barriers\n", stderr);
     std::abort();
   }
@@ -215,8 +273,10 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& k
   thread_local std::unique_ptr<Block> own;
   if (!own) own = std::make_unique<Block>();
   block = own.get();
+  block->scheduler_thread = this_thread();
   block->kernel = &kernel;
-  block->fibers.resize(threads);
+  block->count = threads;
+  block->fibers.resize(std::max(threads, block->fibers.size()));
   block->warps.resize((threads + kWarp - 1) / kWarp);
   block->shared.reset(new unsigned char[config.dynamicSmemBytes + 1]);
   for (std::size_t i = 0; i < threads; ++i) {
@@ -242,7 +302,7 @@ void* dynamic_shared_memory() {
   return reinterpret_cast<void*>(at);
 }
 
-void meet() { wait(Waits::warp); }
+void meet() { wait(Waits::warp, block->warps[block->current / kWarp].barrier); }
 
 void give(const void* mine, std::size_t bytes) {
   std::memcpy(block->warps[block->current / kWarp].given[lane()], mine, bytes);
@@ -255,7 +315,9 @@ unsigned lane() { return static_cast<unsigned>(block->current % kWarp); }
 
 }  // namespace ccamerge::emulation
 
-void __syncthreads() { ccamerge::emulation::wait(ccamerge::emulation::Waits::block); }
+void __syncthreads() {
+  ccamerge::emulation::wait(ccamerge::emulation::Waits::block, ccamerge::emulation::block->barrier);
+}
 
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {

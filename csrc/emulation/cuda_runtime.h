@@ -5,7 +5,8 @@
 //
 // The threads of a block are fibers of one thread of the system. They are switched at barriers and
 // at the operations of a warp only, in an order that changes from one barrier to the next: a
-// missing barrier gives wrong results sooner or later. Blocks run one after the other.
+// missing barrier gives wrong results sooner or later. ThreadSanitizer takes each for a thread, and
+// finds one at once. Blocks run one after the other.
 #pragma once
 
 #include <cmath>
@@ -141,7 +142,9 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 
 template <class T>
 T atomicMax(T* at, T value) {
-  const T before = *at;
-  if (before < value) *at = value;
+  T before = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (before < value && !__atomic_compare_exchange_n(at, &before, value, false, __ATOMIC_RELAXED,
+                                                        __ATOMIC_RELAXED)) {
+  }
   return before;
 }

@@ -326,7 +326,7 @@ __global__ void __launch_bounds__(kThreads, tiles_per_warp == 1 ? 2 : 1)
 
 #pragma unroll
   for (int k = 0; k < slots; ++k) {
-    if (reader.varies >> k & 1u) shared.varies[reader.first + k * Own::step] = 1;
+    if (reader.varies >> k & 1u) atomicMax(&shared.varies[reader.first + k * Own::step], 1);
   }
   __syncthreads();
   if (thread < layout.features) {
