@@ -29,6 +29,7 @@ from universe_case import universe_section
 
 import ccamerge
 from ccamerge import Moments, cca_batch
+from ccamerge.lattice import MATCHED, lattice
 
 HERE = Path(__file__).resolve().parent
 GAMMA = 0.01
@@ -249,8 +250,8 @@ def check_merges(zoo: cases.Zoo) -> list[str]:
     """Compare both sides' maps on 250 images with what solves the problems in float64.
 
     The baseline matches a residual stream where the last reader of a stage sees it; ours pools all
-    its activations and counts every second row and column of large maps. Each is held against a
-    float64 run of the networks with its own definition.
+    its activations and counts a lattice of large maps. Each is held against a float64 run of the
+    networks with its own definition.
     """
     import copy
 
@@ -276,7 +277,7 @@ def check_merges(zoo: cases.Zoo) -> list[str]:
             features.append(store)
 
     def problem(taps: list[str], i: int, thinned: bool) -> cases.Problem:
-        rows = every_second if thinned else lambda x, _: x
+        rows = on_lattice if thinned else lambda x, _: x
         x, y = (
             torch.cat([rows(features[m][t], len(batches[0])) for t in taps], 1).numpy()
             for m in (0, i)
@@ -321,12 +322,11 @@ def check_merges(zoo: cases.Zoo) -> list[str]:
     ]
 
 
-def every_second(rows: torch.Tensor, images: int) -> torch.Tensor:
-    """Every second row and column of square feature maps (C, images * side * side) from 16 on."""
+def on_lattice(rows: torch.Tensor, images: int) -> torch.Tensor:
+    """What a first batch counts of square feature maps (C, images * side * side)."""
     side = math.isqrt(rows.shape[1] // images)
-    if side < 16:
-        return rows
-    return rows.unflatten(1, (images, side, side))[:, :, ::2, ::2].flatten(1)
+    maps = rows.unflatten(1, (images, side, side)).transpose(0, 1)
+    return maps[lattice(maps.shape, 1, MATCHED)].transpose(0, 1).flatten(1)
 
 
 def node_of(space: ccamerge.Space, inner: list, streams: dict) -> str:

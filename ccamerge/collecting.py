@@ -27,6 +27,7 @@ from ccamerge.graph.states import (
     same_architecture,
 )
 from ccamerge.graph.widths import given_spaces, shapes_of, spaces_of_models
+from ccamerge.lattice import MATCHED, RESTORED, lattice
 from ccamerge.moments import Moments, update_many
 from ccamerge.overlap import Overlap
 from ccamerge.reservoir import Reservoir
@@ -70,9 +71,10 @@ def collect(
 ) -> Collected:
     """Stream the moments of several models' features out of one pass over calibration data.
 
-    Of feature maps with 16 rows and columns or more, every second row and column is counted. On a
-    CUDA device nothing is waited for until the end of the pass, and counting goes on beside the
-    forward passes; their precision is what torch is set to, TF32 for convolutions included.
+    Of large feature maps some rows and columns are counted, other ones in each batch
+    (`ccamerge.lattice`). On a CUDA device nothing is waited for until the end of the pass, and
+    counting goes on beside the forward passes; their precision is what torch is set to, TF32 for
+    convolutions included.
 
     Parameters
     ----------
@@ -141,7 +143,7 @@ def collect(
         size = batch_size(args, kwargs)
         runs = [(s.program, state, here) for s, state in zip(every, states, strict=True)]
         try:
-            _accumulate(runs, watched[index % folds], index, overlap)
+            _accumulate(runs, watched[index % folds], index, index // folds, overlap)
         finally:
             overlap.join()
         if index == 0:  # after the moments, which name the space if something is not finite
@@ -180,13 +182,13 @@ Run = tuple[Program, Mapping[str, Tensor], list[Any]]
 class _Counted:
     """What is to be counted of a node's values, features on axis ``dim``, in one native call.
 
-    ``parts`` say where it is in each model's value, and by which moments. ``title`` is for
-    messages.
+    ``parts`` say where it is in each model's value, by which moments, and how many rows and columns
+    of a feature map are enough. ``title`` is for messages.
     """
 
     dim: int
     title: str
-    parts: list[tuple[Sequence[Tap], Moments]]
+    parts: list[tuple[Sequence[Tap], Moments, int]]
 
 
 _Watched = dict[str, list[_Counted]]
@@ -215,9 +217,9 @@ def _empty(
         }
         for fold, moments in zip(watched, matched[name], strict=True):
             for taps in zip(*map(alignment_taps, space), strict=True):
-                _watch(fold, name, taps, moments)
+                _watch(fold, name, taps, moments, MATCHED)
             for taps in zip(*map(repair_taps, space), strict=True):
-                _watch(fold, name, taps, outputs[name][taps[0].name])
+                _watch(fold, name, taps, outputs[name][taps[0].name], RESTORED)
     fingerprint = {
         "programs": [program_fingerprint(own.program) for own in found],
         "models": [state_fingerprint(model.state_dict()) for model in models],
@@ -230,20 +232,24 @@ def _empty(
     return result, watched
 
 
-def _watch(watched: _Watched, space: str, taps: Sequence[Tap], moments: Moments) -> None:
+def _watch(
+    watched: _Watched, space: str, taps: Sequence[Tap], moments: Moments, enough: int
+) -> None:
     """Add a tap, by each model's, to what is watched; one call counts a node's along an axis."""
     counted = watched.setdefault(taps[0].node, [])
     title = f"space {space!r}, tap {taps[0].name!r}"
     for index, known in enumerate(counted):
         # The same moments twice in one call would be two updates of one object at a time.
-        if known.dim == taps[0].dim and all(m is not moments for _, m in known.parts):
+        if known.dim == taps[0].dim and all(m is not moments for _, m, _ in known.parts):
             both = f"{known.title}; {title}"
-            counted[index] = _Counted(known.dim, both, [*known.parts, (taps, moments)])
+            counted[index] = _Counted(known.dim, both, [*known.parts, (taps, moments, enough)])
             return
-    counted.append(_Counted(taps[0].dim, title, [(taps, moments)]))
+    counted.append(_Counted(taps[0].dim, title, [(taps, moments, enough)]))
 
 
-def _accumulate(runs: Sequence[Run], watched: _Watched, index: int, overlap: Overlap) -> None:
+def _accumulate(
+    runs: Sequence[Run], watched: _Watched, index: int, turn: int, overlap: Overlap
+) -> None:
     """Run all models side by side, so that a tap's features live only until they are counted."""
     with torch.inference_mode():
         for name, values in lockstep(runs):
@@ -252,43 +258,24 @@ def _accumulate(runs: Sequence[Run], watched: _Watched, index: int, overlap: Ove
                 updates = [
                     (
                         moments,
-                        [
-                            thinned(value.narrow(dim, tap.start, tap.size), dim)
-                            for value, tap in zip(values, taps, strict=True)
-                        ],
+                        [_features(v, t, enough, turn) for v, t in zip(values, taps, strict=True)],
                     )
-                    for taps, moments in counted.parts
+                    for taps, moments, enough in counted.parts
                 ]
                 with overlap.counting(values):
                     update_many(updates, axis=dim, label=f"{counted.title}, batch {index}")
 
 
+def _features(value: Tensor, tap: Tap, enough: int, turn: int) -> Tensor:
+    """A tap's features at the positions that count: a view."""
+    value = value.narrow(tap.dim, tap.start, tap.size)
+    return value[lattice(value.shape, tap.dim, enough, turn)]
+
+
 def _check(watched: Sequence[_Watched]) -> None:
     """Wait for all that is counted; ValueError for the first value that is not finite."""
     every = (c for fold in watched for node in fold.values() for c in node)
-    check_many(list({id(m): m for counted in every for _, m in counted.parts}.values()))
-
-
-THIN_FROM = 16
-"""Rows and columns of a feature map from which every second one is enough."""
-
-
-def thinned(value: Tensor, dim: int) -> Tensor:
-    """Every second row and column (a view) of a large feature map.
-
-    Neighbouring pixels are alike, and there are far more of them than features.
-    """
-    return value[thinning(value, dim)]
-
-
-def thinning(value: Tensor, dim: int) -> tuple[slice, ...]:
-    """The index that `thinned` takes of a value with features on axis ``dim``."""
-    return tuple(
-        slice(None, None, 2 if axis not in (0, dim) and size >= THIN_FROM else None)
-        if value.dim() == 4
-        else slice(None)
-        for axis, size in enumerate(value.shape)
-    )
+    check_many(list({id(m): m for counted in every for _, m, _ in counted.parts}.values()))
 
 
 def lockstep(

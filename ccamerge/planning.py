@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ccamerge.collected import Pairs
 from ccamerge.collecting import FOLDS, alignment_taps, repair_taps
 from ccamerge.graph.spaces import Spaces, Tap
+from ccamerge.lattice import MATCHED, RESTORED, lattice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +99,17 @@ def plan(
         matched, kept = alignment_taps(own[0]), repair_taps(own[0])
         size += 8 * folds * (squares + products + vectors)
         size += 8 * len(kept) * (squares + vectors)
-        flops += sum(_rows(every[0], t) * (squares + 2 * products) for t in matched)
-        flops += sum(_rows(every[0], t) * squares for t in kept)
+        flops += sum(_rows(every[0], t, MATCHED) * (squares + 2 * products) for t in matched)
+        flops += sum(_rows(every[0], t, RESTORED) * squares for t in kept)
     return Plan(every[reference], len(every), pairs, folds, size, flops)
 
 
-def _rows(spaces: Spaces, tap: Tap) -> int:
-    """Feature vectors that one input has at a tap."""
+def _rows(spaces: Spaces, tap: Tap, enough: int) -> int:
+    """Feature vectors of one input that are counted at a tap."""
     program = spaces.program
     batch = next((s[0] for n, s in program.shapes.items() if n in program.inputs), 1)
     shape = program.shapes.get(tap.node, (1,))
-    return math.prod(n for dim, n in enumerate(shape) if dim != tap.dim) // batch
+    counted = [
+        len(range(n)[i]) for n, i in zip(shape, lattice(shape, tap.dim, enough), strict=True)
+    ]
+    return math.prod(n for dim, n in enumerate(counted) if dim != tap.dim) // batch

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from ccamerge.apply import FeatureMap
 from ccamerge.collected import Collected
-from ccamerge.collecting import lockstep, repair_taps, thinned
+from ccamerge.collecting import lockstep, repair_taps
 from ccamerge.device import Device, memory_of, resolve
 from ccamerge.graph.batches import moved
 from ccamerge.graph.fold import LINEAR_OPS
 from ccamerge.graph.program import Node, Program, Ref
 from ccamerge.graph.spaces import Spaces
 from ccamerge.graph.states import fast_layout
+from ccamerge.lattice import RESTORED, lattice
 from ccamerge.moments import Moments
 from ccamerge.regression import Fit, Fitted, Sample, features_dim, fit, fits_of
 from ccamerge.shares import Shares
@@ -214,8 +215,8 @@ def channel_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (channels,) in float64 over several batches of a value."""
     moments = Moments([values[0].shape[dim]], pairs="none", device=device)
-    for value in values:
-        moments.update([thinned(value, dim)], axis=dim)
+    for turn, value in enumerate(values):
+        moments.update([value[lattice(value.shape, dim, RESTORED, turn)]], axis=dim)
     return moments.mean_tensor(0), moments.cov_tensor(0).diagonal().sqrt()
 
 

@@ -84,6 +84,32 @@ def test_repair_taps_hold_the_folded_output() -> None:
         np.testing.assert_allclose(taps[write.name].cov(i), np.cov(x.T, bias=True), rtol=1e-9)
 
 
+def test_of_large_maps_other_rows_and_columns_count_in_each_batch() -> None:
+    """The folds' batches take turns on their own: the second begins with what the first did."""
+    models = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)) for _ in range(2)]
+    models = [M.randomise(m, seed).double() for seed, m in enumerate(models)]
+    data = list(torch.randn(5, 4, 3, 19, 18).double())  # maps of 17 x 16
+    collected = collect(models, data, progress=False, folds=2)
+    with torch.no_grad():
+        maps = [[m[:1](x) for x in data] for m in models]
+    starts = [(0, 0), (1, 1), (0, 1)]  # of every second; the batches of a fold come in turn
+    for fold, moments in enumerate(collected.matched["0"]):
+        for i, own in enumerate(maps):
+            turns = zip(own[fold::2], starts, strict=False)
+            parts = [v.relu()[:, :, a::2, b::2] for v, (a, b) in turns]
+            x = torch.cat([p.movedim(1, -1).flatten(0, -2) for p in parts]).numpy()
+            assert moments.count == len(x)
+            np.testing.assert_allclose(moments.mean(i), x.mean(0), rtol=1e-10)
+            np.testing.assert_allclose(moments.cov(i), np.cov(x.T, bias=True), rtol=1e-9)
+    starts = [(0, 0), (1, 1), (2, 2)]  # outputs: every fourth
+    (outputs,) = collected.outputs["0"].values()
+    for i, own in enumerate(maps):
+        parts = [v[:, :, starts[k // 2][0] :: 4, starts[k // 2][1] :: 4] for k, v in enumerate(own)]
+        x = torch.cat([p.movedim(1, -1).flatten(0, -2) for p in parts]).numpy()
+        np.testing.assert_allclose(outputs.mean(i), x.mean(0), rtol=1e-10)
+        np.testing.assert_allclose(outputs.cov(i), np.cov(x.T, bias=True), rtol=1e-9)
+
+
 def test_a_residual_stream_is_pooled_over_its_taps() -> None:
     models = [M.randomise(M.BottleneckResNet(), s).double() for s in range(2)]
     data = [torch.randn(8, 3, 8, 8).double()]

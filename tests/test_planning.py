@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import ccamerge
 from ccamerge.planning import plan
@@ -44,6 +45,13 @@ def test_arithmetic_is_for_one_sample_whatever_the_batch() -> None:
     ]
     assert len({p.flops for p in plans}) == 1
     assert len({p.moments_bytes for p in plans}) == 1
+
+
+def test_arithmetic_is_that_of_the_positions_that_count() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 1))
+    found = ccamerge.spaces(net, torch.randn(2, 3, 32, 17))
+    # Of the ReLU's map every fourth row and every second column; of the convolution's twice as far.
+    assert plan(found, 2).flops == 8 * 9 * 5**2 * (2 + 2) + 4 * 5 * 5**2 * 2
 
 
 def test_the_table_names_costs_and_reasons() -> None:

@@ -13,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ccamerge.collecting import thinning
 from ccamerge.graph.derivation import spaces
+from ccamerge.lattice import FITTED, lattice
 from ccamerge.regression import DAMPING, Fit, Piece, Sample, fit
 from ccamerge.regression.operators import Operator, counted
 from ccamerge.regression.rounds import _mixed, _Point
@@ -63,7 +63,7 @@ def test_products_with_patches_are_the_convolution_and_its_gradient(
     if last and spatial == 2:
         x = x.contiguous(memory_format=torch.channels_last)
     operator, node, output = _operator(conv, x)
-    expected = output[thinning(output, 1)].movedim(1, -1)
+    expected = output[lattice(output.shape, 1, FITTED)].movedim(1, -1)
     torch.testing.assert_close(counted(node, output), expected)
     weight, bias = conv.weight.detach(), conv.bias.detach()
     torch.testing.assert_close(operator.apply(x, weight, bias), expected)
@@ -76,7 +76,7 @@ def test_products_with_patches_are_the_convolution_and_its_gradient(
     moves = torch.randn_like(expected)
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
-        whole = conv(x)[thinning(output, 1)].movedim(1, -1)
+        whole = conv(x)[lattice(output.shape, 1, FITTED)].movedim(1, -1)
         (gradient,) = torch.autograd.grad((whole * moves).sum(), conv.weight)
     torch.testing.assert_close(operator.transposed(x, moves), gradient)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ccamerge.collecting import thinning
 from ccamerge.graph.program import Node
+from ccamerge.lattice import FITTED, lattice
 
 _CONVOLUTIONS: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -32,7 +32,7 @@ def features_last(node: Node, value: Tensor) -> Tensor:
 
 def counted(node: Node, value: Tensor) -> Tensor:
     """The positions of an operation's output that count, features last: a view."""
-    return features_last(node, value[thinning(value, features_dim(node))])
+    return features_last(node, value[lattice(value.shape, features_dim(node), FITTED)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Operator:
             given = tuple(given) if isinstance(given, (list, tuple)) else (given,)
             return given * spatial if len(given) == 1 else given
 
-        steps = [index.step or 1 for index in thinning(output, 1)[2:]]
+        steps = [index.step or 1 for index in lattice(output.shape, 1, FITTED)[2:]]
         stride = each(3, "stride", 1)
         dilation = each(5, "dilation", 1)
         named = node.argument(4, "padding", 0)

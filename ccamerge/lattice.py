@@ -1,0 +1,35 @@
+"""Which positions of a feature map are counted.
+
+Neighbouring pixels are alike, and there are far more of them than features: evenly spaced rows and
+columns say as much about means and covariances as all of them, in a fraction of the time. The
+lattice moves from batch to batch, so that borders, where features differ, keep their share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MATCHED = 8
+"""Rows and columns, at least, of features that are matched."""
+
+RESTORED = 4
+"""Of outputs of which only means and deviations are wanted."""
+
+FITTED = 8
+"""Of outputs to which an operation is fitted."""
+
+
+def lattice(shape: Sequence[int], dim: int, enough: int, turn: int = 0) -> tuple[slice, ...]:
+    """The index of the positions that count in a value of a shape, with features on axis ``dim``.
+
+    Of feature maps (four axes, samples first) at least ``enough`` rows and columns, and less than
+    twice as many; of anything else everything. Turns that follow one another begin at other rows
+    and columns: as many as it takes count each position once.
+    """
+    index = []
+    for axis, size in enumerate(shape):
+        spatial = len(shape) == 4 and axis not in (0, dim)
+        step = max(1, size // enough) if spatial else 1
+        index.append(slice(turn % step, None, step))
+        turn = turn % step + turn // step
+    return tuple(index)
