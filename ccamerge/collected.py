@@ -21,7 +21,7 @@ from ccamerge.tensorfile import load_tensors, save_tensors
 
 Pairs = Literal["reference", "all"]
 
-_FORMAT = "ccamerge-moments-3"
+_FORMAT = "ccamerge-moments-4"
 
 
 @dataclasses.dataclass
@@ -35,6 +35,7 @@ class Collected:
     outputs : for each space and each tap whose variance repair restores, a `Moments` with each
         model's own covariance
     inputs : whole batches of flattened model inputs, kept for repair on the device they came on
+    turns : for each of these, which positions of feature maps were counted (`ccamerge.lattice`)
     models : number of models
     samples : number of inputs seen
     pairs, reference : which cross-covariances there are
@@ -47,6 +48,7 @@ class Collected:
     matched: dict[str, list[Moments]]
     outputs: dict[str, dict[str, Moments]]
     inputs: list[list[Any]]
+    turns: list[int]
     models: int
     samples: int
     pairs: Pairs
@@ -141,6 +143,7 @@ class Collected:
             "structure": self.structure,
             "fingerprint": self.fingerprint,
             "inputs": structure,
+            "turns": self.turns,
         }
         save_tensors(path, tensors, {"format": _FORMAT, "header": json.dumps(header)})
 

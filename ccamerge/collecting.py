@@ -149,13 +149,13 @@ def collect(
         if index == 0:  # after the moments, which name the space if something is not finite
             _check(watched)
             check_same_function(models, every, states, *moved((args, kwargs), memory))
-        reservoir.offer(leaves, size)
+        reservoir.offer(leaves, size, index // folds)
         result.samples += size
     if result is None:
         message = "data is empty: no batch came from it"
         raise ValueError(message)
     _check(watched)
-    result.inputs = reservoir.batches
+    result.inputs, result.turns = reservoir.batches, reservoir.labels
     return result
 
 
@@ -227,7 +227,7 @@ def _empty(
     structure = pytree.treespec_dumps(found[0].program.input_spec)
     known = {shapes_of(model): own for model, own in zip(models, found, strict=True)}
     result = Collected(
-        matched, outputs, [], count, 0, pairs, reference, structure, fingerprint, known
+        matched, outputs, [], [], count, 0, pairs, reference, structure, fingerprint, known
     )
     return result, watched
 

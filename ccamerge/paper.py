@@ -47,7 +47,7 @@ def reset_statistics(
         batches = walked_inputs([program], inputs, device=memory_of(device))
         for value, values in lockstep([(program, state, leaves) for leaves in batches]):
             for mean_key, variance_key in norms.get(value, ()):
-                mean, std = channel_statistics(values, 1, device)
+                mean, std = channel_statistics(values, 1, device=device)
                 # In place: the running programs hold these very tensors.
                 state[mean_key].copy_(mean)
                 state[variance_key].copy_(std**2)

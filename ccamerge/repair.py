@@ -114,6 +114,7 @@ def repair_merged(
     programs = [program, *(p for p, _ in teachers)]
     batches = walked_inputs(programs, collected.inputs, fits, memory_of(device))
     count = len(batches)
+    turns = collected.turns[:count]  # where the models' outputs were counted
     result = RepairResult(skipped=skipped, walked=_inputs(batches), kept=_inputs(collected.inputs))
     # What fits still to come read, in all networks.
     waiting = Counter(name for job in fits.values() for name in (job.source, job.added) if name)
@@ -138,7 +139,7 @@ def repair_merged(
                 samples = _samples(job, every, held, count)
                 result.fitted.append(fit(job, state, samples, device))
                 values = [job.apply(x, state) for x in inputs]
-                mean, std = channel_statistics(values, features_dim(job.node), device)
+                mean, std = channel_statistics(values, features_dim(job.node), turns, device)
                 result.statistics[name] = (mean, std**2)
                 replies = [*values, *every[count:]]
                 for read in (job.source, job.added):
@@ -147,7 +148,7 @@ def repair_merged(
                         if not waiting[read]:
                             del held[read]
             elif name in targets:
-                values = _restore(name, targets[name], state, values, result, device)
+                values = _restore(name, targets[name], state, values, turns, result, device)
                 replies = [*values, *every[count:]]
             if waiting[name]:
                 held[name] = every if replies is None else replies
@@ -175,11 +176,12 @@ def _restore(
     target: _Target,
     state: dict[str, Tensor],
     values: Sequence[Tensor],
+    turns: Sequence[int],
     result: RepairResult,
     device: Device | None,
 ) -> list[Tensor]:
     """Give a node's channels their target's mean and deviation; the values after that."""
-    mean, std = channel_statistics(values, target.dim, device)
+    mean, std = channel_statistics(values, target.dim, turns, device)
     kept = std > _FLOOR * target.std
     scale = torch.where(kept, target.std / std.clamp_min(1e-300), 1.0)
     if not target.scaled:
@@ -211,12 +213,23 @@ def _rescale(state: dict[str, Tensor], key: str, scale: Tensor) -> None:
 
 
 def channel_statistics(
-    values: Sequence[Tensor], dim: int, device: Device | None = None
+    values: Sequence[Tensor],
+    dim: int,
+    turns: Sequence[int] | None = None,
+    device: Device | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (channels,) in float64 over several batches of a value."""
+    """Mean and standard deviation (channels,) in float64 over several batches of a value.
+
+    With ``turns``, one for each batch, over the positions of a feature map that count then.
+    """
     moments = Moments([values[0].shape[dim]], pairs="none", device=device)
-    for turn, value in enumerate(values):
-        moments.update([value[lattice(value.shape, dim, RESTORED, turn)]], axis=dim)
+    if turns is not None:
+        values = [
+            value[lattice(value.shape, dim, RESTORED, turn)]
+            for value, turn in zip(values, turns, strict=True)
+        ]
+    for value in values:
+        moments.update([value], axis=dim)
     return moments.mean_tensor(0), moments.cov_tensor(0).diagonal().sqrt()
 
 

@@ -26,10 +26,15 @@ class Reservoir:
         """Leaves of the batches kept."""
         return [batch.leaves for batch in self._kept]
 
-    def offer(self, leaves: list[Any], size: int) -> None:
+    @property
+    def labels(self) -> list[int]:
+        """What the batches kept were offered with."""
+        return [batch.label for batch in self._kept]
+
+    def offer(self, leaves: list[Any], size: int, label: int = 0) -> None:
         """Show a batch of ``size`` inputs; if it is kept, a copy is."""
         taken = sum(x.nbytes for x in leaves if isinstance(x, Tensor))
-        batch = _Batch(self._random.random(), (size, taken), leaves)
+        batch = _Batch(self._random.random(), (size, taken), leaves, label)
         ahead = [b for b in self._kept if b.drawn < batch.drawn]
         if ahead and not self._fit([*ahead, batch]):
             return
@@ -50,3 +55,4 @@ class _Batch:
     drawn: float
     takes: tuple[int, int]
     leaves: list[Any]
+    label: int

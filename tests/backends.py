@@ -118,10 +118,11 @@ def fit(job: regression.Fit, state: dict[str, Any], samples: Any) -> regression.
     return found
 
 
-def channel_statistics(values: Any, dim: int) -> Any:
+def channel_statistics(values: Any, dim: int, turns: Any = None) -> Any:
     """As the library's, of what is on the CPU."""
     device = resolve(_current)
-    return moved(repair.channel_statistics(moved(values, memory_of(device)), dim, device), CPU)
+    there = moved(values, memory_of(device))
+    return moved(repair.channel_statistics(there, dim, turns, device), CPU)
 
 
 def assert_equal(a: Any, b: Any) -> None:

@@ -172,6 +172,8 @@ def test_saving_and_loading_is_exact(tmp_path: Path) -> None:
             other = two.state_dict()
             for key, value in one.state_dict().items():
                 assert np.array_equal(value, other[key]), (space.name, key)
+    assert collected.turns == loaded.turns
+    assert sorted(loaded.turns) == [0, 0, 1]  # of two folds
     for one, two in zip(collected.inputs, loaded.inputs, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
@@ -235,8 +237,9 @@ def test_kept_inputs_are_copies() -> None:
         for index in range(3):
             yield buffer.fill_(float(index))
 
-    collected = collect(models, reused(), progress=False)
-    assert {float(leaves[0][0, 0]) for leaves in collected.inputs} == {0.0, 1.0, 2.0}
+    collected = collect(models, reused(), progress=False, folds=2)
+    kept = [float(leaves[0][0, 0]) for leaves in collected.inputs]
+    assert {*zip(kept, collected.turns, strict=True)} == {(0.0, 0), (1.0, 0), (2.0, 1)}
 
 
 def test_a_reference_out_of_range() -> None:

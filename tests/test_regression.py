@@ -136,7 +136,8 @@ def test_batch_norm_is_put_back_with_the_statistics_of_the_fitted_network() -> N
     with torch.no_grad():
         for leaves in result.moments.inputs:
             result.model(leaves[0])
-    values = torch.cat([v[lattice(v.shape, 1, RESTORED, turn)] for turn, v in enumerate(seen)])
+    turns = zip(seen, result.moments.turns, strict=True)
+    values = torch.cat([v[lattice(v.shape, 1, RESTORED, turn)] for v, turn in turns])
     torch.testing.assert_close(values.mean((0, 2, 3)), layer[1].running_mean, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(
         values.var((0, 2, 3), correction=0), layer[1].running_var, rtol=1e-6, atol=1e-8

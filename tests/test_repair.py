@@ -35,7 +35,7 @@ def _taps(result: ccamerge.MergeResult) -> dict[str, tuple[Tensor, Tensor]]:
     with torch.inference_mode():
         for name, values in lockstep([(program, state, x) for x in result.moments.inputs]):
             if name in wanted:
-                found[name] = channel_statistics(values, 1)
+                found[name] = channel_statistics(values, 1, result.moments.turns)
     return found
 
 
@@ -117,6 +117,15 @@ def test_channel_statistics() -> None:
     values = [torch.randn(4, 3, 5, dtype=torch.float64) + 100 for _ in range(3)]
     whole = torch.cat(values).movedim(1, 0).flatten(1)
     mean, std = channel_statistics(values, 1)
+    torch.testing.assert_close(mean, whole.mean(1))
+    torch.testing.assert_close(std, whole.std(1, correction=0))
+
+
+def test_channel_statistics_of_the_positions_that_count() -> None:
+    values = [torch.randn(4, 3, 9, 10, dtype=torch.float64) for _ in range(2)]
+    parts = [values[0][:, :, 1::2, 1::2], values[1][:, :, ::2, 1::2]]
+    whole = torch.cat([p.movedim(1, 0).flatten(1) for p in parts], 1)
+    mean, std = channel_statistics(values, 1, [1, 2])
     torch.testing.assert_close(mean, whole.mean(1))
     torch.testing.assert_close(std, whole.std(1, correction=0))
 

@@ -23,7 +23,7 @@ def _collected(*folds: list[Array]) -> Collected:
     """Folds of one space of several models' features."""
     matched = {"test": [moments_of(*fold) for fold in folds]}
     count = len(folds[0])
-    return Collected(matched, {}, [], count, sum(map(len, folds[0])), "all", 0, "", {})
+    return Collected(matched, {}, [], [], count, sum(map(len, folds[0])), "all", 0, "", {})
 
 
 def _folds(models: int = 2, folds: int = 2, n: int = 90, noise: float = 1.0) -> list[list[Array]]:
