@@ -157,8 +157,10 @@ class Collected:
             If it is anything else; the message names the file.
         """
         tensors, metadata = load_tensors(path)
-        if metadata.get("format") != _FORMAT:
-            message = f"{path}: not a file of collected moments ({metadata.get('format')!r})"
+        if (found := metadata.get("format")) != _FORMAT:
+            message = f"{path}: not a file of collected moments ({found!r})"
+            if (found or "").startswith(_FORMAT.rstrip("0123456789")):
+                message = f"{path}: {found!r}, but this version reads {_FORMAT!r}: collect again"
             raise ValueError(message)
         header = json.loads(metadata["header"])
         states: dict[str, dict[str, dict[Any, dict[str, Any]]]] = {"matched": {}, "outputs": {}}
