@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 MATCHED = 8
-"""Rows and columns, at least, of features that are matched."""
+"""Rows and columns, at least, of features that are matched. Half as many lost nothing with 5,000
+CIFAR images, and more than a point of accuracy with 100."""
 
 RESTORED = 4
 """Of outputs of which only means and deviations are wanted."""
 
 FITTED = 8
-"""Of outputs to which an operation is fitted."""
+"""Of outputs to which an operation is fitted; half as many lost a third of a point."""
 
 
 def lattice(shape: Sequence[int], dim: int, enough: int, turn: int = 0) -> tuple[slice, ...]:
