@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ccamerge
@@ -91,6 +91,7 @@ def test_as_good_as_a_dense_eigendecomposition_and_svds(
 
 
 @given(models=st.integers(2, 5), seed=st.integers(0, 1000), whitened=st.booleans())
+@example(models=2, seed=364, whitened=False)  # falls by 1.006e-13 of itself
 @settings(max_examples=20, deadline=None)
 def test_maps_compose_and_the_objective_never_falls(models: int, seed: int, whitened: bool) -> None:
     own, crosses = _moments(_features(models, seed=seed))
@@ -103,7 +104,7 @@ def test_maps_compose_and_the_objective_never_falls(models: int, seed: int, whit
         np.testing.assert_allclose(maps[j][i] @ maps[k][j], maps[k][i], atol=1e-10)
     found = universe(own, crosses, ridge=ridge, whitened=whitened)
     np.testing.assert_allclose(found.maps[0], np.eye(10))
-    slack = 1e-13 * found.objectives[-1]
+    slack = 1e-12 * found.objectives[-1]  # to which polar factors are orthogonal, as below
     assert (np.diff(found.objectives) >= -slack).all()
     for forward, inverse in zip(found.maps, found.inverses, strict=True):
         np.testing.assert_allclose(forward @ inverse, np.eye(10), atol=1e-10)
