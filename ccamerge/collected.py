@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ccamerge.device import DeviceLike
+from ccamerge.graph.batches import structure_from
 from ccamerge.graph.derivation import spaces_of_call
 from ccamerge.graph.spaces import Space, Spaces
-from ccamerge.graph.widths import Shapes, shapes_of
+from ccamerge.graph.widths import Shapes, extended, shapes_of
 from ccamerge.moments import Moments
 from ccamerge.tensorfile import load_tensors, save_tensors
 
 Pairs = Literal["reference", "all"]
 
-_FORMAT = "ccamerge-moments-4"
+_FORMAT = "ccamerge-moments-5"
 
 
 @dataclasses.dataclass
@@ -75,12 +76,23 @@ class Collected:
         return dataclasses.replace(self, matched=matched, outputs=outputs)
 
     def spaces_of(self, model: nn.Module) -> Spaces:
-        """The spaces of one of the models, from the kept inputs if they are not known yet."""
+        """The spaces of one of the models, from the kept inputs if they are not known yet.
+
+        Raises
+        ------
+        ValueError
+            If the kept inputs hold objects of a class that is not imported, or the model cannot be
+            traced for them.
+        """
         shapes = shapes_of(model)
         if shapes not in self.found:
-            spec = pytree.treespec_loads(self.structure)
-            call = pytree.tree_unflatten(self.inputs[0], spec)
-            self.found[shapes] = spaces_of_call(model, *call)
+            spec = structure_from(self.structure)
+            calls = [pytree.tree_unflatten(leaves, spec) for leaves in self.inputs]
+            found = [spaces_of_call(model, *calls[0])]
+            for leaves, call in zip(self.inputs, calls, strict=True):
+                if not found[0].program.accepts(leaves):
+                    found = extended(found, [model], *call)
+            self.found[shapes] = found[0]
         return self.found[shapes]
 
     def pooled(self, space: Space, without: int | None = None) -> Moments:

@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
 from ccamerge.collected import Collected, Pairs
 from ccamerge.device import Device, DeviceLike, memory_of, obstacle, resolve
 from ccamerge.fingerprints import program_fingerprint, state_fingerprint
-from ccamerge.graph.batches import batch_size, model_device, moved, split_batch
+from ccamerge.graph.batches import (
+    batch_size,
+    model_device,
+    moved,
+    split_batch,
+    structure_of,
+)
 from ccamerge.graph.program import Program
 from ccamerge.graph.spaces import Space, Spaces, Tap
 from ccamerge.graph.states import (
@@ -26,7 +31,7 @@ from ccamerge.graph.states import (
     placed,
     same_architecture,
 )
-from ccamerge.graph.widths import given_spaces, shapes_of, spaces_of_models
+from ccamerge.graph.widths import extended, found_by_shapes, given_spaces, spaces_of_models
 from ccamerge.lattice import MATCHED, RESTORED, lattice
 from ccamerge.moments import Moments, update_many
 from ccamerge.overlap import Overlap
@@ -71,10 +76,11 @@ def collect(
 ) -> Collected:
     """Stream the moments of several models' features out of one pass over calibration data.
 
-    Of large feature maps some rows and columns are counted, other ones in each batch
-    (`ccamerge.lattice`). On a CUDA device nothing is waited for until the end of the pass, and
-    counting goes on beside the forward passes; their precision is what torch is set to, TF32 for
-    convolutions included.
+    Of large feature maps and long sequences some positions are counted, other ones in each batch
+    (`ccamerge.lattice`). Batches may have other sizes (samples, lengths, heights, nodes) wherever
+    the models take them; what a forward freezes is traced anew for each size. On a CUDA device
+    nothing is waited for until the end of the pass, and counting goes on beside the forward passes;
+    their precision is what torch is set to, TF32 for convolutions included.
 
     Parameters
     ----------
@@ -99,8 +105,9 @@ def collect(
     Raises
     ------
     ValueError
-        For fewer than two models, different architectures, a batch of another shape, no data, or
-        a value that is not finite; the message names the model, the space and the batch.
+        For fewer than two models, different architectures, a batch of another structure or of
+        sizes that the models do not take, a forward that does not give the same output twice, no
+        data, or a value that is not finite; the message names the model, the space and the batch.
     RuntimeError
         If the device cannot be used, or has too little memory.
 
@@ -126,10 +133,11 @@ def collect(
     reservoir = Reservoir(KEEP_SAMPLES, KEEP_BYTES, seed)
     watched: list[_Watched] = []
     states: list[dict[str, Tensor]] = []
+    there: list[Spaces] = []
     overlap = Overlap(where)
     bar = tqdm(data, desc="collect", unit="batch", disable=not progress)
     for index, batch in enumerate(bar):
-        args, kwargs = split_batch(batch, models[0])
+        args, kwargs = _inputs(batch, models[0], index)
         if result is None:
             every = every or spaces_of_models(models, args, kwargs)
             states = [
@@ -137,18 +145,26 @@ def collect(
                 for model, own in zip(models, every, strict=True)
             ]
             result, watched = _empty(every, models, pairs, reference, folds, where)
-            every = [placed(own, memory) for own in every]
-        leaves = _checked_leaves(every[0].program, args, kwargs, index)
+            there = [placed(own, memory) for own in every]
+        leaves, fits = _leaves(there[0].program, args, kwargs, index)
+        if not fits:
+            every = _extended(every, models, args, kwargs, index)
+            result.found = found_by_shapes(models, every)
+            there = [placed(own, memory) for own in every]
         here = [fast_layout(x) for x in moved(leaves, memory)]
-        size = batch_size(args, kwargs)
-        runs = [(s.program, state, here) for s, state in zip(every, states, strict=True)]
+        size = batch_size(leaves)
+        runs = [(s.program, state, here) for s, state in zip(there, states, strict=True)]
         try:
             _accumulate(runs, watched[index % folds], index, index // folds, overlap)
         finally:
             overlap.join()
-        if index == 0:  # after the moments, which name the space if something is not finite
+        if index == 0 or not fits:  # after the moments, which name the space if it is not finite
             _check(watched)
-            check_same_function(models, every, states, *moved((args, kwargs), memory))
+            try:
+                check_same_function(models, there, states, *moved((args, kwargs), memory))
+            except ValueError as error:
+                message = f"batch {index}: {error}"
+                raise ValueError(message) from error
         reservoir.offer(leaves, size, index // folds)
         result.samples += size
     if result is None:
@@ -224,8 +240,8 @@ def _empty(
         "programs": [program_fingerprint(own.program) for own in found],
         "models": [state_fingerprint(model.state_dict()) for model in models],
     }
-    structure = pytree.treespec_dumps(found[0].program.input_spec)
-    known = {shapes_of(model): own for model, own in zip(models, found, strict=True)}
+    structure = structure_of(found[0].program.input_spec)
+    known = found_by_shapes(models, found)
     result = Collected(
         matched, outputs, [], [], count, 0, pairs, reference, structure, fingerprint, known
     )
@@ -283,33 +299,48 @@ def lockstep(
 ) -> Generator[tuple[str, list[Any]], list[Any] | None, None]:
     """Advance several runs together, yielding each node's name and values.
 
-    Their programs have the same operations by the same names; widths may differ. As with
-    `Program.steps`, the receiver may ``send`` a list of replacements.
+    Their programs have the same operations by the same names; widths and the sizes of inputs may
+    differ. As with `Program.steps`, the receiver may ``send`` a list of replacements.
     """
     steps = [program.steps(state, leaves) for program, state, leaves in runs]
     replies: list[Any] = [None] * len(steps)
-    for _ in runs[0][0].nodes:
+    for _ in runs[0][0].operations:
         moved = [s.send(reply) for s, reply in zip(steps, replies, strict=True)]
         sent = yield moved[0][0].name, [value for _, value in moved]
         replies = [None] * len(steps) if sent is None else sent
 
 
-def _checked_leaves(
+def _inputs(batch: Any, model: nn.Module, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    try:
+        return split_batch(batch, model)
+    except TypeError as error:
+        message = f"batch {index}: {error}"
+        raise TypeError(message) from error
+
+
+def _leaves(
     program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], index: int
-) -> list[Any]:
+) -> tuple[list[Any], bool]:
+    """A batch's inputs in the program's order, and whether it was traced for such ones."""
     try:
         leaves = program.flatten_inputs(args, kwargs)
     except ValueError as error:
         message = f"batch {index}: {error}"
         raise ValueError(message) from error
-    for name, leaf in zip(program.inputs, leaves, strict=True):
-        expected = program.shapes.get(name)
-        if expected is None or not isinstance(leaf, Tensor):
-            continue
-        if tuple(leaf.shape[1:]) != expected[1:]:
-            message = (
-                f"batch {index}: input {name!r} has shape {tuple(leaf.shape)}, "
-                f"expected (batch, {', '.join(map(str, expected[1:]))})"
-            )
-            raise ValueError(message)
-    return leaves
+    return leaves, program.accepts(leaves)
+
+
+def _extended(
+    every: Sequence[Spaces],
+    models: Sequence[nn.Module],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    index: int,
+) -> list[Spaces]:
+    """The spaces with a program for a batch of other sizes; ValueError, which says both reasons."""
+    try:
+        return extended(every, models, args, kwargs)
+    except ValueError as error:
+        misfit = every[0].program.misfit(every[0].program.flatten_inputs(args, kwargs))
+        message = f"batch {index}: {misfit}, and a trace of its own fails: {error}"
+        raise ValueError(message) from error

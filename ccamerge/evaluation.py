@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ccamerge.graph.batches import batch_size, model_device, moved, split_batch
+from ccamerge.config import METRICS
+from ccamerge.graph.batches import batch_size, labelled, model_device, moved, split_batch
 from ccamerge.metrics import Metric, metric_named, title_of
 
 Mean = Literal["probabilities", "outputs"]
@@ -108,9 +109,11 @@ def measure(
                     outputs.append(output)
                 outputs = [output.to(outputs[0].device) for output in outputs]
                 combined = _combined(outputs, ensemble, where)
-                labelled = at[model_device(members[0])]
+                given = at[model_device(members[0])]
+                known = labelled(given, members[0])  # metrics of our own look for labels there
                 for pair, (title, function) in zip(total, functions, strict=True):
-                    values = _values(function, combined, labelled, f"{where}{title}")
+                    own = known if title in METRICS else given
+                    values = _values(function, combined, own, f"{where}{title}")
                     pair[0] += float(values.sum())
                     pair[1] += values.numel()
             samples += batch_size(args, kwargs)

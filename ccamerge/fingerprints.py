@@ -12,8 +12,11 @@ from ccamerge.graph.program import Program
 
 
 def program_fingerprint(program: Program) -> str:
-    """A digest of operations and parameter shapes; equal for one architecture of one width."""
-    lines = [f"{n.op} {n.shape}" for n in program.nodes]
+    """A digest of operations and parameter shapes; equal for one architecture of one width.
+
+    Sizes of values are left out: they are those of the example inputs.
+    """
+    lines = [n.op for n in program.operations]
     lines += [f"{k} {program.shapes[v]}" for v, k in sorted(program.parameters.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 

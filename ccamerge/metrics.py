@@ -12,7 +12,7 @@ A metric of yours is a function of the same form, ``metric(outputs, batch) -> va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ccamerge.config import METRICS, did_you_mean, import_function
-from ccamerge.graph.batches import LABELS
+from ccamerge.graph.batches import LABELS, fields_of
 
 Metric = Callable[[Tensor, Any], Tensor]
 
@@ -66,7 +66,7 @@ def cross_entropy(outputs: Tensor, batch: Any) -> Tensor:
 
 
 def labels_of(batch: Any) -> Tensor:
-    """The labels in a batch ``(inputs, labels)`` or a dict with ``labels``.
+    """The labels in a batch ``(inputs, labels)``, or the ``labels`` of a dict or dataclass.
 
     Raises
     ------
@@ -74,8 +74,9 @@ def labels_of(batch: Any) -> Tensor:
         If there are none.
     """
     found = None
-    if isinstance(batch, Mapping):
-        found = next((batch[key] for key in LABELS if key in batch), None)
+    fields = fields_of(batch) or {}
+    if any(key in fields for key in LABELS):
+        found = next(fields[key] for key in LABELS if key in fields)
     elif isinstance(batch, (tuple, list)) and len(batch) > 1:
         found = batch[1]
     if not isinstance(found, Tensor):

@@ -107,9 +107,8 @@ def plan(
 def _rows(spaces: Spaces, tap: Tap, enough: int) -> int:
     """Feature vectors of one input that are counted at a tap."""
     program = spaces.program
-    batch = next((s[0] for n, s in program.shapes.items() if n in program.inputs), 1)
     shape = program.shapes.get(tap.node, (1,))
     counted = [
         len(range(n)[i]) for n, i in zip(shape, lattice(shape, tap.dim, enough), strict=True)
     ]
-    return math.prod(n for dim, n in enumerate(counted) if dim != tap.dim) // batch
+    return math.prod(n for dim, n in enumerate(counted) if dim != tap.dim) // program.samples

@@ -20,7 +20,7 @@ from ccamerge.apply import FeatureMap
 from ccamerge.collected import Collected
 from ccamerge.collecting import lockstep, repair_taps
 from ccamerge.device import Device, memory_of, resolve
-from ccamerge.graph.batches import moved
+from ccamerge.graph.batches import batch_size, moved
 from ccamerge.graph.fold import LINEAR_OPS
 from ccamerge.graph.program import Node, Program, Ref
 from ccamerge.graph.spaces import Spaces
@@ -311,12 +311,16 @@ def walked_inputs(
     ``fitted``, sums, targets and new outputs come on top. Inputs are brought to a device if one is
     given.
     """
-    peak = _peak(programs, fitted)
     chosen: list[list[Any]] = []
     total = 0
+    peaks: dict[int, int] = {}  # by the program that runs, of a value in its example inputs
     for leaves in batches:
-        total += _inputs([leaves])
-        if chosen and total * peak > WALK_BYTES:
+        running = [program.variant(leaves) for program in programs]
+        first = id(running[0])
+        if first not in peaks:
+            peaks[first] = _peak(running, fitted)
+        total += -(-peaks[first] * _elements(leaves) // _example_elements(running[0]))
+        if chosen and total > WALK_BYTES:
             break
         there = leaves if device is None else moved(leaves, device)
         chosen.append([fast_layout(x) for x in there])
@@ -324,7 +328,7 @@ def walked_inputs(
 
 
 def _peak(programs: Sequence[Program], fitted: Collection[str]) -> int:
-    """Bytes that a sample keeps alive at once."""
+    """Bytes that the example inputs keep alive at once."""
     sizes = [_activation_bytes(program) for program in programs]
     alive = peak = 0
     for node, dead in zip(programs[0].nodes, programs[0].last_uses, strict=True):
@@ -336,16 +340,23 @@ def _peak(programs: Sequence[Program], fitted: Collection[str]) -> int:
 
 
 def _activation_bytes(program: Program) -> dict[str, int]:
-    """For each node, what a sample's value takes."""
-    samples = max(1, next((program.shapes[n][0] for n in program.inputs if n in program.shapes), 1))
+    """For each node, what its value takes for the example inputs."""
     return {
-        node.name: 4 * torch.Size(node.shape).numel() // samples
+        node.name: 4 * torch.Size(node.shape).numel()
         for node in program.nodes
         if node.shape is not None
     }
 
 
+def _elements(leaves: Sequence[Any]) -> int:
+    return sum(x.numel() for x in leaves if isinstance(x, Tensor))
+
+
+def _example_elements(program: Program) -> int:
+    shapes = (program.shapes[name] for name in program.inputs if name in program.shapes)
+    return max(1, sum(torch.Size(shape).numel() for shape in shapes))
+
+
 def _inputs(batches: Sequence[list[Any]]) -> int:
     """Inputs in some batches."""
-    tensors = ((x.shape[0] for x in row if isinstance(x, Tensor) and x.dim()) for row in batches)
-    return sum(next(sizes, 1) for sizes in tensors)
+    return sum(batch_size(leaves) for leaves in batches)

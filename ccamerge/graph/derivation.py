@@ -12,7 +12,7 @@ from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis, Basis
 from ccamerge.graph.batches import split_batch
 from ccamerge.graph.fold import LINEAR_OPS, Fold, fold
-from ccamerge.graph.program import Node, Program, Ref, trace
+from ccamerge.graph.program import Free, Node, Program, Ref, trace
 from ccamerge.graph.rules import RULES
 from ccamerge.graph.spaces import ANY_MAP, Effect, Group, Role, Slot, Space, Spaces, Tap
 
@@ -319,8 +319,10 @@ def spaces(model: nn.Module, example_inputs: Any) -> Spaces:
     return spaces_of_call(model, *split_batch(example_inputs, model))
 
 
-def spaces_of_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Spaces:
-    """As `spaces`, from the arguments of a call."""
-    unfolded = trace(model, args, kwargs)
+def spaces_of_call(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: Free = "batch"
+) -> Spaces:
+    """As `spaces`, from the arguments of a call; see `trace` for what is ``free``."""
+    unfolded = trace(model, args, kwargs, free)
     program, folds = fold(unfolded)
     return Derivation(program).finish(folds, unfolded)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ccamerge.graph.batches import batch_size, model_device, moved
+from ccamerge.graph.batches import model_device, moved
+from ccamerge.graph.exporting import plain
 from ccamerge.graph.precision import no_tf32
 from ccamerge.graph.program import Program
 from ccamerge.graph.spaces import Spaces
@@ -79,49 +80,73 @@ def check_same_function(
 ) -> None:
     """Raise ValueError unless each model computes what its program does with its parameters.
 
-    Equal parameter names and shapes do not make equal networks: this runs both on a few samples,
-    the model where it is, the program where its parameters and the inputs are; without TF32, in
-    which networks that compute the same come out too far apart.
+    Equal parameter names and shapes do not make equal networks: this runs both on a few samples, or
+    on all where samples are not apart, the model where it is, the program where its parameters and
+    the inputs are; without TF32, in which networks that compute the same come out too far apart.
+    Each model runs twice, since what draws random numbers may escape the trace.
     """
-    size = batch_size(args, kwargs)
-    few = lambda x: x[:4] if isinstance(x, Tensor) and x.shape[:1] == (size,) else x  # noqa: E731
-    args, kwargs = pytree.tree_map(few, (args, dict(kwargs)))
     leaves = found[0].program.flatten_inputs(args, dict(kwargs))
+    few = found[0].program.few(leaves)
     for index, (model, spaces, state) in enumerate(zip(models, found, states, strict=True)):
+        who = f"models[{index}]"
         training = {m for m in model.modules() if m.training}
         model.eval()
         try:
             with torch.inference_mode(), no_tf32():
-                ours = _run(spaces.program, state, leaves)
-                there, named = moved((args, kwargs), model_device(model))
-                theirs = pytree.tree_leaves(model(*there, **named))
+                try:
+                    theirs = [_call(model, spaces.program, few) for _ in range(2)]
+                except (IndexError, RuntimeError):  # an input holds indices of other samples
+                    if few is leaves:
+                        raise
+                    few = leaves
+                    theirs = [_call(model, spaces.program, few) for _ in range(2)]
+                ours = pytree.tree_leaves(spaces.program.run(state, few))
         finally:
             for module in training:
                 module.training = True
-        for a, b in zip(ours, theirs, strict=True):
+        if not len(ours) == len(theirs[0]) == len(theirs[1]):
+            message = f"{who} returns another number of values than the traced program of models[0]"
+            raise ValueError(message)
+        for a, b, again in zip(ours, *theirs, strict=True):
             if not isinstance(b, Tensor) or not b.is_floating_point():
                 continue
-            b = b.to(a.device)
-            scale = b.abs().max().clamp_min(1e-30)
-            error = ((a - b).abs().max() / scale).item()
             # Rounding of folded BatchNorm is far below, in half precision some units; NaN is above.
-            if not error <= max(1e-3, 8 * torch.finfo(b.dtype).eps):
-                if not torch.isfinite(b).all():
-                    message = (
-                        f"models[{index}] gives outputs that are not finite on the first batch"
-                    )
-                else:
-                    message = (
-                        f"models[{index}] does not compute what the traced program of models[0] "
-                        f"does (relative difference {error:.1e}): another architecture, or a "
-                        "forward that depends on its input"
-                    )
+            limit = max(1e-3, 8 * max(torch.finfo(b.dtype).eps, spaces.program.eps))
+            if not torch.isfinite(b).all():
+                message = f"{who} gives outputs that are not finite"
+                raise ValueError(message)
+            if not _difference(again, b) <= limit:
+                message = (
+                    f"{who} does not give the same output twice for the same input: its forward "
+                    "draws random numbers or changes the model; make it deterministic in "
+                    "evaluation mode"
+                )
+                raise ValueError(message)
+            if not (error := _difference(a, b)) <= limit:
+                message = (
+                    f"{who} does not compute what the traced program of models[0] does (relative "
+                    f"difference {error:.1e}): another architecture, or a forward that depends on "
+                    "its input"
+                )
                 raise ValueError(message)
 
 
-def _run(program: Program, state: Mapping[str, Tensor], leaves: list[Any]) -> list[Any]:
-    with torch.inference_mode():
-        return pytree.tree_leaves(program.run(state, leaves))
+def _call(model: nn.Module, program: Program, leaves: list[Any]) -> list[Any]:
+    """What a model returns; a forward that writes to its inputs finds copies."""
+    there = moved(leaves, model_device(model))
+    copies = [x.clone() if isinstance(x, Tensor) else x for x in there]
+    args, kwargs = pytree.tree_unflatten(copies, program.input_spec)
+    return pytree.tree_leaves(plain(model(*args, **kwargs)))
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """The largest, relative to the largest value; infinite if the shapes differ."""
+    if a.shape != b.shape:
+        return float("inf")
+    if not b.numel():
+        return 0.0
+    b = b.to(a.device)
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
 
 def fast_layout(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,11 @@ Shapes = frozenset[tuple[str, tuple[int, ...]]]
 def shapes_of(model: nn.Module) -> Shapes:
     """The shape of every parameter and buffer: all that models of equal widths share."""
     return frozenset((key, tuple(value.shape)) for key, value in model.state_dict().items())
+
+
+def found_by_shapes(models: Sequence[nn.Module], every: Sequence[Spaces]) -> dict[Shapes, Spaces]:
+    """Each model's spaces by its shapes."""
+    return {shapes_of(model): own for model, own in zip(models, every, strict=True)}
 
 
 def spaces_of_models(
@@ -49,6 +55,52 @@ def spaces_of_models(
             found = spaces_of_call(model, args, kwargs)
         known[shapes] = found
     return [known[shapes_of(model)] for model in models]
+
+
+MOST_TRACES = 16
+"""Programs of a model, each for other sizes of the inputs, beyond which no more are made."""
+
+
+def extended(
+    every: Sequence[Spaces],
+    models: Sequence[nn.Module],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> list[Spaces]:
+    """Each model's spaces with a program for inputs of other sizes, too.
+
+    It is traced with all sizes free that the model leaves free, so that one mostly serves all.
+
+    Raises
+    ------
+    ValueError
+        If a model cannot be traced for the inputs, does something else with them than with the
+        first ones, or would need too many programs.
+    """
+    known: dict[int, Spaces] = {}
+    for model, own in zip(models, every, strict=True):
+        if id(own) in known:
+            continue
+        if len(own.program.variants) + 2 > MOST_TRACES:
+            message = (
+                f"{type(model).__name__} needs a trace of its own for each size of its inputs, and "
+                f"{MOST_TRACES} were made: use batches of fewer sizes"
+            )
+            raise ValueError(message)
+        found = spaces_of_call(model, args, kwargs, free="all")
+        who = f"{type(model).__name__} does something else with inputs of these sizes"
+        _check_same_operations(who, own.program, found.program)
+        _check_spaces(who, own, found)
+        known[id(own)] = dataclasses.replace(
+            own,
+            program=_with_variant(own.program, found.program),
+            unfolded=_with_variant(own.unfolded, found.unfolded),
+        )
+    return [known[id(own)] for own in every]
+
+
+def _with_variant(program: Program, variant: Program) -> Program:
+    return dataclasses.replace(program, variants=(*program.variants, variant))
 
 
 def given_spaces(
@@ -96,17 +148,13 @@ def _check_kept_axes(who: str, first: Spaces, model: nn.Module, other: nn.Module
 
 def _check_programs(who: str, first: Program, other: Program) -> None:
     """The same operations on the same values; numbers among their arguments may be widths."""
-    a, b = ([(n.name, n.op) for n in p.nodes] for p in (first, other))
-    if a != b or first.parameters != other.parameters or first.outputs != other.outputs:
-        odd = next((x[0] for x, y in zip(a, b, strict=False) if x != y), "the end")
-        message = f"{who}: another architecture, whose operations differ at {odd!r}"
-        raise ValueError(message)
+    _check_same_operations(f"{who}: another architecture", first, other)
     widths = {
         pair
         for name, shape in first.shapes.items()
         for pair in zip(shape, other.shapes.get(name, shape), strict=False)
     }
-    for one, two in zip(first.nodes, other.nodes, strict=True):
+    for one, two in zip(first.operations, other.operations, strict=True):
         if not _alike(one, two, widths):
             message = f"{who}: {one.name!r} ({one.op}) has other arguments there"
             raise ValueError(message)
@@ -114,6 +162,14 @@ def _check_programs(who: str, first: Program, other: Program) -> None:
         if not _equal(value, other.constants.get(name)):
             message = f"{who}: the constant {name!r} has another value there"
             raise ValueError(message)
+
+
+def _check_same_operations(who: str, first: Program, other: Program) -> None:
+    a, b = ([(n.name, n.op) for n in p.operations] for p in (first, other))
+    if a != b or first.parameters != other.parameters or first.outputs != other.outputs:
+        odd = next((x[0] for x, y in zip(a, b, strict=False) if x != y), "the end")
+        message = f"{who}: operations differ at {odd!r}"
+        raise ValueError(message)
 
 
 def _alike(one: Node, two: Node, widths: set[tuple[int, int]]) -> bool:

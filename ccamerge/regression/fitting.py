@@ -64,9 +64,9 @@ def fit(
     parts: list[Part] = []
     deviations: Tensor | None = None
     for sample in samples:
-        part, wanted = _part(job, sample)
+        part, wanted = _part(job, sample, weight)
         missing = wanted - part.total
-        _count(operator, moments, part.x, missing)
+        _count(part.operator, moments, part.x, missing)
         if job.activation is not None:
             parts.append(part)
             if deviations is None:
@@ -79,9 +79,7 @@ def fit(
     if deviations is None:
         error = math.sqrt(max(problem.error(change, shift), 0.0) / problem.left)
     else:
-        rounds = Rounds(
-            operator, job.bias is not None, job.activate, parts, deviations, problem, factor
-        )
+        rounds = Rounds(job.bias is not None, job.activate, parts, deviations, problem, factor)
         change, shift, error = rounds.run(change, shift)
     state[job.weight] = (weight.double() + operator.weights(change)).to(weight.dtype)
     if job.bias is not None:
@@ -89,7 +87,7 @@ def fit(
     return Fitted(job.node.name, error)
 
 
-def _part(job: Fit, sample: Sample) -> tuple[Part, Tensor]:
+def _part(job: Fit, sample: Sample, weight: Tensor) -> tuple[Part, Tensor]:
     """A batch, and what its sum should be."""
     total: Tensor = counted(job.node, sample.output)
     models = [counted(job.node, value) for value in sample.models]
@@ -104,7 +102,8 @@ def _part(job: Fit, sample: Sample) -> tuple[Part, Tensor]:
         activated = job.target([job.activate(value) for value in models])
     # Read in every round: not out of a map four times its size.
     total = total.to(wanted.dtype).contiguous()
-    return Part(sample.x.to(wanted.dtype), total, activated), wanted
+    operator = Operator.of(job.node, weight, sample.output)
+    return Part(operator, sample.x.to(wanted.dtype), total, activated), wanted
 
 
 def _count(operator: Operator, moments: Sequence[Moments], x: Tensor, missing: Tensor) -> None:

@@ -36,9 +36,11 @@ a unit near the kink of a ReLU to cross it."""
 class Part:
     """A batch: an operation's inputs, and at the counted positions the rest (..., outs).
 
-    ``total`` is the merged network's sum, ``activated`` what should be there after the function.
+    ``operator`` is the operation on inputs of their sizes, ``total`` the merged network's sum,
+    ``activated`` what should be there after the function.
     """
 
+    operator: Operator
     x: Tensor
     total: Tensor
     activated: Tensor
@@ -64,7 +66,7 @@ class Rounds:
 
     Parameters
     ----------
-    operator, bias : the operation, and whether it has a bias
+    bias : whether the operation has one
     activate : the element-wise function
     parts : the data
     deviations : (outs,) standard deviation of what the sums should be
@@ -73,7 +75,6 @@ class Rounds:
 
     def __init__(
         self,
-        operator: Operator,
         bias: bool,
         activate: Callable[[Tensor], Tensor],
         parts: Sequence[Part],
@@ -81,7 +82,8 @@ class Rounds:
         problem: Problem,
         factor: Tensor | None,
     ) -> None:
-        self._operator, self._bias, self._activate = operator, bias, activate
+        self._operator = parts[0].operator  # for what does not depend on the sizes of inputs
+        self._bias, self._activate = bias, activate
         self._parts, self._problem, self._factor = parts, problem, factor
         self._width = _SECANT * deviations.clamp_min(1e-12)
 
@@ -126,14 +128,14 @@ class Rounds:
         error = torch.zeros_like(moves)
         count = 0
         for part in self._parts:
-            total = operator.apply(part.x, weight, bias).add_(part.total)
+            total = part.operator.apply(part.x, weight, bias).add_(part.total)
             missing = part.activated - self._activate(total)
             error += _squares(missing)
             if onwards:
                 move = self._move(total, missing)
                 count += move[..., 0].numel()
                 moves += move.flatten(0, -2).sum(0).double()
-                cross += operator.transposed(part.x, move)
+                cross += part.operator.transposed(part.x, move)
         if not onwards or self._factor is None:
             return error, None
         mean = (moves / count).reshape(shift.shape)
