@@ -134,6 +134,7 @@ def collect(
     watched: list[_Watched] = []
     states: list[dict[str, Tensor]] = []
     there: list[Spaces] = []
+    checked: set[tuple[tuple[str, int], ...]] = {()}
     overlap = Overlap(where)
     bar = tqdm(data, desc="collect", unit="batch", disable=not progress)
     for index, batch in enumerate(bar):
@@ -154,17 +155,17 @@ def collect(
         here = [fast_layout(x) for x in moved(leaves, memory)]
         size = batch_size(leaves)
         runs = [(s.program, state, here) for s, state in zip(there, states, strict=True)]
+        new = index == 0 or not fits
+        if (single := there[0].program.single(leaves)) not in checked and not new:
+            _check_function(models, there, states, moved((args, kwargs), memory), index)
+        checked.add(single)
         try:
             _accumulate(runs, watched[index % folds], index, index // folds, overlap)
         finally:
             overlap.join()
-        if index == 0 or not fits:  # after the moments, which name the space if it is not finite
+        if new:  # after the moments, which name the space if something is not finite
             _check(watched)
-            try:
-                check_same_function(models, there, states, *moved((args, kwargs), memory))
-            except ValueError as error:
-                message = f"batch {index}: {error}"
-                raise ValueError(message) from error
+            _check_function(models, there, states, moved((args, kwargs), memory), index)
         reservoir.offer(leaves, size, index // folds)
         result.samples += size
     if result is None:
@@ -328,6 +329,32 @@ def _leaves(
         message = f"batch {index}: {error}"
         raise ValueError(message) from error
     return leaves, program.accepts(leaves)
+
+
+def _check_function(
+    models: Sequence[nn.Module],
+    found: Sequence[Spaces],
+    states: Sequence[Mapping[str, Tensor]],
+    call: tuple[tuple[Any, ...], dict[str, Any]],
+    index: int,
+) -> None:
+    """`check_same_function` on a batch, which the message names."""
+    try:
+        check_same_function(models, found, states, *call)
+    except ValueError as error:
+        message = f"batch {index}: {error}"
+        raise ValueError(message) from error
+    except (IndexError, RuntimeError) as error:
+        program = found[0].program
+        single = program.single(program.flatten_inputs(*call))
+        if not single:
+            raise
+        name, axis = single[0]
+        message = (
+            f"batch {index}: input {name!r} has a size of one along axis {axis}, and what forward "
+            f"does with larger ones fails ({error}); leave such batches out"
+        )
+        raise ValueError(message) from error
 
 
 def _extended(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import io
 import logging
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,8 @@ def export(
                     strict=False,
                     dynamic_shapes=shapes if axes != "none" else None,  # type: ignore[arg-type]
                 )
+        except _OutputError as caught:
+            raise ValueError(str(caught)) from caught
         except Exception as caught:
             error = caught
             continue
@@ -82,7 +86,26 @@ def export(
     if not found:
         assert error is not None
         message = f"torch.export cannot follow {type(model).__name__}: {_reason(error)}"
+        if [type(x) for x in args] != [Tensor] or kwargs:
+            message += f"; it was called with {structure(args, kwargs)}"
         raise ValueError(message) from error
+
+
+class _Star:
+    def __repr__(self) -> str:
+        return "*"
+
+
+def structure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """A call's inputs as text, with a star for each value."""
+    star = _Star()
+    shown, named = pytree.tree_map(lambda _: star, (args, dict(kwargs)))
+    parts = [*map(repr, shown), *(f"{key}={value!r}" for key, value in named.items())]
+    return f"({', '.join(parts)})"
+
+
+class _OutputError(ValueError):
+    """What forward returns cannot be merged, however it is traced."""
 
 
 def plain(value: Any) -> Any:
@@ -120,7 +143,7 @@ def plain(value: Any) -> Any:
             f"forward returns a {name}, a cache that cannot be merged: pass use_cache=False with "
             "each batch, or set model.config.use_cache = False"
         )
-    raise ValueError(message)
+    raise _OutputError(message)
 
 
 def _is_registered(value: Any) -> bool:
@@ -145,15 +168,20 @@ def _is_batched(leaf: Any) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warnings and its page about what went wrong, of which we say a line."""
+    """Without torch's warnings and its pages about what went wrong, of which we say a line.
+
+    What else is written to the standard error stream comes after, if nothing did.
+    """
+    pages = io.StringIO()
     loggers = [logging.getLogger(name) for name in ("torch", "torch.fx", "torch.export")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(pages):
             warnings.simplefilter("ignore")
             yield
+        sys.stderr.write(pages.getvalue())
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ccamerge.graph.batches import batch_size, model_device, moved
-from ccamerge.graph.exporting import export, implied_arguments
+from ccamerge.graph.exporting import export, implied_arguments, structure
 from ccamerge.graph.functional import functional
 from ccamerge.graph.node import Node, Ref, random_draw
 from ccamerge.graph.regions import Autocast, Writer, shape_of
@@ -175,6 +175,19 @@ class Program:
         some = [x[:4] if isinstance(x, Tensor) and x.dim() else x for x in leaves]
         return some if not self.misfit(some) else leaves
 
+    def single(self, leaves: Sequence[Any]) -> tuple[tuple[str, int], ...]:
+        """The free axes of some inputs that have a size of one or none, which was not traced.
+
+        Most models do with them what they do with others, but a forward may choose by a size.
+        """
+        program = self.variant(leaves)
+        return tuple(
+            (name, axis)
+            for name, leaf in zip(program.inputs, leaves, strict=True)
+            for axis, known in enumerate(program.sizes.get(name, ()))
+            if not isinstance(known, int) and leaf.shape[axis] < 2
+        )
+
     def accepts(self, leaves: Sequence[Any]) -> bool:
         """Whether it, or a variant, was traced for inputs like some."""
         return any(not p.misfit(leaves) for p in (self, *self.variants))
@@ -257,8 +270,8 @@ class Program:
         leaves, spec = pytree.tree_flatten((args, ordered))
         if spec != self.input_spec:
             message = (
-                f"batch has structure {_structure((args, kwargs))}, but the example inputs had "
-                f"{_structure(example)}"
+                f"batch has structure {structure(args, kwargs)}, but the example inputs had "
+                f"{structure(*example)}"
             )
             raise ValueError(message)
         return leaves
@@ -279,21 +292,6 @@ def _bound(argument: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(argument, dict):
         return {key: _bound(item, values) for key, item in argument.items()}
     return argument
-
-
-def _structure(call: tuple[Any, Any]) -> str:
-    """A call's inputs with a dot for each value."""
-    args, kwargs = pytree.tree_map(lambda _: _DOT, call)
-    shown = [*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())]
-    return f"({', '.join(shown)})"
-
-
-class _Dot:
-    def __repr__(self) -> str:
-        return "*"
-
-
-_DOT = _Dot()
 
 
 def _equal(one: Any, two: Any) -> bool:
