@@ -11,8 +11,9 @@ from torch import nn
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis, Basis
 from ccamerge.graph.batches import split_batch
+from ccamerge.graph.exporting import Free
 from ccamerge.graph.fold import LINEAR_OPS, Fold, fold
-from ccamerge.graph.program import Free, Node, Program, Ref, trace
+from ccamerge.graph.program import Node, Program, Ref, trace
 from ccamerge.graph.rules import RULES
 from ccamerge.graph.spaces import ANY_MAP, Effect, Group, Role, Slot, Space, Spaces, Tap
 
@@ -320,7 +321,7 @@ def spaces(model: nn.Module, example_inputs: Any) -> Spaces:
 
 
 def spaces_of_call(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: Free = "batch"
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: Free = "some"
 ) -> Spaces:
     """As `spaces`, from the arguments of a call; see `trace` for what is ``free``."""
     unfolded = trace(model, args, kwargs, free)

@@ -13,11 +13,17 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+Free = Literal["some", "all"]
+"""Which axes of the inputs may have other sizes later; see `export`."""
+
+_SEQUENCE = 3
+"""Axes of an input that is no image: a table, a graph's edges, sequences of tokens or features."""
 
 
 def implied_arguments(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,7 +39,7 @@ def implied_arguments(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, 
 
 
 def export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: str
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: Free
 ) -> Iterator[Any]:
     """Exported programs of a model, one for each way that works, the freest first.
 
@@ -41,7 +47,8 @@ def export(
     ----------
     model : in evaluation mode; its forward is replaced
     args, kwargs : example inputs; no tensor among them twice
-    free : "batch" if the first axis of tensors may have other sizes, "all" if any may
+    free : the axes that may have other sizes: "all", or "some", which leaves out what is not the
+        first axis of an image or video: theirs take long to follow, and mostly stay the same
 
     Raises
     ------
@@ -56,16 +63,15 @@ def export(
     calls = [(args, kwargs)]
     if next((x.shape[0] for x in pytree.tree_leaves(calls) if _is_batched(x)), 0) == 1:
         calls.insert(0, twice)
-    attempts = [
-        (call, axes) for call in calls for axes in ("all", "batch") if free in (axes, "all")
-    ]
+    most = {"all": sys.maxsize, "some": _SEQUENCE}[free]
+    attempts = [(call, rank) for call in calls for rank in (most, 0)]
     error: Exception | None = None
     found = False
-    for call, axes in [*attempts, ((args, kwargs), "none")]:
+    for call, rank in [*attempts, ((args, kwargs), None)]:
         shapes = torch.export.ShapesCollection()
         for leaf in pytree.tree_leaves(call):
-            if _is_batched(leaf) and axes != "none":
-                every = range(leaf.dim() if axes == "all" else 1)
+            if _is_batched(leaf) and rank is not None:
+                every = range(leaf.dim() if leaf.dim() <= rank else 1)
                 free_axes = [axis for axis in every if leaf.shape[axis] > 1]
                 shapes[leaf] = dict.fromkeys(free_axes, torch.export.Dim.AUTO)
         try:
@@ -74,7 +80,7 @@ def export(
                     model,
                     *call,
                     strict=False,
-                    dynamic_shapes=shapes if axes != "none" else None,  # type: ignore[arg-type]
+                    dynamic_shapes=shapes if rank is not None else None,  # type: ignore[arg-type]
                 )
         except _OutputError as caught:
             raise ValueError(str(caught)) from caught

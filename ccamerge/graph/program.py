@@ -11,22 +11,19 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ccamerge.graph.batches import batch_size, model_device, moved
-from ccamerge.graph.exporting import export, implied_arguments, structure
+from ccamerge.graph.exporting import Free, export, implied_arguments, structure
 from ccamerge.graph.functional import functional
 from ccamerge.graph.node import Node, Ref, random_draw
 from ccamerge.graph.regions import Autocast, Writer, shape_of
 
-__all__ = ["Free", "Node", "Program", "Ref", "trace"]
-
-Free = Literal["batch", "all"]
-"""Which axes of the inputs may have other sizes later: the first one, or every one that can."""
+__all__ = ["Node", "Program", "Ref", "trace"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,7 +299,7 @@ def trace(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
-    free: Free = "batch",
+    free: Free = "some",
 ) -> Program:
     """Record the operations of ``model`` in evaluation mode on example inputs.
 
@@ -314,8 +311,9 @@ def trace(
     ----------
     model : the module; it is neither modified nor kept
     args, kwargs : example inputs of one call, on any device
-    free : the axes that may have another size in a later call: "batch", the first of each tensor,
-        or "all"; wherever the model takes another size. What it freezes is in `Program.sizes`.
+    free : the axes that may have another size in a later call, wherever the model takes one: "all",
+        or "some", of images and videos (four axes and more) the first only, since following the
+        others takes long. What the model freezes is in `Program.sizes`.
 
     Raises
     ------

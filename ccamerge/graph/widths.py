@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ccamerge.graph.derivation import spaces_of_call
+from ccamerge.graph.exporting import Free
 from ccamerge.graph.program import Node, Program
 from ccamerge.graph.spaces import Group, Slot, Space, Spaces
 
@@ -87,20 +88,29 @@ def extended(
                 f"{MOST_TRACES} were made: use batches of fewer sizes"
             )
             raise ValueError(message)
-        found = spaces_of_call(model, args, kwargs, free="all")
-        who = f"{type(model).__name__} does something else with inputs of these sizes"
-        _check_same_operations(who, own.program, found.program)
-        _check_spaces(who, own, found)
-        known[id(own)] = dataclasses.replace(
-            own,
-            program=_with_variant(own.program, found.program),
-            unfolded=_with_variant(own.unfolded, found.unfolded),
-        )
+        try:
+            known[id(own)] = _with_variant(own, model, args, kwargs, "all")
+        except ValueError:  # free sizes may take other operations: trace as the first inputs were
+            known[id(own)] = _with_variant(own, model, args, kwargs, "some")
     return [known[id(own)] for own in every]
 
 
-def _with_variant(program: Program, variant: Program) -> Program:
-    return dataclasses.replace(program, variants=(*program.variants, variant))
+def _with_variant(
+    own: Spaces, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: Free
+) -> Spaces:
+    found = spaces_of_call(model, args, kwargs, free)
+    who = f"{type(model).__name__} does something else with inputs of these sizes"
+    _check_same_operations(who, own.program, found.program)
+    _check_spaces(who, own, found)
+
+    def joined(program: Program, variant: Program) -> Program:
+        return dataclasses.replace(program, variants=(*program.variants, variant))
+
+    return dataclasses.replace(
+        own,
+        program=joined(own.program, found.program),
+        unfolded=joined(own.unfolded, found.unfolded),
+    )
 
 
 def given_spaces(
