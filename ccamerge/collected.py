@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ccamerge.device import DeviceLike
-from ccamerge.graph.derivation import spaces_of_call
+from ccamerge.graph.inspection import spaces_of_call
 from ccamerge.graph.spaces import Space, Spaces
 from ccamerge.graph.widths import Shapes, shapes_of
 from ccamerge.moments import Moments

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ccamerge.apply import FeatureMap, average, transform
-from ccamerge.graph.derivation import spaces
+from ccamerge.graph.inspection import spaces
 from ccamerge.graph.spaces import Group, Role, Slot, Space
 from ccamerge.graph.states import folded_state
 from ccamerge.verification import random_map

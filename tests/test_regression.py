@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ccamerge.graph.derivation import spaces
 from ccamerge.graph.fold import LINEAR_OPS
+from ccamerge.graph.inspection import spaces
 from ccamerge.graph.program import Node, Ref
 from ccamerge.graph.states import folded_state
 from ccamerge.lattice import RESTORED, lattice

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ccamerge.graph.derivation import spaces
+from ccamerge.graph.inspection import spaces
 from ccamerge.lattice import FITTED, lattice
 from ccamerge.regression import DAMPING, Fit, Piece, Sample, fit
 from ccamerge.regression.operators import Operator, counted

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import ccamerge
 from ccamerge import repair
 from ccamerge.collecting import lockstep
-from ccamerge.graph.derivation import spaces
+from ccamerge.graph.inspection import spaces
 from ccamerge.graph.states import folded_state
 from ccamerge.repair import walked_inputs
 from tests import models as M

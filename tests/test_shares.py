@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.apply import transform
-from ccamerge.graph.derivation import spaces
+from ccamerge.graph.inspection import spaces
 from ccamerge.graph.states import folded_state
 from ccamerge.shares import shares_of
 from tests import models as M

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ccamerge.graph.derivation import spaces_of_call
+from ccamerge.graph.inspection import spaces_of_call
 from ccamerge.graph.program import Node, Program
 from ccamerge.graph.spaces import Group, Slot, Space, Spaces
 
