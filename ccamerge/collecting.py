@@ -17,6 +17,7 @@ from ccamerge.collected import Collected, Pairs
 from ccamerge.device import Device, DeviceLike, memory_of, obstacle, resolve
 from ccamerge.fingerprints import program_fingerprint, state_fingerprint
 from ccamerge.graph.batches import batch_size, model_device, moved, split_batch
+from ccamerge.graph.modules import tensors_of
 from ccamerge.graph.program import Program
 from ccamerge.graph.spaces import Space, Spaces, Tap
 from ccamerge.graph.states import (
@@ -222,7 +223,7 @@ def _empty(
                 _watch(fold, name, taps, outputs[name][taps[0].name], RESTORED)
     fingerprint = {
         "programs": [program_fingerprint(own.program) for own in found],
-        "models": [state_fingerprint(model.state_dict()) for model in models],
+        "models": [state_fingerprint(tensors_of(model)) for model in models],
     }
     structure = pytree.treespec_dumps(found[0].program.input_spec)
     known = {shapes_of(model): own for model, own in zip(models, found, strict=True)}

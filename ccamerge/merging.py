@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -25,6 +25,8 @@ from ccamerge.collected import Collected
 from ccamerge.collecting import collect, device_for
 from ccamerge.device import DeviceLike, memory_of
 from ccamerge.fingerprints import program_fingerprint, state_fingerprint
+from ccamerge.graph.modules import copied, extra_state, tensors_of
+from ccamerge.graph.plain import put_back
 from ccamerge.graph.spaces import ANY_MAP, Effect, Space, Spaces
 from ccamerge.graph.states import folded_state, placed, same_architecture
 from ccamerge.methods import Mode
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
 
 Repair = Literal["variance", "regression", "none"]
 Norm = Literal["fold", "paper"]
+
+_UNALIGNED = 0.5
+"""Share of parameters aligned along no axis from which on a merge warns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +172,8 @@ def merge(
     RuntimeError
         If the device cannot be used, or has too little memory.
     """
-    models = same_architecture(models)
+    given = list(models) if not isinstance(models, nn.Module) else models
+    models = same_architecture(given)
     if repair is None:
         repair = "regression" if norm == "fold" else "none"
     _check(repair, norm, mode, reference, len(models))
@@ -237,8 +243,10 @@ def merge(
             for i, (state, own) in enumerate(zip(unmapped, applied, strict=True))
         ]
         order = [reference, *(i for i in range(len(models)) if i != reference)]
-        merged = average(
-            [mapped[i] for i in order], lambda key: [shares.of_parameter(key)[i] for i in order]
+        merged, from_reference = average(
+            [mapped[i] for i in order],
+            lambda key: [shares.of_parameter(key)[i] for i in order],
+            set(target.program.parameters.values()),
         )
     with watch("repair"):
         if norm == "paper":
@@ -247,9 +255,14 @@ def merge(
             walked = zip((own.program for own in every), states, strict=True)
             teachers = list(walked) if repair == "regression" else []
             repaired = repair_merged(merged, found, moments, maps, shares, teachers)
-    result = copy.deepcopy(models[reference]).eval()
-    result.zero_grad(set_to_none=True)  # a trained reference may still carry its last gradients
+    result = copied(models[reference], f"models[{reference}]").eval()
     load_merged(result, merged, target, repaired.statistics)
+    if models[reference] is not given[reference]:
+        holder = copied(given[reference], f"models[{reference}]").eval()
+        from_reference |= put_back(holder, result)
+        result = holder
+    result.zero_grad(set_to_none=True)  # a trained reference may still carry its last gradients
+    from_reference |= _differing_extra_state(models, reference)
     report = Report(
         method=aligned.method if isinstance(aligned.method, str) else dict(aligned.method),
         options=dict(aligned.options),
@@ -272,8 +285,33 @@ def merge(
         peak_bytes=watch.peak_bytes,
         device="cpu" if where is None else where.title,
         on_cpu=list(aligned.on_cpu),
+        aligned=found.aligned_shares(),
+        from_reference=from_reference,
     )
+    if unused := [key for key, why in from_reference.items() if "traced call" in why]:
+        names = ", ".join(map(repr, unused[:3])) + (" and others" if len(unused) > 3 else "")
+        message = (
+            f"{names} differ between the models, and the traced call does not use them: they are "
+            f"those of models[{reference}], whose features the merged network has"
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    if report.aligned[2] > _UNALIGNED and set(aligned.methods.values()) != {"average"}:
+        warnings.warn(f"{report.aligned_line()} (see the report)", RuntimeWarning, stacklevel=2)
     return MergeResult(result, aligned, found, moments, report)
+
+
+def _differing_extra_state(models: Sequence[nn.Module], reference: int) -> dict[str, str]:
+    """Extra state that models do not agree in, as far as it can be compared."""
+    every = [extra_state(model) for model in models]
+    differing = {}
+    for key, value in every[reference].items():
+        try:
+            same = all(bool(own.get(key) == value) for own in every)
+        except (TypeError, ValueError, RuntimeError):
+            same = False
+        if not same:
+            differing[key] = "extra state, which differs"
+    return differing
 
 
 def _check(repair: str, norm: str, mode: str, reference: int, count: int) -> None:
@@ -312,7 +350,7 @@ def _check_moments(
         message = "this mode or method needs moments of all pairs; collect with pairs='all'"
         raise ValueError(message)
     for index, model in enumerate(models):
-        if state_fingerprint(model.state_dict()) != collected.fingerprint["models"][index]:
+        if state_fingerprint(tensors_of(model)) != collected.fingerprint["models"][index]:
             message = f"moments belong to other parameters than those of models[{index}]"
             raise ValueError(message)
         program = collected.spaces_of(model).program
@@ -343,15 +381,14 @@ def load_merged(
             mean = mean - state[fold.folded].to(mean)  # of the output before the folded bias
         fold.unapply(state, mean, variance)
     used = set(spaces.unfolded.parameters.values())
-    targets = model.state_dict(keep_vars=True)
+    targets = tensors_of(model, keep_vars=True)
     owner: dict[int, str] = {}  # a parameter tied under several names is aligned under one of them
     for key, target in targets.items():
         if id(target) not in owner or key in used:
             owner[id(target)] = key
     with torch.no_grad():
         for key in owner.values():
-            if targets[key].is_floating_point():
-                targets[key].copy_(state[key])
+            targets[key].copy_(state[key])
 
 
 def _space_report(space: Space, aligned: Aligned) -> SpaceReport:

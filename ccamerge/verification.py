@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 from ccamerge.apply import FeatureMap, transform
 from ccamerge.graph.batches import moved, split_batch
 from ccamerge.graph.inspection import few_leaves, spaces_of_call
+from ccamerge.graph.modules import check_state, copied
+from ccamerge.graph.plain import plain
 from ccamerge.graph.program import Node, Program, Ref
 from ccamerge.graph.rules import ELEMENTWISE
 from ccamerge.graph.spaces import ANY_MAP, Effect, Group, Role, Spaces
@@ -63,7 +64,9 @@ def verify(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> list[Chec
     The five checks, in order. What `merge` would pin for failing the first is a failure here.
     """
     cpu = torch.device("cpu")
-    model, example_inputs = copy.deepcopy(model).cpu().eval(), moved(example_inputs, cpu)
+    check_state(model, "model")
+    model, example_inputs = plain(copied(model, "model"), "model"), moved(example_inputs, cpu)
+    model = model.cpu().eval()
     args, kwargs = split_batch(example_inputs, model)
     found = spaces_of_call(model, args, kwargs, prove=False)
     generator = torch.Generator().manual_seed(seed)

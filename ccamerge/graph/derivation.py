@@ -110,7 +110,7 @@ class Derivation:
         axis: Axis = axes[dim]  # type: ignore[assignment]
         key = self.program.parameters.get(argument.name)
         if axis == ax.inert(1) and key is not None and (key, dim) not in self._kept:
-            axes[dim] = axis = ax.fresh(1)  # type: ignore[assignment,call-overload]
+            axes[dim] = axis = ax.fresh(1)  # type: ignore[call-overload]
         return axis
 
     def same_feature(self, argument: Any, dim: int, axis: Axis, node: Node) -> None:
@@ -202,7 +202,9 @@ class Derivation:
             picked = self._axes[operands[0]][node.args[1]]
             self._axes[node.name] = picked if isinstance(picked, list) else [picked]
             if operands[0] in self._sources:
-                self._sources[node.name] = [s[node.args[1]] for s in self._sources[operands[0]]][misc]
+                self._sources[node.name] = [
+                    source[node.args[1]] for source in self._sources[operands[0]]
+                ]
             return
         result = self._applied(node)
         if result is None or not self._known(node, operands):

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 from ccamerge.graph.batches import batch_size, moved, split_batch
 from ccamerge.graph.derivation import Derivation
 from ccamerge.graph.fold import fold
+from ccamerge.graph.modules import check_state, tensors_of
+from ccamerge.graph.plain import plain
 from ccamerge.graph.program import Program, trace
 from ccamerge.graph.spaces import Group, Space, Spaces
 from ccamerge.graph.states import folded_state
@@ -44,19 +46,26 @@ def spaces(model: nn.Module, example_inputs: Any, *, prove: bool = True) -> Spac
     ValueError
         If the model cannot be traced; the message carries the tracer's reason.
     """
+    check_state(model, "model")
+    model = plain(model, "model")
     return spaces_of_call(model, *split_batch(example_inputs, model), prove=prove)
 
 
 def spaces_of_call(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, prove: bool = True
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    prove: bool = True,
+    who: str = "the model",
 ) -> Spaces:
-    """As `spaces`, from the arguments of a call."""
-    unfolded = trace(model, args, kwargs)
+    """As `spaces`, from the arguments of a call; messages call the model ``who``."""
+    unfolded = trace(model, args, kwargs, who)
     program, folds = fold(unfolded)
     frozen = {
         key: f"{key} is of {str(value.dtype).removeprefix('torch.')}"
-        for key, value in model.state_dict(keep_vars=True).items()
-        if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+        for key, value in tensors_of(model).items()
+        if not (value.is_floating_point() or value.is_complex())
     }
     found = Derivation(program, frozen).finish(folds, unfolded)
     return proved(found, model, args, kwargs) if prove and found.spaces else found

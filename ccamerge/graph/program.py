@@ -6,7 +6,6 @@ functional forms, so that a value, once computed, never changes: it can be tappe
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import warnings
@@ -19,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ccamerge.graph.aliases import check_changes_in_place
 from ccamerge.graph.batches import model_device, moved
+from ccamerge.graph.modules import copied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,20 +182,26 @@ def _bound(argument: Any, values: Mapping[str, Any]) -> Any:
     return argument
 
 
-def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Program:
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    who: str = "the model",
+) -> Program:
     """Record the operations of ``model`` in evaluation mode on example inputs.
 
     Parameters
     ----------
     model : the module; it is neither modified nor kept
     args, kwargs : example inputs of one call, on any device; tensors have the batch first
+    who : what messages call the model
 
     Raises
     ------
     ValueError
         If ``torch.export`` cannot follow the model; the message carries its reason.
     """
-    model = copy.deepcopy(model).eval()
+    model = copied(model, who).eval()
     args, kwargs = moved((args, kwargs or {}), model_device(model))
     spec = pytree.tree_flatten((args, kwargs))[1]
     leaves = pytree.tree_leaves((args, kwargs))

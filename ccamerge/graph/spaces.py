@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from typing import Any
 
 from ccamerge.graph.fold import Fold
@@ -76,6 +77,9 @@ class Tap:
         return f"{self.node}[{self.part}]" if self.part else self.node
 
 
+KERNEL = "position in the kernel"
+"""Why no space holds the spatial axes of a convolution's weight."""
+
 ANY_MAP = "any invertible map"
 """What `Space.exact` says where no non-linearity touches the space."""
 
@@ -126,6 +130,25 @@ class Spaces:
                 return space
         message = f"no space named {name!r}; there are {', '.join(s.name for s in self.spaces)}"
         raise KeyError(message)
+
+    def aligned_shares(self) -> tuple[float, float, float]:
+        """Shares of parameters that spaces hold along all their axes, along some, and along none.
+
+        Axes of one element, and positions in kernels, do not count.
+        """
+        held = {(slot.parameter, slot.dim) for space in self.spaces for slot in space.slots}
+        shapes = {key: self.program.shapes[name] for name, key in self.program.parameters.items()}
+        counts = [0, 0, 0]
+        for key, shape in shapes.items():
+            axes = [
+                (key, dim)
+                for dim, size in enumerate(shape)
+                if size > 1 and self.pinned.get((key, dim)) != KERNEL
+            ]
+            found = sum(axis in held for axis in axes)
+            counts[2 if not found else int(found < len(axes))] += math.prod(shape)
+        total = max(1, sum(counts))
+        return counts[0] / total, counts[1] / total, counts[2] / total
 
     def __str__(self) -> str:
         width = max([len(s.name) for s in (*self.spaces, *self.fixed)] + [5])

@@ -8,7 +8,7 @@ from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
 from ccamerge.graph.program import Node, Ref
 from ccamerge.graph.rules.registry import operand_axes, rule, split_evenly
-from ccamerge.graph.spaces import Role
+from ccamerge.graph.spaces import KERNEL, Role
 
 if TYPE_CHECKING:
     from ccamerge.graph.derivation import Derivation
@@ -121,6 +121,7 @@ def _contract(
     bias = node.argument(2, "bias") if node.op == "aten.linear" else bias
     if bias is not None:
         added = d.axes_of(bias)
+        d.restrict(out[: len(out) - 1], "one number added to many features", node)
         for dim in range(1, len(added) + 1):
             if ax.axis_size(added[-dim]) == ax.axis_size(out[-dim]):
                 d.same_feature(bias, len(added) - dim, out[-dim], node)
@@ -139,15 +140,23 @@ def _bias(node: Node, d: Derivation, axis: Axis) -> None:
         d.use(bias, 0, Role.WRITE, axis, node)
 
 
+def _positions(node: Node, d: Derivation, x: list[Axis]) -> None:
+    """Of a convolution: features that lie along positions, or among samples, of which a bias is."""
+    for axis in x[2:]:
+        ax.pin(axis, f"positions of {node.name}")
+    d.restrict([x[0]], "one number added to many features", node)
+
+
 @rule("conv1d", "conv2d", "conv3d")
 def _conv(node: Node, d: Derivation) -> list[Axis] | None:
     x, weight = operand_axes(node, d), d.axes_of(node.args[1])
     if node.shape is None or len(x) != len(weight) or d.is_static(node.args[0]):
         return None
     weight[0] = d.features_of(node.args[1], 0)
+    _positions(node, d, x)
     groups = int(node.argument(6, "groups", 1))
     for dim in range(2, len(weight)):
-        d.use(node.args[1], dim, None, weight[dim], node, "position in the kernel")
+        d.use(node.args[1], dim, None, weight[dim], node, KERNEL)
     outputs, per_group = ax.axis_size(weight[0]), ax.axis_size(weight[1])
     out = weight[0]
     if groups == 1:
@@ -192,8 +201,9 @@ def _conv_transpose(node: Node, d: Derivation) -> list[Axis] | None:
         return None
     if d.is_static(node.args[0]):
         return None
+    _positions(node, d, x)
     for dim in range(2, len(weight)):
-        d.use(node.args[1], dim, None, weight[dim], node, "position in the kernel")
+        d.use(node.args[1], dim, None, weight[dim], node, KERNEL)
     out = d.features_of(node.args[1], 1)
     ax.unify(x[1], weight[0], node.name)
     d.use(node.args[1], 0, Role.READ, weight[0], node)
@@ -217,7 +227,7 @@ def _attention(node: Node, d: Derivation) -> list[Axis] | None:
         ax.unify(a, b, node.name)
     ax.unify(query[-1], key[-1], node.name)
     ax.pin(key[-2], f"positions in {node.name}")
-    d.restrict([*query[:-2], *key[:-2], query[-1]], "attention", node)
+    d.restrict([*query, *key[:-2]], "attention", node)
     out = [*query[:-1], value[-1]]
     mask = node.argument(3, "attn_mask")
     if mask is not None:

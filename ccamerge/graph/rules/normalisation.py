@@ -43,6 +43,7 @@ def _layer_norm(node: Node, d: Derivation) -> list[Axis]:
                 d.use(own, dim, Role.SCALE if index == 2 else Role.WRITE, axis, node)
     # Without an affine part an orthogonal map would do; with it only a permutation is exact.
     d.restrict(axes[-count:], "normalised over its features", node)
+    d.restrict(axes[: len(axes) - count], "normalised one by one", node)
     d.normalised(node)
     return axes
 
@@ -62,6 +63,6 @@ def _group_norm(node: Node, d: Derivation) -> list[Axis] | None:
         if own is not None:
             d.same_feature(own, 0, axes[1], node)
             d.use(own, 0, Role.SCALE if index == 2 else Role.WRITE, axes[1], node)
-    d.restrict([axes[1]], "normalised within its group", node)
+    d.restrict(axes, "normalised within its group", node)
     d.normalised(node)
     return axes
