@@ -6,11 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ccamerge import arguments
 from ccamerge.graph.batches import batch_size, model_device, moved, split_batch
 from ccamerge.metrics import Metric, metric_named, title_of
 
@@ -50,7 +51,7 @@ def evaluate(
     ValueError
         If there is no model or no data, or a metric fails; the message names the batch.
     """
-    members = [models] if isinstance(models, nn.Module) else list(models)
+    members = [models] if isinstance(models, nn.Module) else arguments.modules(models)
     [[value]], _ = measure([("", members)], data, [metric], ensemble)
     return value
 
@@ -82,8 +83,10 @@ def measure(
     if not all(members for _, members in rows):
         message = "models must hold at least one model, got 0"
         raise ValueError(message)
-    if ensemble not in ("probabilities", "outputs"):
-        message = f"ensemble must be 'probabilities' or 'outputs', got {ensemble!r}"
+    data = arguments.batches(data)
+    expected = "'probabilities' or 'outputs'"
+    if arguments.string(ensemble, "ensemble", expected) not in get_args(Mean):
+        message = f"ensemble must be {expected}, got {ensemble!r}"
         raise ValueError(message)
     functions = [(title_of(metric), metric_named(metric)) for metric in metrics]
     totals = [[[0.0, 0] for _ in functions] for _ in rows]

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from ccamerge import arguments
 from ccamerge.collected import Collected
 from ccamerge.evaluation import measure
 from ccamerge.merging import merge
-from ccamerge.metrics import Metric
+from ccamerge.metrics import Metric, metric_named
 
 POINTS = 11
 """From the reference to the others, both included."""
@@ -92,6 +93,9 @@ def barrier(
     ValueError
         For fewer than 3 points, and as `ccamerge.merge` and `ccamerge.evaluate`.
     """
+    models, data = arguments.modules(models), arguments.batches(data)
+    for value in (metric, loss):
+        metric_named(value)
     way = dict(path(models, points, **settings, moments=moments, progress=False))
     rows = [(f"t = {t:g}", [model]) for t, model in way.items()]
     rows += [(f"models[{i}]", [model]) for i, model in enumerate(models)]
@@ -115,15 +119,17 @@ def path(
     ValueError
         As `barrier`.
     """
-    check_points(points)
+    points = check_points(points)
     for t in (index / (points - 1) for index in range(points)):
         result = merge(models, **{**settings, "t": t})
         settings["aligned"] = result.aligned
         yield t, result.model
 
 
-def check_points(points: int) -> None:
-    """Raise ValueError unless there is one between the ends at least."""
+def check_points(points: int) -> int:
+    """The number that ``points`` is; ValueError unless there is one between the ends at least."""
+    points = arguments.integer(points, "points")
     if points < 3:
         message = f"points must be at least 3, both ends and one between them; got {points}"
         raise ValueError(message)
+    return points

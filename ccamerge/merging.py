@@ -6,21 +6,21 @@ import copy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ccamerge import plots
+from ccamerge import arguments, plots
 from ccamerge.aligning import (
     DEFAULT_METHOD,
     Aligned,
     MethodChoice,
     align,
-    check_ready,
     pairs_needed,
 )
 from ccamerge.apply import FeatureMap, average, transform
+from ccamerge.checking import check_results, checked
 from ccamerge.collected import Collected
 from ccamerge.collecting import collect, device_for
 from ccamerge.device import DeviceLike, memory_of
@@ -31,15 +31,13 @@ from ccamerge.methods import Mode
 from ccamerge.paper import reset_statistics, unfolded_spaces
 from ccamerge.repair import RepairResult, repair_merged
 from ccamerge.report import Report, SpaceReport
-from ccamerge.ridges import RidgeChoice, check_regularisers
-from ccamerge.shares import Weights, check_weights, shares_of
+from ccamerge.ridges import RidgeChoice
+from ccamerge.settings import Norm, Repair, Settings
+from ccamerge.shares import Weights, shares_of
 from ccamerge.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Repair = Literal["variance", "regression", "none"]
-Norm = Literal["fold", "paper"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,12 +166,13 @@ def merge(
         If the device cannot be used, or has too little memory.
     """
     models = same_architecture(models)
-    if repair is None:
-        repair = "regression" if norm == "fold" else "none"
-    _check(repair, norm, mode, reference, len(models))
-    check_regularisers(ridge, gamma)
-    check_weights(weights, len(models))
-    check_ready(method)
+    reference = arguments.index(reference, "reference", len(models))
+    given = Settings(method, options, mode, ridge, gamma, weights, t, repair, norm, seed)
+    given = checked(given, len(models), reference)
+    options, ridge, gamma, weights = given.options, given.ridge, given.gamma, given.weights
+    t, repair, seed = given.t, given.repair or "none", given.seed
+    check_results(moments, aligned)
+    progress = arguments.flag(progress, "progress")
     pairs = pairs_needed(method, mode)
     if device is None and moments is not None:
         device = moments.device
@@ -274,25 +273,6 @@ def merge(
         on_cpu=list(aligned.on_cpu),
     )
     return MergeResult(result, aligned, found, moments, report)
-
-
-def _check(repair: str, norm: str, mode: str, reference: int, count: int) -> None:
-    for name, value, known in (
-        ("mode", mode, get_args(Mode)),
-        ("repair", repair, get_args(Repair)),
-        ("norm", norm, get_args(Norm)),
-    ):
-        if value not in known:
-            message = f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}"
-            raise ValueError(message)
-    if norm == "paper" and repair == "regression":
-        message = (
-            "repair='regression' needs norm='fold': the paper's norm resets statistics instead"
-        )
-        raise ValueError(message)
-    if not 0 <= reference < count:
-        message = f"reference must be in 0..{count - 1}, got {reference}"
-        raise ValueError(message)
 
 
 def _check_moments(

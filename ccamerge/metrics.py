@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ccamerge import arguments
 from ccamerge.config import METRICS, did_you_mean, import_function
 from ccamerge.graph.batches import LABELS
 
@@ -94,10 +95,13 @@ def metric_named(given: str | Metric, source: str = "") -> Metric:
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         If there is no such metric, or it does not take ``(outputs, batch)``.
     """
     if not isinstance(given, str):
+        if not callable(given):
+            expected = "a name or a function (outputs, batch)"
+            raise arguments.wrong("metric", expected, given)  # noqa: EM101
         return given
     if given in METRICS:
         found: Metric = globals()[given]

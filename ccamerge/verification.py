@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ccamerge import arguments
 from ccamerge.apply import FeatureMap, transform
 from ccamerge.graph.batches import moved, split_batch
 from ccamerge.graph.derivation import spaces
@@ -62,6 +63,7 @@ def verify(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> list[Chec
     -------
     The five checks, in order.
     """
+    model, seed = arguments.module(model, "model"), arguments.seed(seed)
     model, example_inputs = copy.deepcopy(model).cpu(), moved(example_inputs, torch.device("cpu"))
     found = spaces(model, example_inputs)
     args, kwargs = split_batch(example_inputs, model)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ccamerge import arguments
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis, Basis
 from ccamerge.graph.batches import split_batch
@@ -316,6 +317,7 @@ def spaces(model: nn.Module, example_inputs: Any) -> Spaces:
     ValueError
         If the model cannot be traced; the message carries the tracer's reason.
     """
+    model = arguments.module(model, "model")
     return spaces_of_call(model, *split_batch(example_inputs, model))
 
 

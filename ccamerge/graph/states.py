@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ccamerge import arguments
 from ccamerge.graph.batches import batch_size, model_device, moved
 from ccamerge.graph.precision import no_tf32
 from ccamerge.graph.program import Program
@@ -18,17 +19,10 @@ from ccamerge.graph.spaces import Spaces
 
 def same_architecture(models: Sequence[nn.Module]) -> list[nn.Module]:
     """Two or more models of equal parameter names and dtypes, or a ValueError."""
-    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
-        message = f"models must be a list or tuple of modules, got one {type(models).__name__}"
-        raise TypeError(message)  # an nn.Sequential would otherwise be merged layer with layer
-    models = list(models)
+    models = arguments.modules(models)
     if len(models) < 2:
         message = f"models must hold at least two models, got {len(models)}"
         raise ValueError(message)
-    for index, model in enumerate(models):
-        if not isinstance(model, nn.Module):
-            message = f"models[{index}] must be a torch.nn.Module, got {type(model).__name__}"
-            raise TypeError(message)
     first = models[0].state_dict()
     for index, model in enumerate(models[1:], start=1):
         other = model.state_dict()
