@@ -101,7 +101,7 @@ def check_choice(
     if isinstance(choice, str):
         _check_mode(method_named(choice), mode)
     names = [choice] if isinstance(choice, str) else list(choice.values())
-    # Some spaces may be left to these whatever is chosen; without options they are not worth a word.
+    # Spaces may be left to these whatever is chosen; without options they need not be named.
     names += [name for name in (DEFAULT_METHOD, "permutation") if METHODS[name].options]
     if options is None:
         return None
