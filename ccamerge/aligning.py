@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ccamerge import arguments
 from ccamerge.apply import FeatureMap
+from ccamerge.brief import Brief
 from ccamerge.collected import Collected, Pairs
 from ccamerge.device import memory_of, resolve
 from ccamerge.graph.batches import moved
@@ -25,8 +26,8 @@ DEFAULT_METHOD = "cca"
 MethodChoice = str | Mapping[str, str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Aligned:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Aligned(Brief):
     """Feature maps of all models in all spaces, and how they were found.
 
     Attributes
@@ -47,6 +48,21 @@ class Aligned:
     mode: Mode
     reference: int
     on_cpu: tuple[str, ...] = ()
+
+    def _parts(self) -> Mapping[str, Any]:
+        return {
+            "method": self.method,
+            "options": self.options,
+            "mode": self.mode,
+            "reference": self.reference,
+            "models": max((len(row) for row in self.solutions.values()), default=0),
+            "spaces": {
+                name: f"{len(row[0].feature_map.forward)} by {self.methods[name]}"
+                for name, row in self.solutions.items()
+            },
+            "gamma": self.gamma,
+            "ridges": self.ridges,
+        }
 
     @property
     def maps(self) -> dict[str, list[FeatureMap]]:

@@ -72,7 +72,7 @@ def load_into(module: nn.Module, path: str | os.PathLike[str]) -> None:
         As `load_state`, or if names, shapes or dtypes differ from the module's, numbers are too
         large for its precision, or tied names have different values; the first few are listed.
     """
-    module = arguments.module(module, "module")
+    module, path = arguments.module(module, "module"), arguments.path(path, "path")
     state = load_state(path)
     check_state(state, module, path)
     try:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ccamerge import arguments
 from ccamerge.aligning import check_options, methods_of
+from ccamerge.brief import Brief
 from ccamerge.checking import check_results, checked
 from ccamerge.collected import Collected
 from ccamerge.config import METRICS, Ensemble, did_you_mean
@@ -34,8 +35,8 @@ class Score:
     seconds: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Comparison(Brief):
     """What `compare` returns; ``str`` is a table for a terminal.
 
     Attributes
@@ -56,6 +57,17 @@ class Comparison:
     ensemble: Score | None
     merged: list[Score]
     barriers: dict[str, Barrier]
+
+    def _parts(self) -> Mapping[str, Any]:
+        return {
+            "metric": self.metric,
+            "loss": self.loss,
+            "samples": self.samples,
+            "models": {score.name: score.metric for score in self.models},
+            "ensemble": self.ensemble.metric if self.ensemble else None,
+            "merged": {score.name: score.metric for score in self.merged},
+            "barriers": {name: found.barrier for name, found in self.barriers.items()},
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, dicts, numbers and strings."""
@@ -178,8 +190,8 @@ def compare(
         rows.append((f"ensemble of {len(models)}", models))
     if better is not None:
         arguments.choice(better, "better", ("higher", "lower"))
-    for value in (metric, loss):
-        metric_named(value)
+    for name, value in (("metric", metric), ("loss", loss)):
+        metric_named(value, argument=name)
     progress = arguments.flag(progress, "progress")
     points = arguments.integer(points, "points") and check_points(points)
     merges = _settings(models, methods, moments, settings)

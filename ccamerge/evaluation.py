@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ccamerge import arguments
+from ccamerge.config import current_folder_importable
 from ccamerge.graph.batches import batch_size, model_device, moved, split_batch
 from ccamerge.metrics import Metric, metric_named, title_of
 
@@ -92,7 +93,12 @@ def measure(
     totals = [[[0.0, 0] for _ in functions] for _ in rows]
     uses = Counter(id(model) for _, members in rows for model in members)
     samples = 0
-    with _evaluating(model for _, members in rows for model in members), torch.inference_mode():
+    named = any(isinstance(metric, str) and ":" in metric for metric in metrics)
+    with (
+        current_folder_importable() if named else nullcontext(),  # a metric may import as it runs
+        _evaluating(model for _, members in rows for model in members),
+        torch.inference_mode(),
+    ):
         for index, batch in enumerate(data):
             kept: dict[int, Tensor] = {}  # outputs of networks that a later row needs again
             at: dict[torch.device, Any] = {}  # the batch, where networks are

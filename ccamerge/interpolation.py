@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ccamerge import arguments
+from ccamerge.brief import Brief
 from ccamerge.collected import Collected
 from ccamerge.evaluation import measure
 from ccamerge.merging import merge
@@ -19,8 +20,8 @@ POINTS = 11
 """From the reference to the others, both included."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Barrier:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Barrier(Brief):
     """A metric and a loss of the merges at each ``t``, the way from the reference (0) to the rest.
 
     Frankle et al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis" (ICML 2020);
@@ -94,8 +95,8 @@ def barrier(
         For fewer than 3 points, and as `ccamerge.merge` and `ccamerge.evaluate`.
     """
     models, data = arguments.modules(models), arguments.batches(data)
-    for value in (metric, loss):
-        metric_named(value)
+    for name, value in (("metric", metric), ("loss", loss)):
+        metric_named(value, argument=name)
     way = dict(path(models, points, **settings, moments=moments, progress=False))
     rows = [(f"t = {t:g}", [model]) for t, model in way.items()]
     rows += [(f"models[{i}]", [model]) for i, model in enumerate(models)]

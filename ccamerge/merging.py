@@ -20,6 +20,7 @@ from ccamerge.aligning import (
     pairs_needed,
 )
 from ccamerge.apply import FeatureMap, average, transform
+from ccamerge.brief import Brief
 from ccamerge.checking import check_results, checked
 from ccamerge.collected import Collected
 from ccamerge.collecting import collect, device_for
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclasses.dataclass(frozen=True)
-class MergeResult:
+@dataclasses.dataclass(frozen=True, repr=False)
+class MergeResult(Brief):
     """What `merge` returns.
 
     Attributes
@@ -60,6 +61,20 @@ class MergeResult:
     moments: Collected
     report: Report
 
+    def _parts(self) -> Mapping[str, Any]:
+        return {
+            "model": self.model,
+            "models": len(self.report.weights),
+            "weights": self.report.weights,
+            "method": self.report.method,
+            "mode": self.report.mode,
+            "reference": self.report.reference,
+            "repair": self.report.repair,
+            "samples": self.report.samples,
+            "spaces": self.spaces,
+            "correlation": {s.name: s.mean_correlation for s in self.report.spaces},
+        }
+
     @property
     def maps(self) -> dict[str, list[FeatureMap]]:
         """For each space, each model's map to the reference."""
@@ -77,6 +92,7 @@ class MergeResult:
         ImportError
             Without matplotlib; the message says how to get it.
         """
+        folder = None if folder is None else arguments.path(folder, "folder")
         figures = plots.draw(self.report)
         if folder is not None:
             plots.save(figures, folder)

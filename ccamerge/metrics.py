@@ -85,13 +85,14 @@ def labels_of(batch: Any) -> Tensor:
     return found
 
 
-def metric_named(given: str | Metric, source: str = "") -> Metric:
+def metric_named(given: str | Metric, source: str = "", argument: str = "metric") -> Metric:
     """The function of a name in `METRICS` or of "package.module:function", which is imported.
 
     Parameters
     ----------
     given : a name, or the function itself
     source : with which messages about the import begin, such as "merge.yml:9: evaluation.metric"
+    argument : what other messages call it
 
     Raises
     ------
@@ -101,7 +102,7 @@ def metric_named(given: str | Metric, source: str = "") -> Metric:
     if not isinstance(given, str):
         if not callable(given):
             expected = "a name or a function (outputs, batch)"
-            raise arguments.wrong("metric", expected, given)  # noqa: EM101
+            raise arguments.wrong(argument, expected, given)
         return given
     if given in METRICS:
         found: Metric = globals()[given]
@@ -109,7 +110,9 @@ def metric_named(given: str | Metric, source: str = "") -> Metric:
     if ":" not in given:
         known = ", ".join(map(repr, METRICS))
         hint = did_you_mean(given, METRICS)
-        message = f'metric must be one of {known} or "package.module:function"; got {given!r}{hint}'
+        message = (
+            f'{argument} must be one of {known} or "package.module:function"; got {given!r}{hint}'
+        )
         raise ValueError(message)
     return import_function(given, source, "the outputs", "the batch")
 

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from typing import get_args
 
 from ccamerge import arguments
+from ccamerge.brief import Brief
 from ccamerge.collected import Pairs
 from ccamerge.collecting import FOLDS, alignment_taps, repair_taps
 from ccamerge.graph.spaces import Spaces, Tap
 from ccamerge.lattice import MATCHED, RESTORED, lattice
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Plan(Brief):
     """Costs of a merge. ``str`` is a table of the reference's ``spaces``.
 
     ``moments_bytes`` stay allocated while data is read; ``flops`` are those of the moments for one

@@ -7,13 +7,15 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from ccamerge.brief import Brief
+
 if TYPE_CHECKING:
     from ccamerge.regression import Fitted
     from ccamerge.repair import Repaired
 
 
-@dataclasses.dataclass(frozen=True)
-class SpaceReport:
+@dataclasses.dataclass(frozen=True, repr=False)
+class SpaceReport(Brief):
     """One space: how it was aligned, and how well.
 
     ``size`` is the number of features in the merged network, ``widths`` that in each model.
@@ -46,8 +48,8 @@ class SpaceReport:
         return max(values) if values else float("nan")
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Report(Brief):
     """Settings, stages, spaces and repair of one merge. ``str`` is a table for a terminal.
 
     ``skipped`` says for each linear operation that regression left alone why; ``walked`` is the
