@@ -8,11 +8,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ccamerge.brief import Brief
 from ccamerge.graph.spaces import Role, Slot, Space
 
 
-@dataclasses.dataclass(frozen=True)
-class FeatureMap:
+@dataclasses.dataclass(frozen=True, repr=False)
+class FeatureMap(Brief):
     """How one model's features of a space become the reference's: ``x T``.
 
     ``forward`` is T (own features, reference features), ``inverse`` (reference features, own

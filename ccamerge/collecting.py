@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+from ccamerge import arguments
 from ccamerge.collected import Collected, Pairs
 from ccamerge.device import Device, DeviceLike, memory_of, obstacle, resolve
 from ccamerge.fingerprints import program_fingerprint, state_fingerprint
@@ -111,12 +111,11 @@ def collect(
         If the models are on a CUDA device that cannot be used: all is done on the CPU then.
     """
     models = same_architecture(models)
-    if isinstance(data, (Tensor, np.ndarray, Mapping, str)):  # iterable, but not over batches
-        message = f"data must be an iterable of batches, got one {type(data).__name__}"
-        raise TypeError(message)
-    if not 0 <= reference < len(models):
-        message = f"reference must be in 0..{len(models) - 1}, got {reference}"
-        raise ValueError(message)
+    data = arguments.batches(data)
+    reference = arguments.index(reference, "reference", len(models))
+    arguments.choice(pairs, "pairs", get_args(Pairs))
+    folds, seed = arguments.integer(folds, "folds"), arguments.seed(seed)
+    progress = arguments.flag(progress, "progress")
     if folds < 1:
         message = f"folds must be at least 1, got {folds}"
         raise ValueError(message)

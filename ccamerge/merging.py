@@ -6,21 +6,22 @@ import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ccamerge import plots
+from ccamerge import arguments, plots
 from ccamerge.aligning import (
     DEFAULT_METHOD,
     Aligned,
     MethodChoice,
     align,
-    check_ready,
     pairs_needed,
 )
 from ccamerge.apply import FeatureMap, average, transform
+from ccamerge.brief import Brief
+from ccamerge.checking import check_results, checked
 from ccamerge.collected import Collected
 from ccamerge.collecting import collect, device_for
 from ccamerge.device import DeviceLike, memory_of
@@ -33,22 +34,21 @@ from ccamerge.methods import Mode
 from ccamerge.paper import reset_statistics, unfolded_spaces
 from ccamerge.repair import RepairResult, repair_merged
 from ccamerge.report import Report, SpaceReport
-from ccamerge.ridges import RidgeChoice, check_regularisers
-from ccamerge.shares import Weights, check_weights, shares_of
+from ccamerge.ridges import RidgeChoice
+from ccamerge.settings import Norm, Repair, Settings
+from ccamerge.shares import Weights, shares_of
 from ccamerge.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Repair = Literal["variance", "regression", "none"]
-Norm = Literal["fold", "paper"]
 
 _UNALIGNED = 0.5
 """Share of parameters aligned along no axis from which on a merge warns."""
 
 
-@dataclasses.dataclass(frozen=True)
-class MergeResult:
+@dataclasses.dataclass(frozen=True, repr=False)
+class MergeResult(Brief):
     """What `merge` returns.
 
     Attributes
@@ -67,6 +67,20 @@ class MergeResult:
     moments: Collected
     report: Report
 
+    def _parts(self) -> Mapping[str, Any]:
+        return {
+            "model": self.model,
+            "models": len(self.report.weights),
+            "weights": self.report.weights,
+            "method": self.report.method,
+            "mode": self.report.mode,
+            "reference": self.report.reference,
+            "repair": self.report.repair,
+            "samples": self.report.samples,
+            "spaces": self.spaces,
+            "correlation": {s.name: s.mean_correlation for s in self.report.spaces},
+        }
+
     @property
     def maps(self) -> dict[str, list[FeatureMap]]:
         """For each space, each model's map to the reference."""
@@ -84,6 +98,7 @@ class MergeResult:
         ImportError
             Without matplotlib; the message says how to get it.
         """
+        folder = None if folder is None else arguments.path(folder, "folder")
         figures = plots.draw(self.report)
         if folder is not None:
             plots.save(figures, folder)
@@ -172,14 +187,15 @@ def merge(
     RuntimeError
         If the device cannot be used, or has too little memory.
     """
-    given = list(models) if not isinstance(models, nn.Module) else models
-    models = same_architecture(given)
-    if repair is None:
-        repair = "regression" if norm == "fold" else "none"
-    _check(repair, norm, mode, reference, len(models))
-    check_regularisers(ridge, gamma)
-    check_weights(weights, len(models))
-    check_ready(method)
+    originals = arguments.modules(models)
+    models = same_architecture(originals)
+    reference = arguments.index(reference, "reference", len(models))
+    given = Settings(method, options, mode, ridge, gamma, weights, t, repair, norm, seed)
+    given = checked(given, len(models), reference)
+    options, ridge, gamma, weights = given.options, given.ridge, given.gamma, given.weights
+    t, repair, seed = given.t, given.repair or "none", given.seed
+    check_results(moments, aligned)
+    progress = arguments.flag(progress, "progress")
     pairs = pairs_needed(method, mode)
     if device is None and moments is not None:
         device = moments.device
@@ -246,7 +262,7 @@ def merge(
         merged, from_reference = average(
             [mapped[i] for i in order],
             lambda key: [shares.of_parameter(key)[i] for i in order],
-            set(target.program.parameters.values()),
+            _used(models[reference], target),
         )
     with watch("repair"):
         if norm == "paper":
@@ -257,8 +273,8 @@ def merge(
             repaired = repair_merged(merged, found, moments, maps, shares, teachers)
     result = copied(models[reference], f"models[{reference}]").eval()
     load_merged(result, merged, target, repaired.statistics)
-    if models[reference] is not given[reference]:
-        holder = copied(given[reference], f"models[{reference}]").eval()
+    if models[reference] is not originals[reference]:
+        holder = copied(originals[reference], f"models[{reference}]").eval()
         from_reference |= put_back(holder, result)
         result = holder
     result.zero_grad(set_to_none=True)  # a trained reference may still carry its last gradients
@@ -300,6 +316,14 @@ def merge(
     return MergeResult(result, aligned, found, moments, report)
 
 
+def _used(model: nn.Module, spaces: Spaces) -> set[str]:
+    """Parameters of the program, under all names by which they are tied."""
+    names = set(spaces.program.parameters.values())
+    tensors = tensors_of(model, keep_vars=True)
+    known = {id(tensors[key]) for key in names if key in tensors}
+    return names | {key for key, tensor in tensors.items() if id(tensor) in known}
+
+
 def _differing_extra_state(models: Sequence[nn.Module], reference: int) -> dict[str, str]:
     """Extra state that models do not agree in, as far as it can be compared."""
     every = [extra_state(model) for model in models]
@@ -312,25 +336,6 @@ def _differing_extra_state(models: Sequence[nn.Module], reference: int) -> dict[
         if not same:
             differing[key] = "extra state, which differs"
     return differing
-
-
-def _check(repair: str, norm: str, mode: str, reference: int, count: int) -> None:
-    for name, value, known in (
-        ("mode", mode, get_args(Mode)),
-        ("repair", repair, get_args(Repair)),
-        ("norm", norm, get_args(Norm)),
-    ):
-        if value not in known:
-            message = f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}"
-            raise ValueError(message)
-    if norm == "paper" and repair == "regression":
-        message = (
-            "repair='regression' needs norm='fold': the paper's norm resets statistics instead"
-        )
-        raise ValueError(message)
-    if not 0 <= reference < count:
-        message = f"reference must be in 0..{count - 1}, got {reference}"
-        raise ValueError(message)
 
 
 def _check_moments(

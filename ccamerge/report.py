@@ -7,6 +7,8 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from ccamerge.brief import Brief
+
 if TYPE_CHECKING:
     from ccamerge.regression import Fitted
     from ccamerge.repair import Repaired
@@ -19,8 +21,8 @@ _SHOWN = 3
 """Names that a line shows before it counts the rest."""
 
 
-@dataclasses.dataclass(frozen=True)
-class SpaceReport:
+@dataclasses.dataclass(frozen=True, repr=False)
+class SpaceReport(Brief):
     """One space: how it was aligned, and how well.
 
     ``size`` is the number of features in the merged network, ``widths`` that in each model.
@@ -53,8 +55,8 @@ class SpaceReport:
         return max(values) if values else float("nan")
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Report(Brief):
     """Settings, stages, spaces and repair of one merge. ``str`` is a table for a terminal.
 
     ``skipped`` says for each linear operation that regression left alone why; ``walked`` is the
@@ -223,7 +225,10 @@ class Report:
         lines = [self.settings() + ".", "", "| " + " | ".join(header) + " |"]
         lines.append("|" + "---|" * len(header))
         lines += ["| " + " | ".join(row) + " |" for row in rows]
-        lines += ["", *(f"- {line}" for line in self.outcomes()), "", self._time_line()]
+        lines += ["", *(f"- {line}" for line in self.outcomes())]
+        if not (self.repaired or self.fitted or self.skipped):
+            lines.append("- No repair.")
+        lines += ["", self._time_line()]
         if self.fixed:
             lines += ["", "Not aligned:"]
             lines += [f"- `{name}`: {'; '.join(why)}" for name, why in self.fixed.items()]

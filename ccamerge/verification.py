@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccamerge import arguments
 from ccamerge.apply import FeatureMap, transform
 from ccamerge.graph.batches import moved, split_batch
 from ccamerge.graph.inspection import few_leaves, spaces_of_call
@@ -64,6 +65,7 @@ def verify(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> list[Chec
     The five checks, in order. What `merge` would pin for failing the first is a failure here.
     """
     cpu = torch.device("cpu")
+    model, seed = arguments.module(model, "model"), arguments.seed(seed)
     check_state(model, "model")
     model, example_inputs = plain(copied(model, "model"), "model"), moved(example_inputs, cpu)
     model = model.cpu().eval()

@@ -154,3 +154,26 @@ def test_weights_of_a_residual_stream_reach_all_that_writes_it() -> None:
 def test_shares_that_make_no_sense(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Setting().merge(**given)
+
+
+@pytest.mark.parametrize(
+    ("weights", "t", "expected"),
+    [
+        ([1e308, 1e308, 1e308], None, (1 / 3, 1 / 3, 1 / 3)),
+        ([1.7e308, 0.0, 1.7e308], None, (0.5, 0.0, 0.5)),
+        ([1e-310, 3e-310, 0.0], None, (0.25, 0.75, 0.0)),
+        ([5e-324, 0.0, 0.0], None, (1.0, 0.0, 0.0)),
+        ([1e308, 1e-310, 3e-310], 0.5, (0.5, 0.125, 0.375)),
+        ([1e-310, 1e308, 1e308], 0.25, (0.75, 0.125, 0.125)),
+        ([1e308, 1.0, 1.0], None, (1.0, 1e-308, 1e-308)),
+    ],
+)
+def test_weights_at_the_edge_of_floating_point(
+    weights: list[float], t: float | None, expected: tuple[float, ...]
+) -> None:
+    """Only their ratios count, whatever their sum would be."""
+    found = spaces(M.MLP(), torch.randn(2, 12))
+    for given in (weights, {"*": weights}):
+        shares = shares_of(given, t, 3, 0, found)
+        own = shares.default if given is weights else shares.of_space("layers.0")
+        assert own == pytest.approx(expected, rel=1e-10, abs=0)

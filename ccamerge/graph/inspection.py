@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ccamerge import arguments
 from ccamerge.graph.batches import batch_size, moved, split_batch
 from ccamerge.graph.derivation import Derivation
 from ccamerge.graph.fold import fold
@@ -46,6 +47,7 @@ def spaces(model: nn.Module, example_inputs: Any, *, prove: bool = True) -> Spac
     ValueError
         If the model cannot be traced; the message carries the tracer's reason.
     """
+    model = arguments.module(model, "model")
     check_state(model, "model")
     model = plain(model, "model")
     return spaces_of_call(model, *split_batch(example_inputs, model), prove=prove)

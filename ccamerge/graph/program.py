@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ccamerge.brief import Brief
 from ccamerge.graph.aliases import check_changes_in_place
 from ccamerge.graph.batches import model_device, moved
 from ccamerge.graph.modules import copied
@@ -56,8 +57,8 @@ class Node:
         return [x.name for x in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(x, Ref)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Program(Brief):
     """Operations in order, and what the names in them stand for.
 
     ``parameters`` maps value names to the names in the model's ``state_dict`` (buffers included);

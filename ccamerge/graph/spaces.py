@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+from collections.abc import Mapping
 from typing import Any
 
+from ccamerge.brief import Brief
 from ccamerge.graph.fold import Fold
 from ccamerge.graph.program import Program
 
@@ -84,8 +86,8 @@ ANY_MAP = "any invertible map"
 """What `Space.exact` says where no non-linearity touches the space."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Space:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Space(Brief):
     """A set of axes that must be transformed together.
 
     ``group`` is what its parameters can carry; ``exact`` names the maps under which the network's
@@ -100,9 +102,20 @@ class Space:
     slots: tuple[Slot, ...]
     taps: tuple[Tap, ...]
 
+    def _parts(self) -> Mapping[str, Any]:
+        return {
+            "name": self.name,
+            "size": self.size,
+            "group": self.group.value,
+            "exact": self.exact,
+            "notes": self.notes,
+            "slots": [f"{slot.parameter} axis {slot.dim}" for slot in self.slots],
+            "taps": [tap.name for tap in self.taps],
+        }
 
-@dataclasses.dataclass(frozen=True)
-class Spaces:
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Spaces(Brief):
     """What `spaces` found out about a model.
 
     ``program`` is the model's graph with BatchNorm folded (``folds``), ``unfolded`` the graph as it
@@ -117,6 +130,14 @@ class Spaces:
     spaces: tuple[Space, ...]
     fixed: tuple[Space, ...]
     pinned: dict[tuple[str, int], str]
+
+    def _parts(self) -> Mapping[str, Any]:
+        return {
+            "open": {space.name: space.size for space in self.spaces},
+            "fixed": {space.name: space.size for space in self.fixed},
+            "pinned": f"{len(self.pinned)} axes of parameters",
+            "folds": len(self.folds),
+        }
 
     def __iter__(self) -> Any:
         return iter(self.spaces)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ccamerge import arguments
 from ccamerge.graph.batches import batch_size, model_device, moved
 from ccamerge.graph.modules import check_state, tensors_of, undisturbed
 from ccamerge.graph.plain import plain
@@ -23,17 +24,11 @@ def same_architecture(models: Sequence[nn.Module]) -> list[nn.Module]:
 
     A model whose weights are reparametrised comes as a copy in which they are not (see `plain`).
     """
-    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
-        message = f"models must be a list or tuple of modules, got one {type(models).__name__}"
-        raise TypeError(message)  # an nn.Sequential would otherwise be merged layer with layer
-    models = list(models)
+    models = arguments.modules(models)
     if len(models) < 2:
         message = f"models must hold at least two models, got {len(models)}"
         raise ValueError(message)
     for index, model in enumerate(models):
-        if not isinstance(model, nn.Module):
-            message = f"models[{index}] must be a torch.nn.Module, got {type(model).__name__}"
-            raise TypeError(message)
         check_state(model, f"models[{index}]")
     models = [plain(model, f"models[{index}]") for index, model in enumerate(models)]
     first = tensors_of(models[0])

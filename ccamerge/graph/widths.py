@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ccamerge import arguments
 from ccamerge.graph.inspection import spaces_of_call
 from ccamerge.graph.modules import tensors_of
 from ccamerge.graph.program import Node, Program
@@ -59,10 +60,14 @@ def given_spaces(
     if found is None:
         return []
     if not isinstance(found, Spaces):
+        expected = "Spaces, or a list with each model's"
+        found = arguments.items(found, "found", expected)
+        for index, own in enumerate(found):
+            arguments.instance(own, Spaces, f"found[{index}]", "Spaces")
         if len(found) != len(models):
             message = f"found must hold the spaces of {len(models)} models, got {len(found)}"
             raise ValueError(message)
-        return list(found)
+        return found
     if len({shapes_of(model) for model in models}) > 1:
         message = "found must hold each model's spaces, since their widths differ; got one's"
         raise ValueError(message)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ccamerge.apply import FeatureMap
+from ccamerge.brief import Brief
 from ccamerge.device import Device, memory_of, resolve
 from ccamerge.graph.spaces import Space
 from ccamerge.moments import Moments
@@ -29,8 +30,8 @@ else:
     Matrix = TypeVar("Matrix")
 
 
-@dataclasses.dataclass(frozen=True)
-class AlignmentProblem(Generic[Matrix]):
+@dataclasses.dataclass(frozen=True, repr=False)
+class AlignmentProblem(Brief, Generic[Matrix]):
     """One space of one model against the reference.
 
     Covariances are float64: ``reference`` (p, p) and ``own`` (q, q) of each side, ``cross`` (p, q)
@@ -46,8 +47,8 @@ class AlignmentProblem(Generic[Matrix]):
     gamma: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Solution:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Solution(Brief):
     """A map of own features to the reference's, and what is worth reporting about it.
 
     ``correlations`` are those between matched features after the map, best first; ``details``
@@ -64,8 +65,8 @@ Solutions = dict[str, list[Solution]]
 the method has none ("zipit")."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Alignment:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Alignment(Brief):
     """The spaces that a method is to align, and what it may know about them.
 
     Attributes
