@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
@@ -37,6 +38,7 @@ class AlignmentProblem(Brief, Generic[Matrix]):
     Covariances are float64: ``reference`` (p, p) and ``own`` (q, q) of each side, ``cross`` (p, q)
     with rows of the reference; NumPy arrays, or tensors for a method that asks for these. ``name``
     is for messages. One of ``ridge`` and ``gamma`` is a number if the method is to regularise.
+    ``samples`` is what the covariances are of, ``rounding`` the relative error of their entries.
     """
 
     name: str
@@ -45,6 +47,8 @@ class AlignmentProblem(Brief, Generic[Matrix]):
     cross: Matrix
     ridge: float | None = None
     gamma: float | None = None
+    samples: int = sys.maxsize
+    rounding: float = torch.finfo(torch.float64).eps
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -99,6 +103,13 @@ class Alignment(Brief):
         """Where the moments are, and where maps are to be."""
         return resolve(next((m.device for m in self.moments.values()), None))
 
+    @property
+    def rounding(self) -> float:
+        """Relative error of covariances: products of features below float64 are in float32."""
+        states = (value for state in self.states for value in state.values())
+        double = all(v.dtype is torch.float64 for v in states if v.is_floating_point())
+        return torch.finfo(torch.float64 if double else torch.float32).eps
+
     def each_pair(
         self, solve: Callable[[Sequence[AlignmentProblem]], Sequence[Solution]]
     ) -> Solutions:
@@ -132,6 +143,8 @@ class Alignment(Brief):
                         cov(moments, self.reference, model),
                         self.ridges.get(space.name),
                         self.gamma,
+                        moments.count,
+                        self.rounding,
                     )
                 )
         found = self.identities()
