@@ -57,7 +57,8 @@ def determined(cov: Tensor, samples: int, rounding: float) -> Tensor | None:
         return None
     whole = cov.new_zeros(len(cov), basis.shape[1])
     whole[alive] = basis
-    return whole @ whole.T
+    projection: Tensor = whole @ whole.T
+    return projection
 
 
 def projected(cross: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:

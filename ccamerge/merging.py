@@ -30,6 +30,7 @@ from ccamerge.graph.modules import copied, extra_state, tensors_of
 from ccamerge.graph.plain import put_back
 from ccamerge.graph.spaces import ANY_MAP, Effect, Space, Spaces
 from ccamerge.graph.states import folded_state, placed, same_architecture
+from ccamerge.graph.widths import shapes_of
 from ccamerge.methods import Mode
 from ccamerge.paper import reset_statistics, unfolded_spaces
 from ccamerge.repair import RepairResult, repair_merged
@@ -243,6 +244,10 @@ def merge(
             message = f"aligned is of other spaces, or of reference {aligned.reference}"
             raise ValueError(message)
     aligned = aligned.to(memory)
+    # All weight on one model: it is the result, in its own features, if it has the right widths.
+    alone = shares.alone
+    if alone is not None and shapes_of(models[alone]) != shapes_of(models[reference]):
+        alone = None
     maps = aligned.maps
     repaired = RepairResult()
     with watch("apply"):
@@ -267,18 +272,23 @@ def merge(
     with watch("repair"):
         if norm == "paper":
             reset_statistics(merged, target.program, moments.inputs, where)
-        elif repair != "none":
+        elif repair != "none" and alone is None:
             walked = zip((own.program for own in every), states, strict=True)
             teachers = list(walked) if repair == "regression" else []
             repaired = repair_merged(merged, found, moments, maps, shares, teachers)
-    result = copied(models[reference], f"models[{reference}]").eval()
-    load_merged(result, merged, target, repaired.statistics)
-    if models[reference] is not originals[reference]:
+    if alone is not None:
+        result = copied(originals[alone], f"models[{alone}]").eval()
+        repaired, from_reference = RepairResult(), {}
+    else:
+        result = copied(models[reference], f"models[{reference}]").eval()
+        load_merged(result, merged, target, repaired.statistics)
+    if alone is None and models[reference] is not originals[reference]:
         holder = copied(originals[reference], f"models[{reference}]").eval()
         from_reference |= put_back(holder, result)
         result = holder
     result.zero_grad(set_to_none=True)  # a trained reference may still carry its last gradients
     from_reference |= _differing_extra_state(models, reference)
+    used_data = set(aligned.methods.values()) != {"average"} and alone is None
     report = Report(
         method=aligned.method if isinstance(aligned.method, str) else dict(aligned.method),
         options=dict(aligned.options),
@@ -303,7 +313,10 @@ def merge(
         on_cpu=list(aligned.on_cpu),
         aligned=found.aligned_shares(),
         from_reference=from_reference,
+        few=_few(found, moments) if used_data else {},
     )
+    if report.few:
+        warnings.warn(str(report.few_line()), RuntimeWarning, stacklevel=2)
     if unused := [key for key, why in from_reference.items() if "traced call" in why]:
         names = ", ".join(map(repr, unused[:3])) + (" and others" if len(unused) > 3 else "")
         message = (
@@ -311,9 +324,19 @@ def merge(
             f"those of models[{reference}], whose features the merged network has"
         )
         warnings.warn(message, RuntimeWarning, stacklevel=2)
-    if report.aligned[2] > _UNALIGNED and set(aligned.methods.values()) != {"average"}:
+    if report.aligned[2] > _UNALIGNED and used_data:
         warnings.warn(f"{report.aligned_line()} (see the report)", RuntimeWarning, stacklevel=2)
     return MergeResult(result, aligned, found, moments, report)
+
+
+def _few(found: Spaces, moments: Collected) -> dict[str, int]:
+    """Spaces of which fewer samples were counted than a model has features, and how many."""
+    counted = {space.name: moments.matched[space.name] for space in found.spaces}
+    return {
+        name: count
+        for name, folds in counted.items()
+        if (count := sum(m.count for m in folds)) < max(folds[0].dims)
+    }
 
 
 def _used(model: nn.Module, spaces: Spaces) -> set[str]:

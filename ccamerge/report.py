@@ -64,6 +64,7 @@ class Report(Brief):
     for the methods ``on_cpu``, which know NumPy only.
     ``aligned`` are the shares of parameters aligned along all, some and none of their axes, and
     ``fixed`` says for each space that was left as it is why.
+    ``few`` has, for each space with fewer samples than features, how many samples it had.
     ``from_reference`` says which parameters and buffers, that differ, are the reference's, and why.
     ``peak_bytes`` is the largest resident memory that the process had had at each stage's end.
     """
@@ -91,6 +92,7 @@ class Report(Brief):
     on_cpu: list[str] = dataclasses.field(default_factory=list)
     aligned: tuple[float, float, float] = (0.0, 0.0, 0.0)
     from_reference: dict[str, str] = dataclasses.field(default_factory=dict)
+    few: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, dicts, numbers and strings."""
@@ -190,12 +192,24 @@ class Report(Brief):
         rest = f" and {more} more" if more > 0 else ""
         return f"taken from the reference: {', '.join(shown)}{rest}"
 
+    def few_line(self) -> str | None:
+        """Spaces of which there were fewer samples than features."""
+        if not self.few:
+            return None
+        sizes = {s.name: max(s.widths) for s in self.spaces}
+        worst = min(self.few, key=lambda name: self.few[name] / sizes[name])
+        return (
+            f"fewer samples than features in {len(self.few)} of {len(self.spaces)} spaces (least "
+            f"{self.few[worst]} of {sizes[worst]} in {worst}): give more inputs"
+        )
+
     def outcomes(self) -> list[str]:
         """A line each for what was aligned and what not, for what the CPU did, and for repairs."""
         lines = (
             self.aligned_line(),
             self._fixed_line(),
             self._reference_line(),
+            self.few_line(),
             self._fallback_line(),
             self._repair_line(),
             self._fit_line(),

@@ -22,6 +22,13 @@ class Shares:
     spaces: Mapping[str, tuple[float, ...]]
     parameters: Mapping[str, tuple[float, ...]]
 
+    @property
+    def alone(self) -> int | None:
+        """The model that has all the weight, everywhere; None if there is none."""
+        rows = {self.default, *self.spaces.values(), *self.parameters.values()}
+        (row, *others) = rows
+        return row.index(1.0) if not others and 1.0 in row else None
+
     def of_space(self, name: str) -> tuple[float, ...]:
         """For the features of a space."""
         return self.spaces.get(name, self.default)

@@ -16,7 +16,6 @@ from ccamerge.determined import determined, projected
 from ccamerge.graph.spaces import Space
 from ccamerge.methods.base import Alignment, AlignmentProblem, Solution, over_deviations
 
-
 SAME = 1e-5
 """Correlations that differ by less are the same: of such, features of one number are preferred.
 Duplicated and dead units so stay where they are, and float32 products do not decide."""

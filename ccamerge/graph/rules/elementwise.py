@@ -16,19 +16,28 @@ if TYPE_CHECKING:
 HOMOGENEOUS = frozenset({"aten.relu", "aten.leaky_relu"})
 """Functions of single elements that commute with positive scales."""
 
-ELEMENTWISE = HOMOGENEOUS | {
+ACTIVATIONS = HOMOGENEOUS | {
     f"aten.{name}"
     for name in (
         *("threshold", "gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "hardtanh"),
         *("relu6", "hardswish", "hardsigmoid", "mish", "softplus", "softsign", "log_sigmoid"),
-        *("hardshrink", "softshrink", "abs", "exp", "exp2", "expm1", "log", "log1p", "log2"),
-        *("sqrt", "rsqrt", "reciprocal", "square", "pow", "sign", "clamp", "clamp_min"),
-        *("clamp_max", "erf", "sin", "cos", "tan", "sinh", "cosh", "asin", "acos", "atan"),
-        *("asinh", "acosh", "atanh", "floor", "ceil", "round", "trunc", "frac", "nan_to_num"),
-        *("logit", "isnan", "isinf", "isfinite", "logical_not", "bitwise_not", "angle"),
+        *("hardshrink", "softshrink", "abs", "square", "clamp", "clamp_min", "clamp_max", "erf"),
+        *("sin", "cos", "atan", "asinh"),
     )
 }
-"""Functions of the single elements of one tensor, its other arguments being numbers."""
+"""Functions of the single elements of one tensor, its other arguments being numbers, that have a
+finite value and slope wherever an element may be."""
+
+ELEMENTWISE = ACTIVATIONS | {
+    f"aten.{name}"
+    for name in (
+        *("exp", "exp2", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal", "pow"),
+        *("sign", "tan", "sinh", "cosh", "asin", "acos", "acosh", "atanh", "floor", "ceil"),
+        *("round", "trunc", "frac", "nan_to_num", "logit", "isnan", "isinf", "isfinite"),
+        *("logical_not", "bitwise_not", "angle"),
+    )
+}
+"""All functions of the single elements of one tensor."""
 
 _COMPARED = ("eq", "ne", "lt", "le", "gt", "ge", "maximum", "minimum", "fmax", "fmin", "atan2")
 _LOGICAL = ("logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor")
