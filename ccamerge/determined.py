@@ -40,7 +40,8 @@ def varying(cov: Tensor, samples: int, rounding: float) -> Tensor | None:
             return None
     values, vectors = torch.linalg.eigh(cov)
     count = min(int((values > floor).sum()), max(samples - 1, 0))
-    return vectors[:, size - count :]
+    kept: Tensor = vectors[:, size - count :]
+    return kept
 
 
 def determined(cov: Tensor, samples: int, rounding: float) -> Tensor | None:
