@@ -127,6 +127,7 @@ def collect(
     watched: list[_Watched] = []
     states: list[dict[str, Tensor]] = []
     overlap = Overlap(where)
+    first = 0  # inputs in the first batch
     bar = tqdm(data, desc="collect", unit="batch", disable=not progress)
     for index, batch in enumerate(bar):
         args, kwargs = split_batch(batch, models[0])
@@ -141,9 +142,19 @@ def collect(
         leaves = _checked_leaves(every[0].program, args, kwargs, index)
         here = [fast_layout(x) for x in moved(leaves, memory)]
         size = batch_size(args, kwargs)
+        first = size if index == 0 else first
         runs = [(s.program, state, here) for s, state in zip(every, states, strict=True)]
         try:
             _accumulate(runs, watched[index % folds], index, index // folds, overlap)
+        except (RuntimeError, IndexError) as error:
+            if size == first or isinstance(error, MemoryError):
+                raise
+            message = (
+                f"batch {index} holds {size} inputs, the first one {first}, and the model's "
+                f"forward seems to fix that number, as len(x) and int(x.shape[0]) do ({error}); "
+                "use batches of one size, with drop_last=True"
+            )
+            raise ValueError(message) from error
         finally:
             overlap.join()
         if index == 0:  # after the moments, which name the space if something is not finite

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
@@ -228,8 +229,63 @@ def trace(
             reasons.append(f"{type(error).__name__}: {error}")
     else:
         message = f"torch.export cannot follow {type(model).__name__}: {reasons[-1]}"
+        if "use_cache" in inspect.signature(model.forward).parameters:
+            message += f" ({_USE_CACHE})"
         raise ValueError(message)
+    _check_operations(exported.graph, who)
     return _from_exported(exported, spec)
+
+
+_USE_CACHE = (
+    "its forward may return a cache, which is no tensor: set config.use_cache = False, or give "
+    "use_cache=False in the batches"
+)
+
+
+def _check_operations(graph: torch.fx.Graph, who: str) -> None:
+    """Raise ValueError for what a list of operations cannot hold, or cannot repeat."""
+    for item in graph.nodes:
+        name = str(getattr(item.target, "__name__", item.target))
+        if "autocast" in name:
+            message = (
+                f"{who} has a region under autocast in its forward, which cannot be followed; run "
+                "it in one dtype, or cast by .to(dtype)"
+            )
+            raise ValueError(message)
+        if "set_grad_enabled" in name:
+            message = (
+                f"{who} has a region under enable_grad, no_grad or set_grad_enabled in its "
+                "forward, which cannot be followed; leave that to the caller"
+            )
+            raise ValueError(message)
+        if isinstance(item.target, torch._ops.HigherOrderOperator):
+            message = f"{who} uses {name} in its forward, which cannot be followed"
+            raise ValueError(message)
+        if item.op == "call_function" and _random(item):
+            message = (
+                f"{who} is random in evaluation mode: {item.target} ({item.name}) in its forward; "
+                "make it depend on self.training, as in dropout(x, training=self.training)"
+            )
+            raise ValueError(message)
+
+
+def _random(item: torch.fx.Node) -> bool:
+    """Whether an operation draws random numbers, its arguments being what they are."""
+    target = item.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    given = dict(item.kwargs)
+    names = [argument.name for argument in target._schema.arguments]
+    given.update(zip(names, item.args, strict=False))
+    for argument in target._schema.arguments:
+        if argument.has_default_value():
+            given.setdefault(argument.name, argument.default_value)
+    if given.get("train") is False or given.get("training") is False:
+        return False
+    chance = next((given[name] for name in ("p", "dropout_p", "dropout") if name in given), None)
+    return bool(chance != 0)
 
 
 def _from_exported(exported: Any, input_spec: Any) -> Program:
