@@ -311,12 +311,10 @@ def merge(
         peak_bytes=watch.peak_bytes,
         device="cpu" if where is None else where.title,
         on_cpu=list(aligned.on_cpu),
-        aligned=found.aligned_shares(),
+        aligned=list(found.aligned_shares()),
         from_reference=from_reference,
         few=_few(found, moments) if used_data else {},
     )
-    if report.few:
-        warnings.warn(str(report.few_line()), RuntimeWarning, stacklevel=2)
     if unused := [key for key, why in from_reference.items() if "traced call" in why]:
         names = ", ".join(map(repr, unused[:3])) + (" and others" if len(unused) > 3 else "")
         message = (

@@ -90,7 +90,7 @@ class Report(Brief):
     peak_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     device: str = "cpu"
     on_cpu: list[str] = dataclasses.field(default_factory=list)
-    aligned: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    aligned: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0.0])
     from_reference: dict[str, str] = dataclasses.field(default_factory=dict)
     few: dict[str, int] = dataclasses.field(default_factory=dict)
 

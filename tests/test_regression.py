@@ -18,7 +18,10 @@ from ccamerge.regression import Fit, Piece, Sample, rounds, sites
 from tests import models as M
 from tests.backends import fit, merge
 
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = [
+    pytest.mark.usefixtures("backend"),
+    pytest.mark.filterwarnings("ignore:aligned. nothing:RuntimeWarning"),  # said, and tested apart
+]
 
 CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "mlp": (M.MLP, (12,)),
