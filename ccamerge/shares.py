@@ -25,7 +25,7 @@ class Shares:
     @property
     def alone(self) -> int | None:
         """The model that has all the weight, everywhere; None if there is none."""
-        rows = {self.default, *self.spaces.values(), *self.parameters.values()}
+        rows = {*self.spaces.values(), *self.parameters.values()} or {self.default}
         (row, *others) = rows
         return row.index(1.0) if not others and 1.0 in row else None
 
