@@ -143,8 +143,9 @@ def regularisers(
     absolute = gamma is not None
     name, given = ("gamma", gamma) if absolute else ("ridge", 0.0 if ridge is None else ridge)
     expected = "a number or a sequence of numbers"
-    sweep = isinstance(given, Sequence) or getattr(given, "ndim", 0) > 0
-    if getattr(given, "ndim", 0) > 1:
+    sweep = isinstance(given, (list, tuple, range)) or getattr(given, "ndim", 0) > 0
+    nested = isinstance(given, (list, tuple)) and any(isinstance(v, (list, tuple)) for v in given)
+    if nested or getattr(given, "ndim", 0) > 1:
         message = f"{name} must be {expected}, got {given!r}"
         raise ValueError(message)
     if sweep:

@@ -33,7 +33,7 @@ def shown(value: Any) -> str:
         return f"an {kind} of {value.bit_length()} bits"
     if isinstance(value, (int, float, complex, str, bytes)):
         text = repr(value)
-        return f"{text if len(text) <= _SHOWN else text[:_SHOWN] + '...'} ({kind})"
+        return f"{kind} {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}"
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
         dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")

@@ -174,11 +174,10 @@ def _generalized(
     device: DeviceLike | None,
 ) -> list[tuple[Array, Array]]:
     value, absolute = one_regulariser(ridge, gamma)
-    if k is not None:
-        k = arguments.integer(k, "k", "a positive integer or None")
-        if k < 1:
-            message = f"k must be a positive integer or None, got {k!r}"
-            raise ValueError(message)
+    whole = isinstance(k, (int, np.integer)) and not isinstance(k, bool)
+    if k is not None and (not whole or k < 1):
+        message = f"k must be a positive integer or None, got {k!r}"
+        raise ValueError(message)
     solver = Solver(device, (matrix for problem in problems for matrix in problem))
     arrays = []
     for (a, b), prefix in zip(problems, prefixes, strict=True):
@@ -187,7 +186,7 @@ def _generalized(
         if left.shape != right.shape:
             message = f"{prefix}B must have A's shape {tuple(left.shape)}, got {tuple(right.shape)}"
             raise ValueError(message)
-        wanted = len(left) if k is None else k
+        wanted = len(left) if k is None else int(k)
         if wanted > len(left):
             message = f"{prefix}k must be at most the order {len(left)}, got {k}"
             raise ValueError(message)

@@ -118,10 +118,10 @@ def _common_prefix(given: Collection[str], own: Collection[str]) -> str:
 
 
 def _prefixes(names: Collection[str]) -> list[str]:
-    """All beginnings of names that end in a dot, in the order of the names."""
+    """Beginnings of names that end in a dot, up to three parts, in the order of the names."""
     found: dict[str, None] = {}
     for name in names:
-        parts = name.split(".")[:-1]
+        parts = name.split(".")[:-1][:3]
         found.update(dict.fromkeys(".".join(parts[:i]) + "." for i in range(1, len(parts) + 1)))
     return list(found)
 

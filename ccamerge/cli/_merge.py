@@ -82,6 +82,9 @@ by patterns over the names of spaces, which `ccamerge inspect` shows; the first 
 methods: METHODS;
 or "package.module:function", a function of yours decorated with ccamerge.methods.register
 
+checkpoints: .safetensors, alone or in shards (name the .safetensors.index.json, or the folder with
+it); .pt, .pth, .bin or .ckpt of torch, which are read without running their code.
+
 Functions are imported from installed packages and from the current folder.""".replace(
     "METHODS", ", ".join(METHODS)
 )
