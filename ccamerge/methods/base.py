@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ccamerge.apply import FeatureMap
+from ccamerge.determined import ROUNDING
 from ccamerge.device import Device, memory_of, resolve
 from ccamerge.graph.spaces import Space
 from ccamerge.moments import Moments
@@ -107,7 +108,7 @@ class Alignment:
         """Relative error of covariances: products of features below float64 are in float32."""
         states = (value for state in self.states for value in state.values())
         double = all(v.dtype is torch.float64 for v in states if v.is_floating_point())
-        return torch.finfo(torch.float64 if double else torch.float32).eps
+        return torch.finfo(torch.float64).eps if double else ROUNDING
 
     def each_pair(
         self, solve: Callable[[Sequence[AlignmentProblem]], Sequence[Solution]]
