@@ -12,6 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+ROUNDING = torch.finfo(torch.float32).eps
+"""Relative error of covariances of features below float64, whose products are in float32."""
+
 _ERRORS = 4.0
 """Spectral norm of rounding errors in a covariance, over that of random ones of the same size: the
 trace over the square root of the order, times the unit of rounding."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ccamerge import arguments
 from ccamerge.collected import Collected
+from ccamerge.determined import ROUNDING, determined, projected
 from ccamerge.graph.spaces import Space, Spaces
 from ccamerge.patterns import by_pattern
 from ccamerge.solve import cca_batch
@@ -119,7 +120,12 @@ def held_out_errors(space: Space, collected: Collected, reference: int) -> Array
         varying = [
             i for i in others if train.cov_tensor(i).trace() > 0 and test.cov_tensor(i).trace() > 0
         ]
-        problems = [(own, train.cov_tensor(i), train.cov_tensor(reference, i)) for i in varying]
+        part = determined(own, train.count, ROUNDING)
+        problems = []
+        for i in varying:
+            other, cross = train.cov_tensor(i), train.cov_tensor(reference, i)
+            cross = projected(cross, part, determined(other, train.count, ROUNDING))
+            problems.append((own, other, cross))
         solved = cca_batch(problems, ridge=list(GRID), device=collected.device)
         for i, sweep in zip(varying, solved, strict=True):
             cross, square = test.cov_tensor(reference, i), test.cov_tensor(i)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ccamerge.apply import FeatureMap
 from ccamerge.brief import Brief
+from ccamerge.determined import ROUNDING
 from ccamerge.device import Device, memory_of, resolve
 from ccamerge.graph.spaces import Space
 from ccamerge.moments import Moments
@@ -108,7 +109,7 @@ class Alignment(Brief):
         """Relative error of covariances: products of features below float64 are in float32."""
         states = (value for state in self.states for value in state.values())
         double = all(v.dtype is torch.float64 for v in states if v.is_floating_point())
-        return torch.finfo(torch.float64 if double else torch.float32).eps
+        return torch.finfo(torch.float64).eps if double else ROUNDING
 
     def each_pair(
         self, solve: Callable[[Sequence[AlignmentProblem]], Sequence[Solution]]

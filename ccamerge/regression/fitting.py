@@ -18,8 +18,8 @@ from ccamerge.regression.sites import Fit
 DAMPING = 0.01
 """``lambda`` over the mean eigenvalue of the inputs' moments, where there are plenty: a tenth
 or thrice as much was measured to make no difference, and a choice by held-out inputs, operation by
-operation, none that was for the better. The number of inputs of each output over that of samples
-is added, so that few samples change little."""
+operation, none that was for the better. The square of the number of inputs of each output over that of
+samples is added, so that few samples change little."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def fit(
     if not problem.left > 0:  # nothing to mend
         return Fitted(job.node.name, 1.0)
     # Inputs that do not vary tell nothing of the weights, and few of them little.
-    factor = problem.factor(DAMPING + operator.ins / max(1, moments[0].count))
+    factor = problem.factor(DAMPING + (operator.ins / max(1, moments[0].count)) ** 2)
     change, shift = problem.solve(factor)
     if deviations is None:
         error = math.sqrt(max(problem.error(change, shift), 0.0) / problem.left)
