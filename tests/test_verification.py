@@ -223,6 +223,28 @@ def test_a_network_of_half_precision_is_judged_by_its_rounding() -> None:
     assert all(c.passed for c in checks), "\n".join(map(str, checks))
 
 
+class _Mixer(nn.Module):
+    """Features of two spaces in one value: channels, and mixtures of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 3)
+        self.mix, self.back = nn.Linear(6, 16), nn.Linear(16, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        mixed = torch.nn.functional.gelu(self.mix(x.transpose(1, 2)))
+        return self.last((x + self.back(mixed).transpose(1, 2)).mean(1))
+
+
+def test_a_value_may_hold_features_of_two_spaces() -> None:
+    torch.manual_seed(0)
+    model, x = _Mixer(), torch.randn(8, 6, 5)
+    assert {s.name for s in spaces(model, x)} == {"first", "mix"}
+    checks = verify(model, x)
+    assert all(c.passed for c in checks), "\n".join(map(str, checks))
+
+
 def test_spaces_that_do_not_hold_are_pinned_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MOVES, "aten.tanh", shapes._same)
     model = M.randomise(

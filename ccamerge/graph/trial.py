@@ -135,14 +135,17 @@ class Trial:
             theirs = self.program.steps(after, self.leaves)
             for node in self.program.nodes:
                 (_, a), (_, b) = next(ours), next(theirs)
-                for space, tap in taps.get(node.name, ()):
-                    own, there = (
-                        x.narrow(tap.dim, tap.start, tap.size).movedim(tap.dim, -1) for x in (a, b)
-                    )
-                    forward = maps[space.name].forward
-                    want = own.to(torch.promote_types(own.dtype, forward.dtype))
-                    want = want @ forward.to(want.dtype)
-                    missed[space.name] = max(missed[space.name], change([want], [there]))
+                if node.name not in taps:
+                    continue
+                wide = torch.promote_types(a.dtype, torch.float64)
+                want = a.to(wide, copy=True)
+                for space, tap in taps[node.name]:  # spaces may lie along several axes of it
+                    forward = maps[space.name].forward.to(wide)
+                    part = want.narrow(tap.dim, tap.start, tap.size).movedim(tap.dim, -1)
+                    part.copy_(part @ forward)
+                for space, tap in taps[node.name]:
+                    own, there = (x.narrow(tap.dim, tap.start, tap.size) for x in (want, b))
+                    missed[space.name] = max(missed[space.name], change([own], [there]))
         return Mapped(change(_end(ours), _end(theirs)), missed)
 
 
