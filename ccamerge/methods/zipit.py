@@ -108,8 +108,9 @@ def zipped(
     -----
     The similarity of two groups is the least of their features' (complete linkage), times ``alpha``
     for each merge that formed them and cost something: features that correlate fully, as copies of
-    a network do, are one, and stay so however many there are. A merge counts as within a model if both groups' first members
-    are of that model; once its budget is spent, none of these is allowed. If nothing allowed is
+    a network do, are one, and stay so however many there are. A merge counts as within a model if
+    both groups' first members are of that model; once its budget is spent, none of these is
+    allowed. If nothing allowed is
     left, what is nearest is merged.
     """
     n = len(correlation)

@@ -18,8 +18,8 @@ from ccamerge.regression.sites import Fit
 DAMPING = 0.01
 """``lambda`` over the mean eigenvalue of the inputs' moments, where there are plenty: a tenth
 or thrice as much was measured to make no difference, and a choice by held-out inputs, operation by
-operation, none that was for the better. The square of the number of inputs of each output over that of
-samples is added, so that few samples change little."""
+operation, none that was for the better. The square of the number of inputs of each output over that
+of samples is added, so that few samples change little."""
 
 
 @dataclasses.dataclass(frozen=True)
