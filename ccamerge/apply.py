@@ -194,12 +194,12 @@ def average(
         numbers = value.is_floating_point() or value.is_complex()
         if all(_same(value, other) for other, _ in shares):
             result[key] = value.clone()
-        elif used is not None and key not in used:
-            result[key] = value.clone()
-            reasons[key] = "the traced call does not use it"
         elif not numbers:
             result[key] = value.clone()
             reasons[key] = f"it is of {str(value.dtype).removeprefix('torch.')}, and differs"
+        elif used is not None and key not in used:
+            result[key] = value.clone()
+            reasons[key] = "the traced call does not use it"
         else:
             result[key], whole = _mean(value, shares)
             if not whole:

@@ -187,7 +187,9 @@ class Report(Brief):
         """What is the reference's, although the models differ."""
         if not self.from_reference:
             return None
-        shown = [f"{key} ({why})" for key, why in list(self.from_reference.items())[:_SHOWN]]
+        # Counters, as num_batches_tracked of many a BatchNorm, last: few will miss them.
+        items = sorted(self.from_reference.items(), key=lambda item: " of int" in item[1])
+        shown = [f"{key} ({why})" for key, why in items[:_SHOWN]]
         more = len(self.from_reference) - _SHOWN
         rest = f" and {more} more" if more > 0 else ""
         return f"taken from the reference: {', '.join(shown)}{rest}"
