@@ -1,6 +1,5 @@
 #include "parallel.hpp"
 
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +14,7 @@
 
 #include "check.hpp"
 #include "team.hpp"
+#include "usable_threads.hpp"
 
 namespace ccamerge {
 namespace {
@@ -25,14 +25,7 @@ thread_local std::function<void()> interrupt_poll;
 thread_local Clock::time_point next_poll;
 thread_local bool inside_task = false;
 
-int available_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
-  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-}
-
-std::atomic<int> requested_threads{0};  // 0: not set, follow the affinity mask
+std::atomic<int> requested_threads{0};  // 0: not set, follow what the process may use
 
 // One parallel_for call. Workers and the caller claim indices from the same counter.
 struct Job {
@@ -80,18 +73,19 @@ class Pool {
 
   int workers() const { return static_cast<int>(threads_.size()); }
 
+  // Waits for workers that have begun, and not for those that the scheduler has yet to wake: these
+  // find the job gone.
   void run(Job& job) {
     {
       std::lock_guard lock(mutex_);
       job_ = &job;
-      busy_ = workers();
       ++generation_;
     }
     wake_.notify_all();
     job.work();
     std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return busy_ == 0; });
     job_ = nullptr;
+    done_.wait(lock, [this] { return busy_ == 0; });
   }
 
  private:
@@ -103,6 +97,8 @@ class Pool {
       if (stopping_) return;
       seen = generation_;
       Job* job = job_;
+      if (!job) continue;
+      ++busy_;
       lock.unlock();
       job->work();
       lock.lock();
@@ -150,12 +146,17 @@ PoolState& pool_state() {
 
 int num_threads() {
   const int requested = requested_threads;
-  return requested > 0 ? requested : available_cores();
+  return requested > 0 ? requested : usable_threads().count;
+}
+
+const char* num_threads_reason() {
+  return requested_threads > 0 ? "set_num_threads" : usable_threads().reason;
 }
 
 void set_num_threads(int count) {
-  if (count < 1) {
-    throw std::invalid_argument(format_message("count must be at least 1, got ", count));
+  if (count < 1 || count > most_threads) {
+    throw std::invalid_argument(
+        format_message("count must be in 1..", most_threads, ", got ", count));
   }
   requested_threads = count;
 }

@@ -7,9 +7,12 @@
 
 namespace ccamerge {
 
-// Threads used by parallel_for, the caller included. Defaults to the cores this process may run on.
+constexpr int most_threads = 1024;
+
+// Threads used by parallel_for, the caller included. Defaults to what usable_threads() says.
 int num_threads();
-void set_num_threads(int count);  // count >= 1, else std::invalid_argument
+const char* num_threads_reason();  // what decided that
+void set_num_threads(int count);   // 1..most_threads, else std::invalid_argument
 
 // Runs task(i) for i in [0, count), each exactly once, on up to num_threads() threads and returns
 // when all are done. Tasks are claimed in order, so put long ones first. The first exception stops

@@ -4,11 +4,14 @@
 #include <link.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <mutex>
 #include <sstream>
 #include <string>
+#include <thread>
 
 namespace ccamerge {
 namespace {
@@ -33,18 +36,24 @@ int look_at(dl_phdr_info* info, std::size_t, void* data) {
   return 1;
 }
 
-// Null until torch has been imported. The runtime is never unloaded.
-Parallel torch_parallel() {
+struct Runtime {
+  Parallel parallel = nullptr;
+  int (*max_threads)() = nullptr;
+};
+
+// Empty until torch has been imported. The runtime is never unloaded.
+Runtime torch_runtime() {
   static std::mutex mutex;
   static Search search;
-  static Parallel found = nullptr;
+  static Runtime found;
   std::lock_guard lock(mutex);
-  if (found) return found;
+  if (found.parallel) return found;
   dl_iterate_phdr(look_at, &search);
   search.searched = true;
-  if (search.path.empty()) return nullptr;
+  if (search.path.empty()) return found;
   if (void* library = dlopen(search.path.c_str(), RTLD_NOW | RTLD_NOLOAD)) {
-    found = reinterpret_cast<Parallel>(dlsym(library, "GOMP_parallel"));
+    found.max_threads = reinterpret_cast<int (*)()>(dlsym(library, "omp_get_max_threads"));
+    found.parallel = reinterpret_cast<Parallel>(dlsym(library, "GOMP_parallel"));
   }
   search.path.clear();
   return found;
@@ -70,15 +79,48 @@ bool forked_without_exec() {
 const bool loaded_in_a_fork = forked_without_exec();
 const pid_t loaded_in = getpid();
 
+using Clock = std::chrono::steady_clock;
+
+// Waiting beyond the work itself that a region may take: some wakings of a thread.
+constexpr auto tolerated = std::chrono::milliseconds(2);
+// How long the threads are left alone after one that took longer.
+constexpr auto pause = std::chrono::seconds(1);
+
+std::atomic<Clock::rep> not_before{Clock::time_point::min().time_since_epoch().count()};
+
+struct Region {
+  const std::function<void()>* body;
+  std::thread::id caller = std::this_thread::get_id();
+  Clock::duration worked{};  // by the caller
+};
+
 }  // namespace
 
 bool run_on_torch_threads(int threads, const std::function<void()>& body) {
   if (loaded_in_a_fork || getpid() != loaded_in) return false;
-  const Parallel parallel = torch_parallel();
+  const auto began = Clock::now();
+  if (began.time_since_epoch().count() < not_before.load(std::memory_order_relaxed)) return false;
+  const Parallel parallel = torch_runtime().parallel;
   if (!parallel) return false;
-  const auto call = [](void* data) { (*static_cast<const std::function<void()>*>(data))(); };
-  parallel(call, const_cast<std::function<void()>*>(&body), static_cast<unsigned>(threads), 0);
+  Region region{&body};
+  const auto call = [](void* data) {
+    auto& region = *static_cast<Region*>(data);
+    const auto start = Clock::now();
+    (*region.body)();
+    if (std::this_thread::get_id() == region.caller) region.worked = Clock::now() - start;
+  };
+  parallel(call, &region, static_cast<unsigned>(threads), 0);
+  const auto ended = Clock::now();
+  if (ended - began - region.worked > tolerated + region.worked / 2) {
+    not_before.store((ended + pause).time_since_epoch().count(), std::memory_order_relaxed);
+  }
   return true;
+}
+
+int torch_threads() {
+  if (loaded_in_a_fork || getpid() != loaded_in) return 0;
+  const Runtime runtime = torch_runtime();
+  return runtime.parallel && runtime.max_threads ? runtime.max_threads() : 0;
 }
 
 }  // namespace ccamerge

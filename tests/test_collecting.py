@@ -186,7 +186,7 @@ def test_loading_another_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.safetensors: not a file of collected moments"):
         Collected.load(path)
     save_file({"w": torch.zeros(2)}, path, {"format": "ccamerge-moments-3"})
-    with pytest.raises(ValueError, match=r"'ccamerge-moments-3', but .*-4': collect again"):
+    with pytest.raises(ValueError, match=r"'ccamerge-moments-3', but .*-5': collect again"):
         Collected.load(path)
     with pytest.raises(FileNotFoundError, match=r"absent\.safetensors: no such file"):
         Collected.load(tmp_path / "absent.safetensors")

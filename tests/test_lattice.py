@@ -35,6 +35,22 @@ def test_turns_that_follow_one_another_count_each_position_once(
     assert (counted == 1).all()
 
 
+@pytest.mark.parametrize("length", [1, 100, 255, 256, 511, 700, 15_000])
+def test_of_long_sequences_of_convolutions_some_positions_count(length: int) -> None:
+    counted = np.zeros((2, 3, length), int)
+    step = max(1, length // 256)
+    for turn in range(7, 7 + step):
+        part = counted[lattice(counted.shape, 1, 8, turn)]
+        assert part.shape[:2] == (2, 3)
+        assert min(256, length) <= part.shape[2] < 512
+        part += 1
+    assert (counted == 1).all()
+
+
+def test_of_tokens_every_one_counts() -> None:
+    assert np.zeros((2, 3000, 5))[lattice((2, 3000, 5), 2, 8)].shape == (2, 3000, 5)
+
+
 @pytest.mark.parametrize("shape", [(50,), (50, 40), (50, 40, 30), (9, 50, 40, 30, 20)])
 def test_of_what_is_no_map_everything_counts(shape: tuple[int, ...]) -> None:
     for turn in (0, 5):

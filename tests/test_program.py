@@ -69,33 +69,91 @@ def test_operations_in_place() -> None:
     assert not any(node.target._schema.is_mutable for node in program.nodes)
 
 
-class _ThroughView(nn.Module):
-    def __init__(self, how: str) -> None:
+def _slice_changed(h: Tensor) -> Tensor:
+    h[:, :3].mul_(2.0)
+    return h
+
+
+def _base_changed(h: Tensor) -> Tensor:
+    flat = h.view(-1)
+    h.relu_()
+    return flat.view(-1, 6)
+
+
+def _columns_written(h: Tensor) -> Tensor:
+    h[:, 0] = 1.0
+    h[:, 1:3] = h[:, 3:5] * 2
+    h[h < 0] = 0.5
+    return h
+
+
+def _sibling_read(h: Tensor) -> Tensor:
+    second, rows = h[:, 1], h.view(-1, 2, 3)
+    rows[:, 0].mul_(3.0)  # changes the column that ``second`` shows
+    return h * second[:, None] + rows[:, 1, :1]
+
+
+def _through_transposed(h: Tensor) -> Tensor:
+    h.transpose(0, 1)[2:4] += 1
+    h.permute(1, 0).unsqueeze(0).narrow(1, 4, 2).neg_()
+    return h
+
+
+def _changed_twice(h: Tensor) -> Tensor:
+    part = h[:, 2:5]
+    part.add_(1.0)
+    h.mul_(2.0)
+    part.sub_(0.5)
+    return h + part[:, :1]
+
+
+def _view_alone(h: Tensor) -> Tensor:
+    return h.view(-1, 6).relu_()
+
+
+class _Changing(nn.Module):
+    def __init__(self, change: Any) -> None:
         super().__init__()
-        self.a, self.b, self.how = nn.Linear(4, 6), nn.Linear(6, 3), how
+        self.a, self.b, self.change = nn.Linear(4, 6), nn.Linear(6, 3), change
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.a(x)
-        if self.how == "view changed":
-            h[:, :3].mul_(2.0)
-        elif self.how == "base changed":
-            flat = h.view(-1)
-            h.relu_()
-            return self.b(flat.view(-1, 6))
-        else:  # the view alone is used from then on
-            return self.b(h.view(-1, 6).relu_())
-        return self.b(h)
+        return self.b(self.change(self.a(x)))
 
 
-@pytest.mark.parametrize("how", ["view changed", "base changed"])
-def test_a_change_seen_under_another_name_is_refused(how: str) -> None:
-    """The functional form would lose it: the model must not be merged as something else."""
-    with pytest.raises(ValueError, match=r"in place.*another name"):
-        trace(_ThroughView(how), (torch.randn(3, 4),))
+@pytest.mark.parametrize(
+    "change",
+    [
+        _slice_changed,
+        _base_changed,
+        _columns_written,
+        _sibling_read,
+        _through_transposed,
+        _changed_twice,
+        _view_alone,
+    ],
+)
+def test_a_change_is_seen_under_every_name_for_the_memory(change: Any) -> None:
+    model = _Changing(change)
+    _same_output(model, (torch.randn(3, 4),), (torch.randn(5, 4),))
+    program = trace(model, (torch.randn(3, 4),))
+    assert not any(node.schema is not None and node.schema.is_mutable for node in program.nodes)
 
 
-def test_a_change_of_a_view_that_replaces_its_base() -> None:
-    _same_output(_ThroughView("view only"), (torch.randn(3, 4),), (torch.randn(5, 4),))
+def _piece_changed(h: Tensor) -> Tensor:
+    h.chunk(2, 1)[0].relu_()
+    return h
+
+
+def _copy_or_not(h: Tensor) -> Tensor:
+    h.reshape(-1, 2, 3).relu_()  # a copy, if it must be
+    return h
+
+
+@pytest.mark.parametrize("change", [_piece_changed, _copy_or_not])
+def test_a_change_that_cannot_be_followed_is_refused(change: Any) -> None:
+    """Its functional form would lose it: the model must not be merged as something else."""
+    with pytest.raises(ValueError, match=r"relu_.*in place.*another name"):
+        trace(_Changing(change), (torch.randn(3, 4),))
 
 
 def test_values_are_released_and_never_changed() -> None:
@@ -220,8 +278,62 @@ def test_a_model_that_cannot_be_followed() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(ValueError, match=r"torch\.export cannot follow Branching: "):
+    with pytest.raises(
+        ValueError,
+        match=r"^torch\.export cannot follow the model \(Branching\): .*by the values.*"
+        r"test_program\.py:\d+ in forward; .*torch\.where",
+    ):
         trace(Branching(), (torch.randn(2, 3),))
+
+
+def test_what_torch_prints_of_a_failure_is_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    class Loop(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[: int(x.sum())]
+
+    with pytest.raises(ValueError, match="by the values"):
+        trace(Loop(), (torch.randn(2, 3),))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_mask_whose_count_depends_on_values() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[x > 0]
+
+    with pytest.raises(ValueError, match=r"aten\.index.*size depends on the values"):
+        trace(Masked(), (torch.randn(2, 3),))
+
+
+def test_arguments_by_keyword_are_at_their_places() -> None:
+    class Named(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.flatten(input=x, start_dim=1)
+            h = torch.softmax(input=h, dim=1)
+            return torch.add(input=h, other=h, alpha=2).amax(keepdim=True, dim=1)
+
+    model = Named()
+    _same_output(model, (torch.randn(3, 2, 4),), (torch.randn(5, 2, 4),))
+    nodes = trace(model, (torch.randn(3, 2, 4),)).nodes
+    given = {node.op: (node.args[1:], node.kwargs) for node in nodes}
+    assert given["aten.flatten"] == ((1,), {})
+    assert given["aten.softmax"] == ((1,), {})
+    assert given["aten.add"][1] == {"alpha": 2}
+    assert given["aten.amax"] == (([1], True), {})
+
+
+def test_assertions_are_left_out() -> None:
+    """A cast asserts its input's dtype: no other could be sent through."""
+    model = nn.Sequential(nn.Linear(3, 4), _Cast())
+    program = trace(model, (torch.randn(2, 3),))
+    assert [n.op for n in program.nodes] == ["aten.linear", "aten.to"]
+    state = {k: v.double() for k, v in model.state_dict().items()}
+    program.run(state, [torch.randn(2, 3).double()])
+
+
+class _Cast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(torch.float64)
 
 
 def test_tracing_a_training_model_leaves_it_training() -> None:

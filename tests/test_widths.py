@@ -305,9 +305,9 @@ def test_equal_widths_are_derived_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     derive = widths.spaces_of_call
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **named: Any) -> Any:
         calls.append(args)
-        return derive(*args)
+        return derive(*args, **named)
 
     monkeypatch.setattr(widths, "spaces_of_call", counted)
     data = [torch.randn(30, 12)]
@@ -344,7 +344,7 @@ class Odd(nn.Module):
         ({}, {"inputs": 7}, r"'first\.weight' has size 7 along axis 1, not 6.*keeps its basis"),
         ({}, {"classes": 4}, r"'last\.weight' has size 4 along axis 0, not 3.*network output"),
         ({}, {"spare": 3}, r"'spare' has size 3 along axis 0, not 2.*the network does not use it"),
-        ({}, {"times": 2}, r"another architecture, whose operations differ at 'adaptive"),
+        ({}, {"times": 2}, r"another architecture: operations differ at 'adaptive"),
         ({}, {"slope": 0.2}, r"'leaky_relu' \(aten\.leaky_relu\) has other arguments"),
         ({}, {"padding": 2}, r"'conv1d' \(aten\.conv1d\) has other arguments"),
         ({}, {"pooled": 3}, r"other arguments there|lies otherwise in its parameters"),

@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from threadpoolctl import threadpool_info
 
+    from ccamerge._core import num_threads_reason
     from ccamerge._threads import num_threads
     from ccamerge.card import versions
     from ccamerge.cuda import cuda_status
@@ -33,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
         **versions(),
         "platform": platform.platform(),
         "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
-        "threads": f"{num_threads()} in ccamerge's core, {torch.get_num_threads()} in torch",
+        "threads": f"{num_threads()} in ccamerge's core (by {num_threads_reason()}), "
+        f"{torch.get_num_threads()} in torch",
         "BLAS": "; ".join(
             f"{pool['internal_api']} {pool['version']} ({os.path.basename(pool['filepath'])})"
             for pool in threadpool_info()

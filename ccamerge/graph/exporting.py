@@ -39,7 +39,7 @@ def implied_arguments(model: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, 
 
 
 def export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: Free
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: Free, who: str
 ) -> Iterator[Any]:
     """Exported programs of a model, one for each way that works, the freest first.
 
@@ -49,6 +49,7 @@ def export(
     args, kwargs : example inputs; no tensor among them twice
     free : the axes that may have other sizes: "all", or "some", which leaves out what is not the
         first axis of an image or video: theirs take long to follow, and mostly stay the same
+    who : what messages call the model
 
     Raises
     ------
@@ -91,7 +92,7 @@ def export(
         yield exported
     if not found:
         assert error is not None
-        message = f"torch.export cannot follow {type(model).__name__}: {_reason(error)}"
+        message = f"torch.export cannot follow {who} ({type(model).__name__}): {_reason(error)}"
         if [type(x) for x in args] != [Tensor] or kwargs:
             message += f"; it was called with {structure(args, kwargs)}"
         raise ValueError(message) from error
@@ -114,7 +115,7 @@ class _OutputError(ValueError):
     """What forward returns cannot be merged, however it is traced."""
 
 
-def plain(value: Any) -> Any:
+def as_pytree(value: Any) -> Any:
     """What a model returns as tuples, lists, dicts and what torch knows to take apart.
 
     Raises
@@ -127,17 +128,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
         return value
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(plain, value))
+        return type(value)(*map(as_pytree, value))
     if type(value) in (tuple, list):
-        return type(value)(map(plain, value))
+        return type(value)(map(as_pytree, value))
     if type(value) is dict or (isinstance(value, Mapping) and not _is_registered(value)):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: as_pytree(item) for key, item in value.items()}
     if _is_registered(value):
         leaves, spec = pytree.tree_flatten(value)
-        return pytree.tree_unflatten(list(map(plain, leaves)), spec)
+        return pytree.tree_unflatten(list(map(as_pytree, leaves)), spec)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return {field.name: plain(getattr(value, field.name)) for field in fields}
+        return {field.name: as_pytree(getattr(value, field.name)) for field in fields}
     name = type(value).__name__
     message = (
         f"forward returns a {name} ({type(value).__module__}), which holds no tensors that torch "
@@ -161,7 +162,7 @@ def _return_plainly(model: nn.Module) -> None:
 
     @functools.wraps(forward)
     def plainly(*args: Any, **kwargs: Any) -> Any:
-        return plain(forward(*args, **kwargs))
+        return as_pytree(forward(*args, **kwargs))
 
     if not isinstance(model, torch.jit.ScriptModule):
         model.forward = plainly

@@ -7,7 +7,6 @@ program knows the inputs that it was traced for; variants of it take others.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -17,17 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ccamerge.brief import Brief
 from ccamerge.graph.batches import batch_size, model_device, moved
 from ccamerge.graph.exporting import Free, export, implied_arguments, structure
 from ccamerge.graph.functional import functional
+from ccamerge.graph.modules import copied
 from ccamerge.graph.node import Node, Ref, random_draw
 from ccamerge.graph.regions import Autocast, Writer, shape_of
 
 __all__ = ["Node", "Program", "Ref", "trace"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Program(Brief):
     """Operations in order, and what the names in them stand for.
 
     ``parameters`` maps value names to the names in the model's ``state_dict`` (buffers included);
@@ -299,6 +300,7 @@ def trace(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
+    who: str = "the model",
     free: Free = "some",
 ) -> Program:
     """Record the operations of ``model`` in evaluation mode on example inputs.
@@ -311,6 +313,7 @@ def trace(
     ----------
     model : the module; it is neither modified nor kept
     args, kwargs : example inputs of one call, on any device
+    who : what messages call the model
     free : the axes that may have another size in a later call, wherever the model takes one: "all",
         or "some", of images and videos (four axes and more) the first only, since following the
         others takes long. What the model freezes is in `Program.sizes`.
@@ -321,7 +324,7 @@ def trace(
         If ``torch.export`` cannot follow the model, or it draws random numbers, chooses operations
         at run time, or changes memory in a way that cannot be followed; the message says where.
     """
-    model = copy.deepcopy(model).eval()
+    model = copied(model, who).eval()
     args, kwargs = moved((args, kwargs or {}), model_device(model))
     implied = implied_arguments(model, kwargs)
     kwargs = {**implied, **kwargs}
@@ -329,12 +332,12 @@ def trace(
     # A tensor that is given twice would be taken for one input.
     leaves = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
     args, kwargs = pytree.tree_unflatten(leaves, spec)
-    for exported in export(model, args, kwargs, free):
+    for exported in export(model, args, kwargs, free, who):
         program = dataclasses.replace(_from_exported(exported, spec), implied=implied)
         # Traced by two samples in place of one it may be frozen to two.
         if not program.misfit(leaves):
             return program
-    message = f"{type(model).__name__} cannot be traced for these inputs: {program.misfit(leaves)}"
+    message = f"{who} cannot be traced for these inputs: {program.misfit(leaves)}"
     raise ValueError(message)
 
 

@@ -10,29 +10,31 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ccamerge import arguments
 from ccamerge.graph.batches import model_device, moved
-from ccamerge.graph.exporting import plain
+from ccamerge.graph.exporting import as_pytree
+from ccamerge.graph.modules import check_state, tensors_of, undisturbed
+from ccamerge.graph.plain import plain
 from ccamerge.graph.precision import no_tf32
 from ccamerge.graph.program import Program
 from ccamerge.graph.spaces import Spaces
 
 
 def same_architecture(models: Sequence[nn.Module]) -> list[nn.Module]:
-    """Two or more models of equal parameter names and dtypes, or a ValueError."""
-    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
-        message = f"models must be a list or tuple of modules, got one {type(models).__name__}"
-        raise TypeError(message)  # an nn.Sequential would otherwise be merged layer with layer
-    models = list(models)
+    """Two or more models of equal parameter names and dtypes, with plain weights; or a ValueError.
+
+    A model whose weights are reparametrised comes as a copy in which they are not (see `plain`).
+    """
+    models = arguments.modules(models)
     if len(models) < 2:
         message = f"models must hold at least two models, got {len(models)}"
         raise ValueError(message)
     for index, model in enumerate(models):
-        if not isinstance(model, nn.Module):
-            message = f"models[{index}] must be a torch.nn.Module, got {type(model).__name__}"
-            raise TypeError(message)
-    first = models[0].state_dict()
+        check_state(model, f"models[{index}]")
+    models = [plain(model, f"models[{index}]") for index, model in enumerate(models)]
+    first = tensors_of(models[0])
     for index, model in enumerate(models[1:], start=1):
-        other = model.state_dict()
+        other = tensors_of(model)
         if first.keys() != other.keys():
             odd = sorted(first.keys() ^ other.keys())[:3]
             message = (
@@ -65,7 +67,7 @@ def folded_state(
 
     What folding and moving do not change is shared with the model, and not to be written to.
     """
-    state = {key: value.detach().to(device) for key, value in model.state_dict().items()}
+    state = {key: value.detach().to(device) for key, value in tensors_of(model).items()}
     for fold in spaces.folds:
         fold.apply(state)
     return state
@@ -89,21 +91,16 @@ def check_same_function(
     few = found[0].program.few(leaves)
     for index, (model, spaces, state) in enumerate(zip(models, found, states, strict=True)):
         who = f"models[{index}]"
-        training = {m for m in model.modules() if m.training}
-        model.eval()
-        try:
-            with torch.inference_mode(), no_tf32():
-                try:
-                    theirs = [_call(model, spaces.program, few) for _ in range(2)]
-                except (IndexError, RuntimeError):  # an input holds indices of other samples
-                    if few is leaves:
-                        raise
-                    few = leaves
-                    theirs = [_call(model, spaces.program, few) for _ in range(2)]
+        with no_tf32():
+            try:
+                theirs = [_call(model, spaces.program, few) for _ in range(2)]
+            except (IndexError, RuntimeError):  # an input holds indices of other samples
+                if few is leaves:
+                    raise
+                few = leaves
+                theirs = [_call(model, spaces.program, few) for _ in range(2)]
+            with torch.inference_mode():
                 ours = pytree.tree_leaves(spaces.program.run(state, few))
-        finally:
-            for module in training:
-                module.training = True
         if not len(ours) == len(theirs[0]) == len(theirs[1]):
             message = f"{who} returns another number of values than the traced program of models[0]"
             raise ValueError(message)
@@ -136,7 +133,7 @@ def _call(model: nn.Module, program: Program, leaves: list[Any]) -> list[Any]:
     there = moved(leaves, model_device(model))
     copies = [x.clone() if isinstance(x, Tensor) else x for x in there]
     args, kwargs = pytree.tree_unflatten(copies, program.input_spec)
-    return pytree.tree_leaves(plain(model(*args, **kwargs)))
+    return pytree.tree_leaves(as_pytree(undisturbed(model, args, kwargs)))
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
