@@ -87,6 +87,7 @@ def test_contexts_that_change_nothing(context: Any) -> None:
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.filterwarnings("ignore:aligned. nothing")  # a feature that is overwritten pins all
 @pytest.mark.parametrize(
     "inner", [_within(lambda: torch.autocast("cpu", dtype=torch.bfloat16)), _nested]
 )
