@@ -41,13 +41,39 @@ class FeatureMap(Brief):
         return cls(matrix, matrix.T.contiguous())
 
 
-def _matrix(role: Role, feature_map: FeatureMap) -> Tensor:
-    """What multiplies a parameter's axis from the right."""
-    if role is Role.READ:
-        return feature_map.inverse.T
-    if role is Role.VARIANCE:  # of features taken as uncorrelated: never negative
-        return feature_map.forward**2
-    return feature_map.forward
+@dataclasses.dataclass(frozen=True)
+class _Factor:
+    """What multiplies a parameter's axis from the right.
+
+    A matrix with one entry in each column, as of a permutation, only picks and rescales: ``picks``
+    says which (columns,), and ``scales`` by how much. That takes no products of matrices, and what
+    is not finite stays where it is.
+    """
+
+    matrix: Tensor
+    picks: Tensor | None
+    scales: Tensor | None
+
+    @classmethod
+    def of(cls, role: Role, feature_map: FeatureMap) -> _Factor:
+        matrix = feature_map.forward
+        if role is Role.READ:
+            matrix = feature_map.inverse.T
+        elif role is Role.VARIANCE:  # of features taken as uncorrelated: never negative
+            matrix = matrix**2
+        entries = matrix != 0
+        if not bool((entries.sum(0) == 1).all()):
+            return cls(matrix, None, None)
+        picks = entries.byte().argmax(0)
+        return cls(matrix, picks, matrix.gather(0, picks[None])[0])
+
+    def applied(self, view: Tensor) -> Tensor:
+        """``view @ matrix``, in the dtype of ``view``."""
+        if self.picks is not None and self.scales is not None:
+            return view[..., self.picks] * self.scales.to(view.dtype)
+        # One product: many small ones, as of a kernel's positions, take far longer.
+        rows = view.reshape(-1, view.shape[-1])
+        return (rows @ self.matrix.to(view.dtype)).reshape(*view.shape[:-1], -1)
 
 
 def slot_view(tensor: Tensor, slot: Slot, size: int) -> Tensor:
@@ -60,13 +86,13 @@ def slot_view(tensor: Tensor, slot: Slot, size: int) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _Move:
-    """A slot of ``size`` features, and where and how many they become when ``matrix`` maps them."""
+    """A slot of ``size`` features, and where and how many they become when ``factor`` maps them."""
 
     slot: Slot
     size: int
     target: Slot
     target_size: int
-    matrix: Tensor
+    factor: _Factor
 
     @property
     def axis(self) -> tuple[str, int]:
@@ -109,7 +135,7 @@ def transform(
             if target_rows:
                 slot = dataclasses.replace(slot, rows=move.target.rows)
             view = slot_view(changed[key], slot, move.size)
-            view.copy_(view @ move.matrix.to(view.dtype))
+            view.copy_(move.factor.applied(view))
         elif move.axis not in done:
             done.add(move.axis)
             together = [m for m in moves if m.axis == move.axis]
@@ -129,13 +155,15 @@ def _moves(
             continue
         target = targets[space.name]
         done: set[Slot] = set()
+        factors: dict[Role, _Factor] = {}
         for slot, there in zip(space.slots, target.slots, strict=True):
             place = dataclasses.replace(slot, role=Role.WRITE)
             if slot.role not in roles or place in done:  # a tied parameter: once
                 continue
             done.add(place)
-            matrix = _matrix(slot.role, maps[space.name])
-            yield _Move(slot, space.size, there, target.size, matrix)
+            if slot.role not in factors:
+                factors[slot.role] = _Factor.of(slot.role, maps[space.name])
+            yield _Move(slot, space.size, there, target.size, factors[slot.role])
 
 
 def _resized(tensor: Tensor, dim: int, moves: Sequence[_Move], target_rows: bool) -> Tensor:
@@ -160,7 +188,7 @@ def _resized(tensor: Tensor, dim: int, moves: Sequence[_Move], target_rows: bool
             gap = a.start - here
             new.narrow(dim, there, gap).copy_(old.narrow(dim, here, gap))
             view = slot_view(old, a, move.size)
-            slot_view(new, b, move.target_size).copy_(view @ move.matrix.to(view.dtype))
+            slot_view(new, b, move.target_size).copy_(move.factor.applied(view))
             here = a.start + a.outer * move.size * a.inner
             there = b.start + b.outer * move.target_size * b.inner
         rest = old.shape[dim] - here

@@ -136,7 +136,6 @@ def collect(
     there: list[Spaces] = []
     checked: set[tuple[tuple[str, int], ...]] = {()}
     overlap = Overlap(where)
-    first = 0  # inputs in the first batch
     bar = tqdm(data, desc="collect", unit="batch", disable=not progress)
     for index, batch in enumerate(bar):
         args, kwargs = _inputs(batch, models[0], index)
