@@ -181,7 +181,8 @@ def change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
 def random_map(space: Space, kind: str, generator: torch.Generator) -> FeatureMap:
     """A random element of a group of maps: "any invertible map", a scaled or a pure permutation.
 
-    Invertible maps have singular values in [1/2, 2].
+    Invertible maps have singular values in [1/2, 2], between reflections at random directions, which
+    mix all features and cost no factorisation of a matrix.
     """
     size = space.size
     order = torch.randperm(size, generator=generator)
@@ -191,9 +192,16 @@ def random_map(space: Space, kind: str, generator: torch.Generator) -> FeatureMa
     stretch = torch.exp2(2 * torch.rand(size, generator=generator, dtype=torch.float64) - 1)
     if kind == Effect.POSITIVE.value:
         return FeatureMap(permutation.forward * stretch, permutation.inverse / stretch[:, None])
-    left, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
-    right, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
-    return FeatureMap((left * stretch) @ right, (right.T / stretch) @ left.T)
+    directions = torch.randn(2, size, generator=generator, dtype=torch.float64)
+    left, right = directions / directions.square().sum(1, keepdim=True).sqrt()
+    forward = _reflected(_reflected(torch.diag(stretch), left).T, right).T[:, order]
+    inverse = _reflected(_reflected(torch.diag(1 / stretch), right).T, left).T[order]
+    return FeatureMap(forward.contiguous(), inverse.contiguous())
+
+
+def _reflected(matrix: Tensor, direction: Tensor) -> Tensor:
+    """The matrix from the left by a Householder reflection at a unit vector."""
+    return matrix - 2 * torch.outer(direction, direction @ matrix)
 
 
 def uncovered(found: Spaces) -> list[tuple[str, int]]:
