@@ -36,7 +36,18 @@ _TOP = (
     "dtype",
     "device",
 )
-_PARAMETERS = ("options", "mode", "ridge", "gamma", "weights", "t", "repair", "norm", "seed")
+_PARAMETERS = (
+    "options",
+    "mode",
+    "ridge",
+    "gamma",
+    "weights",
+    "t",
+    "repair",
+    "norm",
+    "seed",
+    "prove",
+)
 _FACTORY = ("factory", "arguments")
 _EVALUATION = (*_FACTORY, "metric", "better", "loss", "ensemble")
 
@@ -204,6 +215,12 @@ class _Reader(NodeReader):
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             text = f"expected an integer >= 0, got {self.shown(entry['seed'])}"
             self.report(entry["seed"], f"{where}.seed", text)
+        prove = self.value(entry["prove"], f"{where}.prove") if "prove" in entry else True
+        if not isinstance(prove, bool):
+            if prove is not MISSING:
+                text = f"expected true or false, got {self.shown(entry['prove'])}"
+                self.report(entry["prove"], f"{where}.prove", text)
+            prove = True
         weights: Any = own
         if "weights" in entry:
             if own:
@@ -222,6 +239,7 @@ class _Reader(NodeReader):
             repair=self.choice(entry.get("repair"), f"{where}.repair", get_args(Repair), None),
             norm=self.choice(entry.get("norm"), f"{where}.norm", get_args(Norm), "fold"),
             seed=seed,
+            prove=prove,
             **numbers,
         )
 

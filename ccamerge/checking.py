@@ -52,6 +52,7 @@ def checked(settings: Settings, models: int, reference: int) -> Settings:
         repair=repair,
         norm=norm,
         seed=arguments.seed(settings.seed),
+        prove=arguments.flag(settings.prove, "prove"),
     )
 
 

@@ -44,6 +44,7 @@ class Collected(Brief):
     pairs, reference : which cross-covariances there are
     structure : of a call's arguments, as `torch.utils._pytree` writes it
     fingerprint : of each model's program and parameters; a merge checks them
+    proved : whether their spaces were proved (see `spaces`)
     found : the models' spaces by the shapes of their parameters; derived again when they are asked
         for where a file was loaded
     """
@@ -58,6 +59,7 @@ class Collected(Brief):
     reference: int
     structure: str
     fingerprint: dict[str, list[str]]
+    proved: bool = True
     found: dict[Shapes, Spaces] = dataclasses.field(default_factory=dict)
 
     def _parts(self) -> Mapping[str, Any]:
@@ -102,10 +104,10 @@ class Collected(Brief):
         if shapes not in self.found:
             spec = structure_from(self.structure)
             calls = [pytree.tree_unflatten(leaves, spec) for leaves in self.inputs]
-            found = [spaces_of_call(model, *calls[0])]
-            for leaves, call in zip(self.inputs, calls, strict=True):
+            found = [spaces_of_call(model, *calls[0], prove=self.proved)]
+            for leaves, (args, kwargs) in zip(self.inputs, calls, strict=True):
                 if not found[0].program.accepts(leaves):
-                    found = extended(found, [model], *call)
+                    found = extended(found, [model], args, kwargs, self.proved)
             self.found[shapes] = found[0]
         return self.found[shapes]
 
@@ -176,6 +178,7 @@ class Collected(Brief):
             "fingerprint": self.fingerprint,
             "inputs": structure,
             "turns": self.turns,
+            "proved": self.proved,
         }
         save_tensors(target, tensors, {"format": _FORMAT, "header": json.dumps(header)})
 

@@ -73,6 +73,7 @@ def collect(
     found: Spaces | Sequence[Spaces] | None = None,
     progress: bool = True,
     seed: int = 0,
+    prove: bool = True,
     device: DeviceLike | None = None,
 ) -> Collected:
     """Stream the moments of several models' features out of one pass over calibration data.
@@ -95,6 +96,7 @@ def collect(
     found : the models' spaces, or each one's if their widths differ, if known already
     progress : whether to show a progress bar
     seed : of the choice of batches kept for repair
+    prove : whether to prove spaces, if they are not ``found`` already (see `spaces`)
     device : where the networks run and moments are kept: "cpu", "cuda", "cuda:N", or "auto" for
         CUDA where it is usable. Default: the models' device. Models stay where they are, and
         batches may be anywhere.
@@ -122,7 +124,7 @@ def collect(
     reference = arguments.index(reference, "reference", len(models))
     arguments.choice(pairs, "pairs", get_args(Pairs))
     folds, seed = arguments.integer(folds, "folds"), arguments.seed(seed)
-    progress = arguments.flag(progress, "progress")
+    progress, prove = arguments.flag(progress, "progress"), arguments.flag(prove, "prove")
     if folds < 1:
         message = f"folds must be at least 1, got {folds}"
         raise ValueError(message)
@@ -140,16 +142,17 @@ def collect(
     for index, batch in enumerate(bar):
         args, kwargs = _inputs(batch, models[0], index)
         if result is None:
-            every = every or spaces_of_models(models, args, kwargs)
+            every = every or spaces_of_models(models, args, kwargs, prove)
             states = [
                 {key: fast_layout(value) for key, value in folded_state(model, own, memory).items()}
                 for model, own in zip(models, every, strict=True)
             ]
             result, watched = _empty(every, models, pairs, reference, folds, where)
+            result.proved = prove
             there = [placed(own, memory) for own in every]
         leaves, fits = _leaves(there[0].program, args, kwargs, index)
         if not fits:
-            every = _extended(every, models, args, kwargs, index)
+            every = _extended(every, models, args, kwargs, index, prove)
             result.found = found_by_shapes(models, every)
             there = [placed(own, memory) for own in every]
         here = [fast_layout(x) for x in moved(leaves, memory)]
@@ -161,15 +164,6 @@ def collect(
         checked.add(single)
         try:
             _accumulate(runs, watched[index % folds], index, index // folds, overlap)
-        except (RuntimeError, IndexError) as error:
-            if size == first or isinstance(error, MemoryError):
-                raise
-            message = (
-                f"batch {index} holds {size} inputs, the first one {first}, and the model's "
-                f"forward seems to fix that number, as len(x) and int(x.shape[0]) do ({error}); "
-                "use batches of one size, with drop_last=True"
-            )
-            raise ValueError(message) from error
         finally:
             overlap.join()
         if new:  # after the moments, which name the space if something is not finite
@@ -253,7 +247,7 @@ def _empty(
     structure = structure_of(found[0].program.input_spec)
     known = found_by_shapes(models, found)
     result = Collected(
-        matched, outputs, [], [], count, 0, pairs, reference, structure, fingerprint, known
+        matched, outputs, [], [], count, 0, pairs, reference, structure, fingerprint, found=known
     )
     return result, watched
 
@@ -372,10 +366,11 @@ def _extended(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     index: int,
+    prove: bool,
 ) -> list[Spaces]:
     """The spaces with a program for a batch of other sizes; ValueError, which says both reasons."""
     try:
-        return extended(every, models, args, kwargs)
+        return extended(every, models, args, kwargs, prove)
     except ValueError as error:
         misfit = every[0].program.misfit(every[0].program.flatten_inputs(args, kwargs))
         message = f"batch {index}: {misfit}, and a trace of its own fails: {error}"

@@ -124,6 +124,7 @@ def merge(
     aligned: Aligned | None = None,
     progress: bool = True,
     seed: int = 0,
+    prove: bool = True,
     device: DeviceLike | None = None,
 ) -> MergeResult:
     """Merge trained networks of one architecture into one network of the reference's size.
@@ -167,6 +168,9 @@ def merge(
     aligned : the ``aligned`` of an earlier result: nothing is solved
     progress : whether to show a progress bar
     seed : of the choice of inputs kept for repair
+    prove : whether to try, on two of the inputs, that what is to be aligned may be (see `spaces`).
+        What may not is left as it is and named in the report. With ``moments``, their own ``prove``
+        counts.
     device : where all is computed: "cpu", "cuda", "cuda:N", or "auto" for CUDA where it is usable.
         Default: where ``moments`` are if they are given, else where the models are. The merged
         network is where the reference is. Methods that know the CPU only solve there; the report
@@ -191,7 +195,7 @@ def merge(
     originals = arguments.modules(models)
     models = same_architecture(originals)
     reference = arguments.index(reference, "reference", len(models))
-    given = Settings(method, options, mode, ridge, gamma, weights, t, repair, norm, seed)
+    given = Settings(method, options, mode, ridge, gamma, weights, t, repair, norm, seed, prove)
     given = checked(given, len(models), reference)
     options, ridge, gamma, weights = given.options, given.ridge, given.gamma, given.weights
     t, repair, seed = given.t, given.repair or "none", given.seed
@@ -215,6 +219,7 @@ def merge(
                 pairs=pairs,
                 progress=progress,
                 seed=seed,
+                prove=given.prove,
                 device=where or "cpu",
             )
         else:
@@ -314,6 +319,7 @@ def merge(
         aligned=list(found.aligned_shares()),
         from_reference=from_reference,
         few=_few(found, moments) if used_data else {},
+        proved=moments.proved,
     )
     if unused := [key for key, why in from_reference.items() if "traced call" in why]:
         names = ", ".join(map(repr, unused[:3])) + (" and others" if len(unused) > 3 else "")

@@ -64,6 +64,7 @@ class Report(Brief):
     for the methods ``on_cpu``, which know NumPy only.
     ``aligned`` are the shares of parameters aligned along all, some and none of their axes, and
     ``fixed`` says for each space that was left as it is why.
+    ``proved`` says whether the spaces were tried on some inputs.
     ``few`` has, for each space with fewer samples than features, how many samples it had.
     ``from_reference`` says which parameters and buffers, that differ, are the reference's, and why.
     ``peak_bytes`` is the largest resident memory that the process had had at each stage's end.
@@ -93,6 +94,7 @@ class Report(Brief):
     aligned: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0.0])
     from_reference: dict[str, str] = dataclasses.field(default_factory=dict)
     few: dict[str, int] = dataclasses.field(default_factory=dict)
+    proved: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, dicts, numbers and strings."""
@@ -209,6 +211,7 @@ class Report(Brief):
         """A line each for what was aligned and what not, for what the CPU did, and for repairs."""
         lines = (
             self.aligned_line(),
+            None if self.proved else "spaces were not proved on inputs, as prove=False asks",
             self._fixed_line(),
             self._reference_line(),
             self.few_line(),

@@ -31,6 +31,7 @@ class Settings:
     repair: Repair | None = None
     norm: Norm = "fold"
     seed: int = 0
+    prove: bool = True
 
     @property
     def method_words(self) -> str:

@@ -48,7 +48,7 @@ evaluation:
   better: lower
   loss: mypackage.scores:loss
   ensemble: outputs
-parameters: {ridge: 1e-2, repair: none, norm: paper, seed: 7, mode: universe, t: 0.25,
+parameters: {ridge: 1e-2, repair: none, norm: paper, seed: 7, prove: false, mode: universe, t: 0.25,
              options: {alpha: 0.3, deep: {a: [1, x]}}}
 moments: stats.safetensors
 dtype: float32
@@ -102,6 +102,7 @@ def test_everything_given(tmp_path):
         repair="none",
         norm="paper",
         seed=7,
+        prove=False,
     )
     assert (config.moments, config.dtype) == (tmp_path / "stats.safetensors", "float32")
     assert config.device == "cuda:1"
@@ -257,6 +258,7 @@ BAD = [
     (SMALL + "parameters: {ridge: 1,\n  gamma: 1}\n", "7: parameters.gamma: given beside ridge; ridge is relative to the features' variance, gamma absolute"),
     (SMALL + "parameters: {repair: None}\n", "6: parameters.repair: expected one of variance, regression, none; got 'None'; did you mean 'none'?"),
     (SMALL + "parameters: {seed: 1.5}\n", "6: parameters.seed: expected an integer >= 0, got 1.5"),
+    (SMALL + "parameters: {prove: 1}\n", "6: parameters.prove: expected true or false, got 1"),
     (SMALL + "parameters: {seed: true}\n", "6: parameters.seed: expected an integer >= 0, got true"),
     (SMALL + "parameters: {weights: [1, 2, 3]}\n", "6: parameters.weights: expected 2 numbers, one for each model, got 3"),
     (SMALL + "parameters: {weights: [1, x]}\n", "6: parameters.weights[1]: expected a number >= 0, got 'x'"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import ccamerge
 from ccamerge.apply import FeatureMap, transform
 from ccamerge.graph.inspection import spaces
+from ccamerge.graph.rules import RULES
 from ccamerge.graph.states import folded_state
 from ccamerge.merging import load_merged
 from ccamerge.paper import unfolded_spaces
@@ -293,3 +294,35 @@ def test_dead_features_do_no_harm() -> None:
     for row in result.maps.values():
         product = row[1].forward @ row[1].inverse
         np.testing.assert_allclose(product, np.eye(16), atol=1e-6)
+
+
+class _Doubtful(nn.Module):
+    """Derived as free, if a rule were wrong; here the rule is made wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x).cumsum(1))
+
+
+@pytest.mark.filterwarnings("ignore:aligned. nothing")
+def test_what_fails_its_proof_is_pinned_unless_that_is_turned_off(monkeypatch, tmp_path):
+    """In merge, from files of moments and in the report."""
+    monkeypatch.setitem(RULES, "aten.cumsum", RULES["aten.relu"])
+    models = [M.randomise(_Doubtful(), seed) for seed in range(2)]
+    data = [torch.randn(16, 4, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    found = ccamerge.merge(models, data, progress=False)
+    assert not found.spaces.spaces
+    assert "a map that should be exact changes the output" in str(found.report)
+    assert "not proved" not in str(found.report)
+    trusted = ccamerge.merge(models, data, prove=False, progress=False)
+    assert [space.name for space in trusted.spaces] == ["a"]
+    assert "not proved" in str(trusted.report)
+    trusted.moments.save(tmp_path / "m.safetensors")
+    loaded = ccamerge.Collected.load(tmp_path / "m.safetensors")
+    again = ccamerge.merge(models, moments=loaded, progress=False)
+    assert [space.name for space in again.spaces] == ["a"]
+    with pytest.raises(TypeError, match="prove must be"):
+        ccamerge.merge(models, data, prove="no", progress=False)

@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         folds=args.folds,
         progress=show_progress(args),
         seed=settings.seed,
+        prove=settings.prove,
         device=device or "cpu",
     )
     collected.save(args.out)

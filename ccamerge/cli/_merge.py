@@ -64,6 +64,7 @@ configuration (YAML; paths are relative to the file):
     norm: fold         # or paper
     mode: reference    # or universe: align all models with each other
     seed: 0
+    prove: true        # try on two inputs that what is aligned may be
   moments: stats.safetensors   # optional, from `ccamerge collect`: then no data is read
   dtype: float32               # optional, of model.safetensors; default: each tensor as in the
                                # models' checkpoints, in the widest type if these differ

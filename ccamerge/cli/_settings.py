@@ -147,7 +147,7 @@ def statistics(
     first = list(itertools.islice(batches, 1))
     if not first:
         config.fail("data", f"data is empty: {config.data.path} gave no batch")
-    found = spaces_of_models(models, *split_batch(first[0], models[0]))
+    found = spaces_of_models(models, *split_batch(first[0], models[0]), config.settings.prove)
     for settings in wanted:
         check_settings(config, settings, found)
     every = {pairs_needed(settings.method, settings.mode) for settings in wanted}
@@ -159,6 +159,7 @@ def statistics(
         found=found,
         progress=show_progress(args),
         seed=config.settings.seed,
+        prove=config.settings.prove,
         device=device or "cpu",
     )
     return collected, time.perf_counter() - start

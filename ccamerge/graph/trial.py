@@ -181,8 +181,8 @@ def change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
 def random_map(space: Space, kind: str, generator: torch.Generator) -> FeatureMap:
     """A random element of a group of maps: "any invertible map", a scaled or a pure permutation.
 
-    Invertible maps have singular values in [1/2, 2], between reflections at random directions, which
-    mix all features and cost no factorisation of a matrix.
+    Invertible maps have singular values in [1/2, 2], between reflections at random directions,
+    which mix all features and cost no factorisation of a matrix.
     """
     size = space.size
     order = torch.randperm(size, generator=generator)

@@ -31,7 +31,10 @@ def found_by_shapes(models: Sequence[nn.Module], every: Sequence[Spaces]) -> dic
 
 
 def spaces_of_models(
-    models: Sequence[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
+    models: Sequence[nn.Module],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    prove: bool = True,
 ) -> list[Spaces]:
     """Each model's spaces, which correspond by name; derived once for models of equal shapes.
 
@@ -51,11 +54,11 @@ def spaces_of_models(
             first = known[shapes_of(models[0])]
             who = f"models[{index}] cannot be merged with models[0]"
             _check_kept_axes(who, first, models[0], model)
-            found = spaces_of_call(model, args, kwargs, who=f"models[{index}]")
+            found = spaces_of_call(model, args, kwargs, prove=prove, who=f"models[{index}]")
             _check_programs(who, first.program, found.program)
             _check_spaces(who, first, found)
         else:
-            found = spaces_of_call(model, args, kwargs, who=f"models[{index}]")
+            found = spaces_of_call(model, args, kwargs, prove=prove, who=f"models[{index}]")
         known[shapes] = found
     return [known[shapes_of(model)] for model in models]
 
@@ -69,6 +72,7 @@ def extended(
     models: Sequence[nn.Module],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    prove: bool = True,
 ) -> list[Spaces]:
     """Each model's spaces with a program for inputs of other sizes, too.
 
@@ -91,16 +95,21 @@ def extended(
             )
             raise ValueError(message)
         try:
-            known[id(own)] = _with_variant(own, model, args, kwargs, "all")
+            known[id(own)] = _with_variant(own, model, args, kwargs, "all", prove)
         except ValueError:  # free sizes may take other operations: trace as the first inputs were
-            known[id(own)] = _with_variant(own, model, args, kwargs, "some")
+            known[id(own)] = _with_variant(own, model, args, kwargs, "some", prove)
     return [known[id(own)] for own in every]
 
 
 def _with_variant(
-    own: Spaces, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: Free
+    own: Spaces,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    free: Free,
+    prove: bool,
 ) -> Spaces:
-    found = spaces_of_call(model, args, kwargs, free=free)
+    found = spaces_of_call(model, args, kwargs, free=free, prove=prove)
     who = f"{type(model).__name__} does something else with inputs of these sizes"
     _check_same_operations(who, own.program, found.program)
     _check_spaces(who, own, found)
