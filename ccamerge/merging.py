@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -269,11 +269,21 @@ def merge(
             for i, (state, own) in enumerate(zip(unmapped, applied, strict=True))
         ]
         order = [reference, *(i for i in range(len(models)) if i != reference)]
+
+        def ordered(key: str) -> list[float]:
+            return [shares.of_parameter(key)[i] for i in order]
+
         merged, from_reference = average(
-            [mapped[i] for i in order],
-            lambda key: [shares.of_parameter(key)[i] for i in order],
-            _used(models[reference], target),
+            [mapped[i] for i in order], ordered, _used(models[reference], target)
         )
+        holder: nn.Module | None = None
+        lost: dict[str, str] = {}
+        if alone is None and models[reference] is not originals[reference]:
+            holder = copied(originals[reference], f"models[{reference}]").eval()
+            # What a limited tensor can hold is known before the repair, which leaves it alone.
+            limited = {key: merged[key] for key in target.program.limits if key in merged}
+            held, lost = put_back(holder, limited, [originals[i] for i in order], ordered)
+            merged |= {key: value.to(merged[key]) for key, value in held.items()}
     with watch("repair"):
         if norm == "paper":
             reset_statistics(merged, target.program, moments.inputs, where)
@@ -287,9 +297,8 @@ def merge(
     else:
         result = copied(models[reference], f"models[{reference}]").eval()
         load_merged(result, merged, target, repaired.statistics)
-    if alone is None and models[reference] is not originals[reference]:
-        holder = copied(originals[reference], f"models[{reference}]").eval()
-        from_reference |= put_back(holder, result)
+    if holder is not None:
+        lost |= _reparametrised(holder, result)
         result = holder
     result.zero_grad(set_to_none=True)  # a trained reference may still carry its last gradients
     from_reference |= _differing_extra_state(models, reference)
@@ -320,17 +329,38 @@ def merge(
         from_reference=from_reference,
         few=_few(found, moments) if used_data else {},
         proved=moments.proved,
+        not_held=lost,
     )
     if unused := [key for key, why in from_reference.items() if "traced call" in why]:
-        names = ", ".join(map(repr, unused[:3])) + (" and others" if len(unused) > 3 else "")
         message = (
-            f"{names} differ between the models, and the traced call does not use them: they are "
-            f"those of models[{reference}], whose features the merged network has"
+            f"{_listed(unused)} differ between the models, and the traced call does not use them: "
+            f"they are those of models[{reference}], whose features the merged network has"
         )
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    if lost:
+        message = f"the merged network cannot hold the average of {_listed(lost)} (see the report)"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     if report.aligned[2] > _UNALIGNED and used_data:
         warnings.warn(f"{report.aligned_line()} (see the report)", RuntimeWarning, stacklevel=2)
     return MergeResult(result, aligned, found, moments, report)
+
+
+def _listed(names: Collection[str]) -> str:
+    """The first few names."""
+    return ", ".join(map(repr, list(names)[:3])) + (" and others" if len(names) > 3 else "")
+
+
+def _reparametrised(holder: nn.Module, merged: nn.Module) -> dict[str, str]:
+    """Give a module with reparametrised tensors the values of a plain one, in place.
+
+    Returns what it cannot hold, by name.
+    """
+    tensors = tensors_of(merged)
+    own = tensors_of(holder, keep_vars=True)
+    with torch.no_grad():
+        for key in tensors.keys() & own.keys():
+            own[key].copy_(tensors[key])
+    return put_back(holder, tensors)[1]
 
 
 def _few(found: Spaces, moments: Collected) -> dict[str, int]:

@@ -284,7 +284,9 @@ def _absorbers(
 
     def key(argument: Any) -> str | None:
         found = program.parameters.get(argument.name) if isinstance(argument, Ref) else None
-        return found if found is not None and usage[found] == 1 else None
+        if found is None or usage[found] != 1 or found in program.limits:
+            return None
+        return found
 
     if node.op in LINEAR_OPS or node.op == "aten.batch_norm":
         first = 1

@@ -64,6 +64,7 @@ class Report(Brief):
     for the methods ``on_cpu``, which know NumPy only.
     ``aligned`` are the shares of parameters aligned along all, some and none of their axes, and
     ``fixed`` says for each space that was left as it is why.
+    ``not_held`` says which averages the reference's reparametrisation could not hold.
     ``proved`` says whether the spaces were tried on some inputs.
     ``few`` has, for each space with fewer samples than features, how many samples it had.
     ``from_reference`` says which parameters and buffers, that differ, are the reference's, and why.
@@ -95,6 +96,7 @@ class Report(Brief):
     from_reference: dict[str, str] = dataclasses.field(default_factory=dict)
     few: dict[str, int] = dataclasses.field(default_factory=dict)
     proved: bool = True
+    not_held: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, dicts, numbers and strings."""
@@ -196,6 +198,14 @@ class Report(Brief):
         rest = f" and {more} more" if more > 0 else ""
         return f"taken from the reference: {', '.join(shown)}{rest}"
 
+    def _not_held_line(self) -> str | None:
+        """Averages that a reparametrisation of the reference could not take."""
+        if not self.not_held:
+            return None
+        shown = [f"{key} ({why})" for key, why in list(self.not_held.items())[:_SHOWN]]
+        more = len(self.not_held) - _SHOWN
+        return f"not the average: {', '.join(shown)}" + (f" and {more} more" if more > 0 else "")
+
     def few_line(self) -> str | None:
         """Spaces of which there were fewer samples than features."""
         if not self.few:
@@ -214,6 +224,7 @@ class Report(Brief):
             None if self.proved else "spaces were not proved on inputs, as prove=False asks",
             self._fixed_line(),
             self._reference_line(),
+            self._not_held_line(),
             self.few_line(),
             self._fallback_line(),
             self._repair_line(),

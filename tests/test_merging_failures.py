@@ -78,7 +78,7 @@ def test_a_batch_of_another_shape() -> None:
 
 
 def test_a_first_batch_that_does_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"torch\.export cannot follow MLP"):
+    with pytest.raises(ValueError, match=r"torch\.export cannot follow models\[0\] \(MLP\)"):
         _merge(_mlps(), [torch.randn(32, 13)])
 
 

@@ -72,6 +72,14 @@ class Derivation:
                 self._axes[name] = [ax.inert(size) for size in shape]
                 if name in program.constants:
                     self._static.add(name)
+        for key, limit in program.limits.items():
+            if key not in self._own:
+                continue
+            why = f"{key}: {limit.why}"
+            if limit.movable:
+                self._restrictions.append((list(self._own[key]), why))
+            for axis in () if limit.movable else self._own[key]:
+                ax.pin(axis, why)
         for node in program.nodes:
             self._visit(node)
         for name in program.outputs:

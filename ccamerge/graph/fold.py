@@ -100,11 +100,13 @@ def fold(program: Program) -> tuple[Program, tuple[Fold, ...]]:
     folds = []
 
     def key(argument: object) -> str | None:
-        """The state key of a parameter that only this operation uses."""
+        """The state key of a parameter that only this operation uses, and without limits."""
         if not isinstance(argument, Ref) or uses[argument.name] != 1:
             return None
         found = program.parameters.get(argument.name)
-        return found if found is not None and aliases[found] == 1 else None
+        if found is None or aliases[found] != 1 or found in program.limits:
+            return None
+        return found
 
     for norm in program.nodes:
         if norm.op != "aten.batch_norm" or not isinstance(norm.args[0], Ref):

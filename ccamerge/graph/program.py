@@ -22,7 +22,9 @@ from ccamerge.graph.exporting import Free, export, implied_arguments, structure
 from ccamerge.graph.functional import functional
 from ccamerge.graph.modules import copied
 from ccamerge.graph.node import Node, Ref, random_draw
+from ccamerge.graph.plain import limits_of
 from ccamerge.graph.regions import Autocast, Writer, shape_of
+from ccamerge.graph.reparametrisations import Limit
 
 __all__ = ["Node", "Program", "Ref", "trace"]
 
@@ -38,7 +40,8 @@ class Program(Brief):
     symbol (or an expression in symbols) for each that may have any size; ``ranges`` are those of
     the symbols that are limited, ``fixed`` the inputs that are no tensors. ``implied`` are keyword
     inputs that every call gets. ``variants`` are programs for other inputs: the same operations by
-    the same names. ``eps`` is the coarsest floating-point precision of the values.
+    the same names. ``eps`` is the coarsest floating-point precision of the values. ``limits`` are
+    those of parameters, by their keys.
     """
 
     nodes: tuple[Node, ...]
@@ -55,6 +58,7 @@ class Program(Brief):
     implied: dict[str, Any] = dataclasses.field(default_factory=dict)
     variants: tuple[Program, ...] = ()
     eps: float = 0.0
+    limits: Mapping[str, Limit] = dataclasses.field(default_factory=dict)
 
     def users(self) -> dict[str, list[Node]]:
         """For each value the operations that read it, in order."""
@@ -324,6 +328,7 @@ def trace(
         If ``torch.export`` cannot follow the model, or it draws random numbers, chooses operations
         at run time, or changes memory in a way that cannot be followed; the message says where.
     """
+    limits = limits_of(model)
     model = copied(model, who).eval()
     args, kwargs = moved((args, kwargs or {}), model_device(model))
     implied = implied_arguments(model, kwargs)
@@ -333,7 +338,9 @@ def trace(
     leaves = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     for exported in export(model, args, kwargs, free, who):
-        program = dataclasses.replace(_from_exported(exported, spec), implied=implied)
+        program = dataclasses.replace(
+            _from_exported(exported, spec), implied=implied, limits=limits
+        )
         # Traced by two samples in place of one it may be frozen to two.
         if not program.misfit(leaves):
             return program

@@ -14,9 +14,10 @@ from ccamerge import arguments
 from ccamerge.graph.batches import model_device, moved
 from ccamerge.graph.exporting import as_pytree
 from ccamerge.graph.modules import check_state, tensors_of, undisturbed
-from ccamerge.graph.plain import plain
+from ccamerge.graph.plain import limits_of, plain, ties
 from ccamerge.graph.precision import no_tf32
 from ccamerge.graph.program import Program
+from ccamerge.graph.reparametrisations import Limit
 from ccamerge.graph.spaces import Spaces
 
 
@@ -33,6 +34,7 @@ def same_architecture(models: Sequence[nn.Module]) -> list[nn.Module]:
         check_state(model, f"models[{index}]")
     models = [plain(model, f"models[{index}]") for index, model in enumerate(models)]
     first = tensors_of(models[0])
+    tied, limits = ties(first), limits_of(models[0])
     for index, model in enumerate(models[1:], start=1):
         other = tensors_of(model)
         if first.keys() != other.keys():
@@ -49,7 +51,39 @@ def same_architecture(models: Sequence[nn.Module]) -> list[nn.Module]:
                     f"{value.dtype}; convert them to one dtype first"
                 )
                 raise ValueError(message)
+        who = f"models[{index}]"
+        _check_ties((who, ties(other)), ("models[0]", tied))
+        _check_limits((who, limits_of(model)), ("models[0]", limits))
     return models
+
+
+Ties = set[frozenset[str]]
+
+
+def _check_ties(one: tuple[str, Ties], two: tuple[str, Ties]) -> None:
+    for (who, here), (other, there) in ((one, two), (two, one)):
+        if odd := here - there:
+            names = " and ".join(map(repr, sorted(min(odd, key=sorted))))
+            message = (
+                f"{who} ties {names} to one tensor, {other} does not; tie them in all models, or "
+                "in none"
+            )
+            raise ValueError(message)
+
+
+def _check_limits(
+    one: tuple[str, Mapping[str, Limit]], two: tuple[str, Mapping[str, Limit]]
+) -> None:
+    (who, here), (other, there) = one, two
+    for key in sorted({*here, *there}):
+        if here.get(key) != there.get(key):
+            a, b = (known[key].why if key in known else "none" for known in (here, there))
+            message = (
+                f"the reparametrisation of {key!r} differs: in {who} {a}, in {other} {b}; put all "
+                "models under the same, or make it permanent in each "
+                "(torch.nn.utils.parametrize.remove_parametrizations, prune.remove)"
+            )
+            raise ValueError(message)
 
 
 def placed(spaces: Spaces, device: torch.device) -> Spaces:
