@@ -2,8 +2,8 @@
 #include <pybind11/pybind11.h>
 
 #include "errors.hpp"
-#include "parallel.hpp"
 #include "scipy.hpp"
+#include "threads.hpp"
 
 namespace py = pybind11;
 
@@ -19,10 +19,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("cuda_built") = CCAMERGE_CUDA_BUILT != 0;
   ccamerge::bind::register_errors();
   ccamerge::bind::bind_scipy();
-  m.def("num_threads", &ccamerge::num_threads,
-        "Threads the core uses; by default the cores this process may run on.");
-  m.def("set_num_threads", &ccamerge::set_num_threads, py::arg("count"),
-        "Sets the number of threads, at least 1.");
+  ccamerge::bind::register_threads(m);
   ccamerge::bind::register_moments(m);
   ccamerge::bind::register_solve(m);
 }
