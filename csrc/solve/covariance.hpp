@@ -24,7 +24,7 @@ struct Regulariser {
   double value = 0.0;  // >= 0, finite
   bool absolute = false;
 
-  double gamma(double trace, int order) const { return absolute ? value : value * trace / order; }
+  double gamma(double mean_diagonal) const { return absolute ? value : value * mean_diagonal; }
 };
 
 // Condition numbers beyond this are refused: the solution would keep fewer than three digits.
@@ -33,7 +33,7 @@ inline constexpr double kConditionLimit = 1e13;
 inline constexpr double kAsymmetry = 1e-6;  // relative; float32 second moments stay well below it
 
 struct CovarianceSizes {
-  double trace = 0, norm1 = 0;
+  double mean_diagonal = 0, norm1 = 0;
 };
 
 // Symmetric parts, with what is known of each member.
@@ -42,6 +42,16 @@ struct Covariances {
   typename B::Matrix s;
   std::vector<CovarianceSizes> sizes;
 };
+
+// Throws std::invalid_argument if a matrix is too large for the backend's eigenvectors: before
+// anything of its size is allocated.
+template <Backend B>
+void check_eigen_order(int order, const std::string& name) {
+  if (order <= B::most_eigenvectors) return;
+  throw std::invalid_argument(
+      format_message(name, " has order ", order, ", but LAPACK's 32-bit workspace for eigenvectors ",
+                     "ends at ", B::most_eigenvectors, "; a CUDA device takes more"));
+}
 
 template <Backend B>
 struct FactoredCovariances {
@@ -82,7 +92,7 @@ Covariances<B> checked_covariances(B& b, const std::vector<ConstView>& members,
           format_message(name, " must be symmetric, got entries that differ by ", apart,
                          " across the diagonal (largest entry ", largest, ")"));
     }
-    out.sizes.push_back({trace(columns), norm1(columns)});
+    out.sizes.push_back({mean_diagonal(columns), norm1(columns)});
   }
   return out;
 }
@@ -94,7 +104,7 @@ struct CovarianceCase {
   Regulariser regulariser;
   std::string name;
 
-  double gamma() const { return regulariser.gamma(sizes.trace, s.rows); }
+  double gamma() const { return regulariser.gamma(sizes.mean_diagonal); }
   double norm1() const { return sizes.norm1 + std::max(0.0, gamma()); }  // once regularised
 
   // What to tell someone whose covariance cannot be solved with, and the gamma that would bound the
@@ -102,9 +112,9 @@ struct CovarianceCase {
   [[noreturn]] void refuse(const std::string& what) const {
     const char* const unit = regulariser.absolute ? "gamma" : "ridge";
     std::string cure = "every feature is constant: leave this space out, or use gamma";
-    if (sizes.trace > 0) {
+    if (sizes.mean_diagonal > 0) {
       const double gamma = sizes.norm1 / (0.1 * kConditionLimit);
-      const double least = regulariser.absolute ? gamma : gamma * s.rows / sizes.trace;
+      const double least = regulariser.absolute ? gamma : gamma / sizes.mean_diagonal;
       cure =
           format_message("raise ", unit, " to at least ", std::max(least, 2 * regulariser.value));
     }

@@ -15,6 +15,7 @@
 #include "solve/backend.hpp"
 #include "solve/blocks.hpp"
 #include "solve/covariance.hpp"
+#include "solve/plausible.hpp"
 #include "solve/norms.hpp"
 #include "solve/operands.hpp"
 #include "solve/polar.hpp"
@@ -73,6 +74,8 @@ struct Whitened {
 };
 
 inline std::vector<double> with_mean_one(std::vector<double> weights) {
+  const double largest = *std::max_element(weights.begin(), weights.end());
+  for (double& w : weights) w /= largest;  // their sum could overflow, and vanishes if they do
   const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
   for (double& w : weights) w *= static_cast<double>(weights.size()) / sum;
   return weights;
@@ -112,11 +115,15 @@ Whitened<B> whitened(B& b, const UniverseProblem& problem, const std::string& na
   }
   b.each(pairs.size(), [&](std::size_t p) {
     const auto [i, j] = pairs[p];
-    check_finite(b, problem.crosses[p], {name + model(i) + " with " + model(j)});
+    const std::vector<std::string> called = {name + model(i) + " with " + model(j)};
+    check_finite(b, problem.crosses[p], called);
     auto k = copy_of(b, problem.crosses[p]);
     if (problem.regulariser) {
-      out.factors[j]->cholesky.factor().solve_left(k.view());
-      out.factors[i]->cholesky.factor().solve_right_transposed(k.view());
+      const FactoredCovariances<B>&x = *out.factors[i], &y = *out.factors[j];
+      check_entries(b, k.view(), y.cholesky.factor(), x.cholesky.factor(), called);
+      y.cholesky.factor().solve_left(k.view());
+      x.cholesky.factor().solve_right_transposed(k.view());
+      check_correlations(b, k.view(), y.conditions, x.conditions, called);
     }
     out.blocks.cross(static_cast<int>(i), static_cast<int>(j)) = std::move(k);
   });
