@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         polar_batch,
         whiten,
     )
-    from ccamerge.graph.derivation import spaces
+    from ccamerge.graph.inspection import spaces
     from ccamerge.graph.spaces import Space, Spaces
     from ccamerge.interpolation import Barrier, barrier
     from ccamerge.merging import MergeResult, merge
@@ -42,7 +42,7 @@ _HOMES = {
     "ccamerge.comparing": ("Comparison", "compare"),
     "ccamerge.cuda": ("cuda_status",),
     "ccamerge.evaluation": ("evaluate",),
-    "ccamerge.graph.derivation": ("spaces",),
+    "ccamerge.graph.inspection": ("spaces",),
     "ccamerge.graph.spaces": ("Space", "Spaces"),
     "ccamerge.interpolation": ("Barrier", "barrier"),
     "ccamerge.merging": ("MergeResult", "merge"),

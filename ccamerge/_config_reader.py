@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import yaml
 
-from ccamerge._yaml_nodes import Loader, Node, NodeReader
+from ccamerge._yaml_nodes import MISSING, Loader, Node, NodeReader
 from ccamerge.config import (
     DTYPES,
     FACTORY_PATTERN,
@@ -22,7 +22,7 @@ from ccamerge.config import (
     did_you_mean,
 )
 from ccamerge.device import DEVICE_PATTERN
-from ccamerge.settings import Mode, Norm, Repair, Settings
+from ccamerge.settings import Mode, Norm, Repair, Settings, normalised
 
 _TOP = (
     "merge_method",
@@ -199,6 +199,8 @@ class _Reader(NodeReader):
             text = "given beside ridge; ridge is relative to the features' variance, gamma absolute"
             self.report(entry["gamma"], f"{where}.gamma", text)
         seed = self.value(entry["seed"], f"{where}.seed") if "seed" in entry else 0
+        if seed is MISSING:  # reported
+            seed = 0
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             text = f"expected an integer >= 0, got {self.shown(entry['seed'])}"
             self.report(entry["seed"], f"{where}.seed", text)
@@ -209,7 +211,7 @@ class _Reader(NodeReader):
                 self.report(entry["weights"], f"{where}.weights", text)
             weights = self._weights(entry["weights"], f"{where}.weights", count)
         if not isinstance(weights, dict):
-            weights = _normalised(weights, count)
+            weights = _shares(weights, count)
         options = self.names(entry["options"], f"{where}.options") if "options" in entry else {}
         return Settings(
             method=self._methods(method),
@@ -330,10 +332,9 @@ class _Reader(NodeReader):
         )
 
 
-def _normalised(weights: list[float | None] | list[float] | None, count: int) -> tuple[float, ...]:
+def _shares(weights: list[float | None] | list[float] | None, count: int) -> tuple[float, ...]:
     """Weights that sum to one; equal ones if none are given, or if they are wrong and reported."""
     given = [w for w in weights or [] if w is not None]
     if len(given) != count or not any(given):
         given = [1.0] * count
-    total = math.fsum(given)
-    return tuple(w / total for w in given)
+    return normalised(given) if given else ()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ccamerge import _core
+from ccamerge import _core, arguments
 from ccamerge._threads import single_blas_thread
 from ccamerge.device import array_device, resolve
 
@@ -112,11 +112,14 @@ def _as_array(value: Any, name: str) -> Array:
         if value.device.type != "cpu":
             message = f"{name} must be on the CPU, got a tensor on {value.device}"
             raise TypeError(message)
-        if value.is_complex():
+        if value.is_complex() or str(value.dtype) == "torch.bool":
             message = f"{name} must be real, got {value.dtype}"
             raise TypeError(message)
         value = value.detach().double().numpy()
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        raise arguments.wrong(name, "a real matrix", value) from None
     if array.dtype.kind not in "fiu":
         message = f"{name} must be a real array, got dtype {array.dtype}"
         raise TypeError(message)
@@ -139,15 +142,17 @@ def regularisers(
         raise ValueError(message)
     absolute = gamma is not None
     name, given = ("gamma", gamma) if absolute else ("ridge", 0.0 if ridge is None else ridge)
-    sweep = np.ndim(given) > 0  # type: ignore[arg-type]
-    if np.ndim(given) > 1:  # type: ignore[arg-type]
-        message = f"{name} must be a number or a sequence of numbers, got {given!r}"
+    expected = "a number or a sequence of numbers"
+    sweep = isinstance(given, (list, tuple, range)) or getattr(given, "ndim", 0) > 0
+    nested = isinstance(given, (list, tuple)) and any(isinstance(v, (list, tuple)) for v in given)
+    if nested or getattr(given, "ndim", 0) > 1:
+        message = f"{name} must be {expected}, got {given!r}"
         raise ValueError(message)
-    try:
-        values = [float(v) for v in given] if sweep else [float(given)]  # type: ignore[union-attr,arg-type]
-    except (TypeError, ValueError):
-        message = f"{name} must be a number or a sequence of numbers, got {given!r}"
-        raise TypeError(message) from None
+    if sweep:
+        every = arguments.items(given, name, expected)
+        values = [arguments.number(v, f"{name}[{i}]") for i, v in enumerate(every)]
+    else:
+        values = [arguments.number(given, name, expected)]
     if not values:
         message = f"{name} must not be an empty sequence"
         raise ValueError(message)
@@ -169,7 +174,7 @@ def one_regulariser(ridge: float | None, gamma: float | None) -> tuple[float, bo
 
 def prefixes_of(name: str, items: Sequence[Any], width: int) -> list[str]:
     """Check that every problem is a tuple of ``width`` and return what errors call each."""
-    for i, item in enumerate(items):
+    for i, item in enumerate(arguments.items(items, name, f"a list of tuples of {width} matrices")):
         if not isinstance(item, (tuple, list)) or len(item) != width:
             message = f"{name}[{i}] must be a tuple of {width} matrices, got {type(item).__name__}"
             raise TypeError(message)

@@ -1,4 +1,4 @@
-"""One BLAS thread under the core's own threads.
+"""The native core's threads, and one BLAS thread under them.
 
 OpenBLAS worker threads that spin below our own made solves up to fifty times slower on a busy
 machine, so every native call that computes runs with a single BLAS thread and parallelises over
@@ -13,13 +13,29 @@ from typing import TYPE_CHECKING
 
 from threadpoolctl import ThreadpoolController
 
-from ccamerge._core import num_threads, set_num_threads, thread_limits
+from ccamerge import _core, arguments
+from ccamerge._core import num_threads
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-__all__ = ["num_threads", "set_num_threads", "single_blas_thread", "thread_limits"]
+__all__ = ["num_threads", "set_num_threads", "single_blas_thread"]
+
+
+def set_num_threads(count: int) -> None:
+    """Set the number of threads of the native core, whatever limits it otherwise.
+
+    Parameters
+    ----------
+    count
+        In 1..1024; more than there are cores gain nothing.
+    """
+    found = arguments.integer(count, "count")
+    if not 1 <= found <= _core.most_threads:
+        message = f"count must be in 1..{_core.most_threads}, got {arguments.shown(found)}"
+        raise ValueError(message)
+    _core.set_num_threads(found)
 
 
 class _SingleBlasThread:

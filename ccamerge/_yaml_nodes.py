@@ -24,6 +24,8 @@ Loader.add_implicit_resolver(
     list("-+0123456789"),
 )
 
+_SHOWN = 200  # characters of a value in a message
+
 MISSING: Any = object()
 """Stands for a value that could not be read; the problem has been reported."""
 
@@ -115,12 +117,16 @@ class NodeReader:
         if value is MISSING:
             return None
         good = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not good or not math.isfinite(value) or not 0 <= value <= most:
+        try:
+            value = float(value) if good else math.nan
+        except OverflowError:  # a whole number beyond float64
+            value = math.inf
+        if not math.isfinite(value) or not 0 <= value <= most:
             bounds = ">= 0" if most == math.inf else f"from 0 to {most:g}"
             wanted = f"expected a number {bounds}{instead}"
             self.report(node, where, f"{wanted}{';' if instead else ','} got {self.shown(node)}")
             return None
-        return float(value)
+        return value
 
     def choice(self, node: Node | None, where: str, choices: tuple[str, ...], default: Any) -> Any:
         """Return one of the words, or None if it is another."""
@@ -157,8 +163,8 @@ class NodeReader:
             return "a mapping"
         if is_null(node):
             return "nothing"
-        quoted = node.tag.endswith(":str")
-        return repr(node.value) if quoted else str(node.value)
+        text = repr(node.value) if node.tag.endswith(":str") else str(node.value)
+        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
     def _duplicates(self, node: yaml.MappingNode, where: str) -> None:
         first: dict[tuple[str, str], int] = {}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ccamerge import arguments
 from ccamerge.apply import FeatureMap
+from ccamerge.brief import Brief
 from ccamerge.collected import Collected, Pairs
 from ccamerge.device import memory_of, resolve
 from ccamerge.graph.batches import moved
@@ -23,8 +26,8 @@ DEFAULT_METHOD = "cca"
 MethodChoice = str | Mapping[str, str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Aligned:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Aligned(Brief):
     """Feature maps of all models in all spaces, and how they were found.
 
     Attributes
@@ -46,6 +49,21 @@ class Aligned:
     reference: int
     on_cpu: tuple[str, ...] = ()
 
+    def _parts(self) -> Mapping[str, Any]:
+        return {
+            "method": self.method,
+            "options": self.options,
+            "mode": self.mode,
+            "reference": self.reference,
+            "models": max((len(row) for row in self.solutions.values()), default=0),
+            "spaces": {
+                name: f"{len(row[0].feature_map.forward)} by {self.methods[name]}"
+                for name, row in self.solutions.items()
+            },
+            "gamma": self.gamma,
+            "ridges": self.ridges,
+        }
+
     @property
     def maps(self) -> dict[str, list[FeatureMap]]:
         """For each space, each model's map."""
@@ -64,6 +82,7 @@ class Aligned:
 
 def method_named(name: str) -> Method:
     """Look a method up; ValueError naming those there are."""
+    arguments.string(name, "method", "a name or a dict of names by patterns")
     if name not in METHODS:
         message = f"method must be one of {', '.join(map(repr, METHODS))}; got {name!r}"
         raise ValueError(message)
@@ -74,6 +93,42 @@ def check_ready(choice: MethodChoice) -> None:
     """Raise ImportError for a method that lacks a package it needs."""
     for name in [choice] if isinstance(choice, str) else choice.values():
         method_named(name).ready()
+
+
+def check_choice(
+    choice: MethodChoice, options: Mapping[str, Any] | None, mode: Mode
+) -> dict[str, Any] | None:
+    """Check what can be said of methods and their options before there are spaces.
+
+    Returns
+    -------
+    The options as plain Python numbers.
+
+    Raises
+    ------
+    TypeError, ValueError, ImportError
+        As `methods_of` and `check_options`.
+    """
+    if not isinstance(choice, str):
+        expected = "a name or a dict of names by patterns"
+        for pattern, name in arguments.mapping(choice, "method", expected).items():
+            arguments.string(name, f"method of {pattern!r}", "a name")
+    check_ready(choice)
+    if isinstance(choice, str):
+        _check_mode(method_named(choice), mode)
+    names = [choice] if isinstance(choice, str) else list(choice.values())
+    # Spaces may be left to these whatever is chosen; without options they need not be named.
+    names += [name for name in (DEFAULT_METHOD, "permutation") if METHODS[name].options]
+    if options is None:
+        return None
+    return check_options(options, {name: method_named(name) for name in names})
+
+
+def _check_mode(method: Method, mode: Mode) -> None:
+    if mode not in method.modes:
+        known = [m.name for m in METHODS.values() if mode in m.modes]
+        message = f"mode {mode!r} is not for method {method.name!r}; it is for {known}"
+        raise ValueError(message)
 
 
 def methods_of(choice: MethodChoice, spaces: Sequence[Space], mode: Mode) -> dict[str, Method]:
@@ -91,16 +146,24 @@ def methods_of(choice: MethodChoice, spaces: Sequence[Space], mode: Mode) -> dic
         method = found[names[space.name]]
         if space.group is Group.PERMUTATION and not method.permutes:
             method = found["permutation"]
-        if mode not in method.modes:
-            known = [m.name for m in METHODS.values() if mode in m.modes]
-            message = f"mode {mode!r} is not for method {method.name!r}; it is for {known}"
-            raise ValueError(message)
+        _check_mode(method, mode)
         methods[space.name] = method
     return methods
 
 
-def check_options(options: Mapping[str, Any] | None, methods: Mapping[str, Method]) -> None:
-    """Raise ValueError for an option that none of the spaces' methods knows."""
+def check_options(
+    options: Mapping[str, Any] | None, methods: Mapping[str, Method]
+) -> dict[str, Any]:
+    """The options as plain Python numbers.
+
+    Raises
+    ------
+    ValueError
+        For an option that none of the spaces' methods knows, or a number that is not finite.
+    TypeError
+        For an option that should be a number, a whole one or a bool by its default, and is none.
+    """
+    options = arguments.mapping({} if options is None else options, "options", "a dict by names")
     used = {m.name: m for m in methods.values()}
     known = {name for m in used.values() for name in m.options}
     if unknown := sorted(set(options or {}) - known):
@@ -109,6 +172,23 @@ def check_options(options: Mapping[str, Any] | None, methods: Mapping[str, Metho
             f"{', '.join(map(repr, used))}; known: {', '.join(sorted(known)) or 'none'}"
         )
         raise ValueError(message)
+    defaults = {name: value for m in used.values() for name, value in m.options.items()}
+    return {name: _option(value, name, defaults[name]) for name, value in options.items()}
+
+
+def _option(value: Any, name: str, default: Any) -> Any:
+    """An option of the type that its default has, if that is a kind of number."""
+    if isinstance(default, bool):
+        return arguments.flag(value, f"options: {name}")
+    if isinstance(default, int):
+        return arguments.integer(value, f"options: {name}")
+    if isinstance(default, float):
+        found = arguments.number(value, f"options: {name}")
+        if not math.isfinite(found):
+            message = f"options: {name} must be a finite number, got {found}"
+            raise ValueError(message)
+        return found
+    return value
 
 
 def check_widths(
@@ -215,10 +295,9 @@ def align(
         As `ccamerge.merge` and `check_solutions`.
     """
     methods = methods_of(method, found.spaces, mode)
-    check_options(options, methods)
+    options = check_options(options, methods)
     widths = {s.name: collected.matched[s.name][0].dims for s in found.spaces}
     check_widths(methods, mode, widths)
-    options = dict(options or {})
     used = {m.name: m for m in methods.values()}
     ridges: dict[str, float] = {}
     if gamma is None:

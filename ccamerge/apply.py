@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from ccamerge.brief import Brief
 from ccamerge.graph.spaces import Role, Slot, Space
 
 
-@dataclasses.dataclass(frozen=True)
-class FeatureMap:
+@dataclasses.dataclass(frozen=True, repr=False)
+class FeatureMap(Brief):
     """How one model's features of a space become the reference's: ``x T``.
 
     ``forward`` is T (own features, reference features), ``inverse`` (reference features, own
@@ -100,14 +101,15 @@ def transform(
     for move in moves:
         key, dim = move.axis
         if key not in changed:
-            changed[key] = state[key].to(torch.float64, copy=True)
+            wide = torch.complex128 if state[key].is_complex() else torch.float64
+            changed[key] = state[key].to(wide, copy=True)
         target_rows = (key, 0) in done  # ranges of axis 0 are the reference's by now
         if move.axis not in resized:
             slot = move.slot
             if target_rows:
                 slot = dataclasses.replace(slot, rows=move.target.rows)
             view = slot_view(changed[key], slot, move.size)
-            view.copy_(view @ move.matrix)
+            view.copy_(view @ move.matrix.to(view.dtype))
         elif move.axis not in done:
             done.add(move.axis)
             together = [m for m in moves if m.axis == move.axis]
@@ -126,9 +128,9 @@ def _moves(
         if space.name not in maps:
             continue
         target = targets[space.name]
-        done: set[tuple[str, int, int, tuple[int, int] | None]] = set()
+        done: set[Slot] = set()
         for slot, there in zip(space.slots, target.slots, strict=True):
-            place = (slot.parameter, slot.dim, slot.start, slot.rows)
+            place = dataclasses.replace(slot, role=Role.WRITE)
             if slot.role not in roles or place in done:  # a tied parameter: once
                 continue
             done.add(place)
@@ -158,7 +160,7 @@ def _resized(tensor: Tensor, dim: int, moves: Sequence[_Move], target_rows: bool
             gap = a.start - here
             new.narrow(dim, there, gap).copy_(old.narrow(dim, here, gap))
             view = slot_view(old, a, move.size)
-            slot_view(new, b, move.target_size).copy_(view @ move.matrix)
+            slot_view(new, b, move.target_size).copy_(view @ move.matrix.to(view.dtype))
             here = a.start + a.outer * move.size * a.inner
             there = b.start + b.outer * move.target_size * b.inner
         rest = old.shape[dim] - here
@@ -167,20 +169,66 @@ def _resized(tensor: Tensor, dim: int, moves: Sequence[_Move], target_rows: bool
 
 
 def average(
-    states: Sequence[Mapping[str, Tensor]], weights: Callable[[str], Sequence[float]]
-) -> dict[str, Tensor]:
-    """The weighted mean of parameters; what is not floating point comes from the first.
+    states: Sequence[Mapping[str, Tensor]],
+    weights: Callable[[str], Sequence[float]],
+    used: Collection[str] | None = None,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weighted mean of parameters, and what was taken from the first of the models instead.
 
-    ``weights`` gives the models' shares for a parameter, summing to one. Sums are in float64.
+    Parameters
+    ----------
+    states : the models' parameters, in one set of features
+    weights : the models' shares for a parameter, summing to one; models without any do not count
+    used : parameters that the traced network uses, all if None; features that other ones read or
+        write are not known, so that a mean over models would mix them
+
+    Returns
+    -------
+    Parameters, whose sums are in double precision, and for each that the models do not agree in and
+    that is not, or not everywhere, their mean, why that is so.
     """
-    first = states[0]
-    result = {}
-    for key, value in first.items():
-        if not value.is_floating_point():
+    result: dict[str, Tensor] = {}
+    reasons: dict[str, str] = {}
+    for key, value in states[0].items():
+        shares = [(state[key], w) for state, w in zip(states, weights(key), strict=True) if w != 0]
+        numbers = value.is_floating_point() or value.is_complex()
+        if all(_same(value, other) for other, _ in shares):
             result[key] = value.clone()
-            continue
-        total = torch.zeros_like(value, dtype=torch.float64)
-        for state, weight in zip(states, weights(key), strict=True):
-            total.add_(state[key], alpha=weight)
-        result[key] = total.to(value.dtype)
-    return result
+        elif not numbers:
+            result[key] = value.clone()
+            reasons[key] = f"it is of {str(value.dtype).removeprefix('torch.')}, and differs"
+        elif used is not None and key not in used:
+            result[key] = value.clone()
+            reasons[key] = "the traced call does not use it"
+        else:
+            result[key], whole = _mean(value, shares)
+            if not whole:
+                reasons[key] = "it has entries that are not finite, and differ"
+    return result, reasons
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same, NaN included."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _mean(first: Tensor, shares: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, bool]:
+    """A weighted mean of finite entries; others are kept where all agree, else the first's.
+
+    Whether all entries are either is the second result.
+    """
+    wide = torch.complex128 if first.is_complex() else torch.float64
+    total = torch.zeros_like(first, dtype=wide)
+    for value, weight in shares:
+        total.add_(value.to(wide), alpha=weight)
+    mean = total.to(first.dtype)
+    if bool(torch.isfinite(total).all()):
+        return mean, True
+    finite = torch.stack([value.isfinite() for value, _ in shares]).all(0)
+    one = shares[0][0]
+    same = torch.stack([(value == one) | ((value != value) & (one != one)) for value, _ in shares])
+    agreed = same.all(0)
+    mean = torch.where(finite, mean, torch.where(agreed, one, first))
+    return mean, bool((finite | agreed).all())

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class Source:
     """A checkpoint that went into a merge; ``sha256`` tells its exact version.
 
+    It is the file's, or of one in shards that of what ``sha256sum`` prints of these in their order.
+
     ``weight`` is its share where no pattern gives another.
     """
 
@@ -33,7 +35,7 @@ def sources(config: Config, shares: Sequence[float], relative_to: Path) -> list[
     ``shares`` are those that the report says, which ``t`` has a part in.
     """
     return [
-        Source(Path(os.path.relpath(path, relative_to)).as_posix(), _sha256(path), weight)
+        Source(Path(os.path.relpath(path, relative_to)).as_posix(), _digest(path), weight)
         for path, weight in zip(config.models, shares, strict=True)
     ]
 
@@ -163,3 +165,14 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _digest(checkpoint: Path) -> str:
+    """Of the one file that a checkpoint is, else of the list of its shards and their digests."""
+    from ccamerge.checkpoint_files import files_of
+
+    files = files_of(checkpoint)
+    if len(files) == 1:
+        return _sha256(files[0])
+    lines = "".join(f"{_sha256(shard)}  {shard.name}\n" for shard in files[1:])
+    return hashlib.sha256(lines.encode()).hexdigest()

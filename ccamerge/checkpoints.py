@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import os
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor, nn
 
+from ccamerge import arguments
+from ccamerge.checkpoint_files import CheckpointError, read, shard_hint
 from ccamerge.tensorfile import save_tensors
+from ccamerge.ties import conflicts, tied_pairs, written
+from ccamerge.wrappings import name_hint, shorten
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-NESTED_KEYS = ("state_dict", "model")  # where training loops keep the parameters among other things
-_SHOWN = 5  # names listed in a message before "and N more"
+__all__ = [
+    "CheckpointError",
+    "check_file",
+    "check_state",
+    "load_into",
+    "load_shapes",
+    "load_state",
+    "save_state",
+]
 
-
-class CheckpointError(ValueError):
-    """A checkpoint file cannot be used; the message names the file and what to do."""
+COUNTER = "num_batches_tracked"
+"""BatchNorm's, which nothing but training reads: it may be missing, or of any real dtype."""
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -30,17 +34,20 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Parameters
     ----------
-    path : a ``.safetensors`` file, or a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` written by torch
-        that holds a dict of tensors, by itself or under "state_dict" or "model". Torch's files are
-        always read with ``weights_only=True``: code in them is refused, not run.
+    path : a ``.safetensors`` file; a ``.safetensors.index.json`` with its shards beside it; a
+        folder with either of them under the name ``model``; or a ``.pt``, ``.pth``, ``.bin`` or
+        ``.ckpt`` written by torch that holds a dict of tensors, by itself or under a usual key
+        (``ccamerge.wrappings.WRAPPERS``). Torch's files are always read with
+        ``weights_only=True``: code in them is refused, not run.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, a folder, empty, truncated, corrupt, would run code, or holds no
-        tensors.
+        If the file is missing, empty, truncated, corrupt, would run code, holds no tensors or
+        several sets of parameters that differ; if a folder or index does not lead to one
+        checkpoint, or a shard or a tensor of it is missing.
     """
-    return _load(path, "cpu")
+    return read(arguments.path(path, "path"), "cpu")
 
 
 def load_shapes(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -48,65 +55,167 @@ def load_shapes(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Of a safetensors file only the header is read.
     """
-    return _load(path, "meta")
+    return read(arguments.path(path, "path"), "meta")
 
 
 def load_into(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Set all parameters and buffers of a module from a checkpoint file.
 
     Strict: names and shapes must agree, except that BatchNorm's ``num_batches_tracked`` may be
-    missing, and of tied parameters one suffices. On an error the module is left as it was.
+    missing, and of tied parameters those suffice that hold all elements. Floating-point numbers
+    are converted to the module's precision; other dtypes must be of the module's kind. On an error
+    the module is left as it was.
 
     Raises
     ------
     CheckpointError
-        As `load_state`, or if names or shapes differ from the module's; the first few are listed.
+        As `load_state`, or if names, shapes or dtypes differ from the module's, numbers are too
+        large for its precision, or tied names have different values; the first few are listed.
     """
+    module, path = arguments.module(module, "module"), arguments.path(path, "path")
     state = load_state(path)
     check_state(state, module, path)
-    module.load_state_dict(state, strict=False)
+    try:
+        module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        message = f"{path}: cannot be loaded into {type(module).__name__}: {error}"
+        raise CheckpointError(message) from error
+
+
+def check_file(path: str | os.PathLike[str], module: nn.Module) -> dict[str, Tensor]:
+    """Check as `load_into` what can be checked without reading more of the file than it takes.
+
+    Values are read where a module's tied parameters all are in the file.
+
+    Returns
+    -------
+    As `load_shapes`.
+
+    Raises
+    ------
+    CheckpointError
+        As `load_into`.
+    """
+    shapes = load_shapes(path)
+    check_state(shapes, module, path)
+    if tied_pairs(_tensors(module), shapes):
+        check_state(load_state(path), module, path)
+    return shapes
 
 
 def check_state(
     state: Mapping[str, Tensor], module: nn.Module, path: str | os.PathLike[str]
 ) -> None:
-    """Raise `CheckpointError` unless a state's names and shapes are the module's.
+    """Raise `CheckpointError` unless a state's names, shapes and dtypes are the module's.
 
-    ``path`` only names the file in the message.
+    Parameters
+    ----------
+    state : tensors, whose values are checked too unless they are on the meta device
+    module : that the state is for
+    path : names the file in the message
     """
-    own = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
-    loaded = {_storage(own[k]) for k in state if k in own}
-    missing = [
-        k
-        for k, v in own.items()
-        if k not in state
-        and k.rpartition(".")[2] != "num_batches_tracked"
-        and _storage(v) not in loaded
-    ]
+    own = _tensors(module)
+    wanted = {k: v for k, v in own.items() if k.rpartition(".")[2] != COUNTER}
+    there = written(own, {k for k in state if k in own})
+    missing = [k for k in wanted if k not in there]
     unexpected = [k for k in state if k not in own]
+    both = [k for k in state if k in own]
     shapes = [
-        f"{k} has shape {tuple(v.shape)}, expected {tuple(own[k].shape)}"
-        for k, v in state.items()
-        if k in own and v.shape != own[k].shape
+        f"{k} has shape {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
+        for k in both
+        if state[k].shape != own[k].shape
     ]
+    kinds = [_wrong_kind(k, state[k], own[k]) for k in both]
     problems = [
-        f"{title} {_shorten(names)}"
+        f"{title} {shorten(names)}"
         for title, names in (
             ("missing:", missing),
             ("unexpected:", unexpected),
             ("wrong shape:", shapes),
+            ("wrong dtype:", [text for text in kinds if text]),
         )
         if names
     ]
+    if missing or unexpected:
+        given = [k for k in state if k.rpartition(".")[2] != COUNTER]
+        hints = (name_hint(given, list(wanted)), shard_hint(Path(path)))
+        problems += [hint for hint in hints if hint]
     if not problems:
-        return
-    for prefix in ("module.", "_orig_mod."):
-        if state and all(k.startswith(prefix) for k in state):
-            problems.append(
-                f"every name begins with {prefix!r}: save the state of the wrapped module instead"
-            )
-    message = f"{path}: does not fit {type(module).__name__}: " + "; ".join(problems)
-    raise CheckpointError(message)
+        problems = _wrong_values(state, own)
+    if problems:
+        message = f"{path}: does not fit {type(module).__name__}: " + "; ".join(problems)
+        raise CheckpointError(message)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module's state, which values can be loaded into."""
+    own = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+    for key, value in own.items():
+        if value.device.type == "meta" or nn.parameter.is_lazy(value):
+            what = "on the meta device" if value.device.type == "meta" else "not initialised yet"
+            message = f"{type(module).__name__}: {key} is {what}, nothing can be loaded into it"
+            raise CheckpointError(message)
+    return own
+
+
+def _wrong_kind(key: str, value: Tensor, own: Tensor) -> str | None:
+    """Why a tensor of the file cannot stand for one of the module, by their dtypes."""
+    found, expected = (str(dtype).removeprefix("torch.") for dtype in (value.dtype, own.dtype))
+    if value.layout != torch.strided:
+        return f"{key} is {str(value.layout).removeprefix('torch.')}, expected a dense tensor"
+    if value.dtype == own.dtype and not value.is_quantized:
+        return None
+    kinds = [_kind(dtype) for dtype in (value.dtype, own.dtype)]
+    if key.rpartition(".")[2] == COUNTER and kinds[0] in ("real", "whole"):
+        return None
+    if kinds[0] == kinds[1] and kinds[0] in ("real", "complex"):
+        return None
+    if kinds == ["whole", "whole"] and torch.promote_types(value.dtype, own.dtype) == own.dtype:
+        return None
+    hint = ""
+    if kinds[1] in ("real", "complex") and kinds[0] in ("whole", "code"):
+        hint = " (codes of quantised numbers? dequantise them where their scales are known)"
+    return f"{key} is {found}, expected {expected}{hint}"
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """What numbers of a dtype are; "code" are those that mean nothing without a scale."""
+    if dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return "real"
+    if dtype.is_complex:
+        return "complex"
+    if dtype == torch.bool:
+        return "bool"
+    whole = ("uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
+    return "whole" if str(dtype).removeprefix("torch.") in whole else "code"
+
+
+def _wrong_values(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Values that the module could not take as they are; names, shapes and dtypes fit."""
+    values = {k: v for k, v in state.items() if v.device.type != "meta"}
+    large = [k for k, v in values.items() if overflows(v, own[k].dtype)]
+    problems = []
+    if large:
+        named = [f"{k} in {str(own[k].dtype).removeprefix('torch.')}" for k in large]
+        problems.append(f"numbers too large for the module's precision: {shorten(named)}")
+    tied = [f"{a} and {b}" for a, b in conflicts(own, values)]
+    if tied:
+        problems.append(
+            f"tied in the network, but with different values in the file: {shorten(tied)}; untie "
+            "them in the network, or leave the one that is not meant out of the file"
+        )
+    return problems
+
+
+def overflows(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether finite numbers become infinite in another floating-point or complex dtype."""
+    if not (value.is_floating_point() or value.is_complex()) or not (
+        dtype.is_floating_point or dtype.is_complex
+    ):
+        return False
+    if torch.finfo(dtype).max >= torch.finfo(value.dtype).max:
+        return False
+    return bool((value.isfinite() & ~value.to(dtype).isfinite()).any())
 
 
 def save_state(
@@ -115,6 +224,8 @@ def save_state(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write parameters to a safetensors file, which appears complete or not at all.
+
+    The same parameters and metadata give the same bytes.
 
     Parameters
     ----------
@@ -126,13 +237,13 @@ def save_state(
     Raises
     ------
     TypeError
-        If a value is not a dense tensor.
+        If a value is not a dense tensor, or of a type that safetensors does not know.
     OSError
         If the file cannot be written; nothing is left behind.
     """
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for key, value in state.items():
+    for key, value in arguments.mapping(state, "state", "a dict of tensors").items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
             kind = value.layout if isinstance(value, Tensor) else type(value).__name__
             message = f"state[{key!r}] must be a dense tensor, got {kind}"
@@ -141,134 +252,7 @@ def save_state(
         address = tensor.untyped_storage().data_ptr()
         tensors[key] = tensor.clone() if address in seen else tensor
         seen.add(address)
-    save_tensors(Path(path), tensors, {"format": "pt", **(metadata or {})})
-
-
-def _load(path: str | os.PathLike[str], device: str) -> dict[str, Tensor]:
-    path = Path(path)
-    if path.is_dir():
-        message = f"{path}: is a folder; name the checkpoint file in it"
-        raise CheckpointError(message)
-    if not path.exists():
-        message = f"{path}: no such file"
-        raise CheckpointError(message)
-    suffix = path.suffix.lower()
-    if suffix not in (".safetensors", *TORCH_SUFFIXES):
-        message = (
-            f"{path}: unknown kind of checkpoint {suffix!r}; "
-            f"expected .safetensors, {', '.join(TORCH_SUFFIXES)}"
-        )
-        raise CheckpointError(message)
-    try:
-        with path.open("rb") as file:  # the readers' errors about permissions are less clear
-            empty = not file.read(1)
-        if empty:
-            message = f"{path}: the file is empty"
-            raise CheckpointError(message)
-        state = (
-            _read_safetensors(path, device)
-            if suffix == ".safetensors"
-            else _read_torch(path, device)
-        )
-    except OSError as error:
-        message = f"{path}: cannot be read: {error}"
-        raise CheckpointError(message) from error
-    if not state:
-        message = f"{path}: holds no tensors"
-        raise CheckpointError(message)
-    return state
-
-
-def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            if device == "cpu":
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-            return {
-                key: torch.empty(
-                    part.get_shape(), dtype=_DTYPES.get(part.get_dtype()), device="meta"
-                )
-                for key, part in slices.items()
-            }
-    except safetensors.SafetensorError as error:
-        message = f"{path}: truncated, corrupt or not a safetensors file: {error}"
-        raise CheckpointError(message) from error
-
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-def _read_torch(path: Path, device: str) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():  # about pickle protocols: the outcome says what matters
-            warnings.simplefilter("ignore")
-            content = torch.load(path, weights_only=True, map_location=device)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        what = (
-            f"asks to call {wanted[1]}"
-            if wanted
-            else "is damaged or holds other things than tensors"
-        )
-        message = (
-            f"{path}: refused, because it {what}, and loading that could run code. If you trust "
-            "the file, load it where it was made and save the parameters alone: "
-            'torch.save(model.state_dict(), "model.pt")'
-        )
-        raise CheckpointError(message) from error
-    except Exception as error:  # a damaged pickle or archive can raise anything
-        message = f"{path}: truncated, corrupt or not written by torch.save: {_first_line(error)}"
-        raise CheckpointError(message) from error
-    return _tensors(content, path)
-
-
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """Find the dict of tensors in what torch.load returned."""
-    if not isinstance(content, Mapping):
-        message = f"{path}: holds a {type(content).__name__}, expected a dict of tensors"
-        raise CheckpointError(message)
-    candidates = [
-        content,
-        *(content[k] for k in NESTED_KEYS if isinstance(content.get(k), Mapping)),
-    ]
-    for candidate in candidates:
-        if candidate and all(isinstance(v, Tensor) for v in candidate.values()):
-            return {str(k): v for k, v in candidate.items()}
-    inner = candidates[-1]
-    if not inner:
-        return {}
-    others = [f"{k} ({type(v).__name__})" for k, v in inner.items() if not isinstance(v, Tensor)]
-    message = (
-        f"{path}: holds no dict of tensors, by itself or under "
-        f"{' or '.join(map(repr, NESTED_KEYS))}; not tensors: {_shorten(others)}"
-    )
-    raise CheckpointError(message)
-
-
-def _storage(tensor: Tensor) -> tuple[Any, ...]:
-    """Equal for tied tensors, different for others (those without memory included)."""
-    if tensor.device.type == "meta" or tensor.numel() == 0:
-        return (id(tensor),)
-    return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-
-
-def _shorten(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    about = arguments.mapping({} if metadata is None else metadata, "metadata", "a dict of strings")
+    for key, text in about.items():
+        arguments.string(text, f"metadata[{key!r}]")
+    save_tensors(path, tensors, {"format": "pt", **about})

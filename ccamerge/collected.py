@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ccamerge.device import DeviceLike
-from ccamerge.graph.derivation import spaces_of_call
+from ccamerge import arguments
+from ccamerge.brief import Brief
+from ccamerge.device import DeviceLike, resolve
+from ccamerge.graph.inspection import spaces_of_call
 from ccamerge.graph.spaces import Space, Spaces
 from ccamerge.graph.widths import Shapes, shapes_of
 from ccamerge.moments import Moments
@@ -24,8 +26,8 @@ Pairs = Literal["reference", "all"]
 _FORMAT = "ccamerge-moments-4"
 
 
-@dataclasses.dataclass
-class Collected:
+@dataclasses.dataclass(repr=False)
+class Collected(Brief):
     """Moments of several models on the same data, sufficient for any merge of them.
 
     Attributes
@@ -56,6 +58,18 @@ class Collected:
     structure: str
     fingerprint: dict[str, list[str]]
     found: dict[Shapes, Spaces] = dataclasses.field(default_factory=dict)
+
+    def _parts(self) -> Mapping[str, Any]:
+        return {
+            "models": self.models,
+            "samples": self.samples,
+            "pairs": self.pairs,
+            "reference": self.reference,
+            "folds": max(map(len, self.matched.values()), default=0),
+            "device": self.device,
+            "features": {name: folds[0].dims for name, folds in self.matched.items()},
+            "kept": f"{len(self.inputs)} batches of inputs",
+        }
 
     @property
     def device(self) -> str:
@@ -105,9 +119,14 @@ class Collected:
         ValueError
             If the cross-covariances that this needs were not collected (see ``pairs``).
         """
-        chosen = list(models)
+        given = arguments.items(models, "models", "a list of models' indices")
+        chosen = [arguments.index(m, f"models[{p}]", self.models) for p, m in enumerate(given)]
+        if len(set(chosen)) != len(chosen) or len(chosen) < 2:
+            message = f"models must be two or more distinct indices, got {chosen}"
+            raise ValueError(message)
         if reference is None:
             reference = chosen.index(self.reference) if self.reference in chosen else 0
+        reference = arguments.index(reference, "reference", len(chosen))
         prints = {kind: [of[i] for i in chosen] for kind, of in self.fingerprint.items()}
         return dataclasses.replace(
             self._mapped(lambda moments: moments.subset(chosen, reference)),
@@ -118,6 +137,7 @@ class Collected:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file, beside and renamed into place."""
+        target = arguments.path(path, "path")
         tensors: dict[str, Any] = {}
         for space, folds in self.matched.items():
             for fold, moments in enumerate(folds):
@@ -145,7 +165,7 @@ class Collected:
             "inputs": structure,
             "turns": self.turns,
         }
-        save_tensors(path, tensors, {"format": _FORMAT, "header": json.dumps(header)})
+        save_tensors(target, tensors, {"format": _FORMAT, "header": json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | Path, device: DeviceLike | None = None) -> Collected:
@@ -156,13 +176,24 @@ class Collected:
         ValueError
             If it is anything else; the message names the file.
         """
+        path, device = arguments.path(path, "path"), resolve(device)
         tensors, metadata = load_tensors(path)
         if (found := metadata.get("format")) != _FORMAT:
             message = f"{path}: not a file of collected moments ({found!r})"
             if (found or "").startswith(_FORMAT.rstrip("0123456789")):
                 message = f"{path}: {found!r}, but this version reads {_FORMAT!r}: collect again"
             raise ValueError(message)
-        header = json.loads(metadata["header"])
+        try:
+            return cls._from(tensors, json.loads(metadata["header"]), device)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            message = f"{path}: damaged, what it holds does not fit together: {error!r}"
+            raise ValueError(message) from error
+
+    @classmethod
+    def _from(
+        cls, tensors: Mapping[str, Tensor], header: dict[str, Any], device: DeviceLike | None
+    ) -> Collected:
+        """From what `save` wrote."""
         states: dict[str, dict[str, dict[Any, dict[str, Any]]]] = {"matched": {}, "outputs": {}}
         inputs: list[list[Any]] = [list(row) for row in header.pop("inputs")]
         for name, tensor in tensors.items():

@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
+from ccamerge import arguments
 from ccamerge.collected import Collected, Pairs
 from ccamerge.device import Device, DeviceLike, memory_of, obstacle, resolve
 from ccamerge.fingerprints import program_fingerprint, state_fingerprint
 from ccamerge.graph.batches import batch_size, model_device, moved, split_batch
+from ccamerge.graph.modules import tensors_of
 from ccamerge.graph.program import Program
 from ccamerge.graph.spaces import Space, Spaces, Tap
 from ccamerge.graph.states import (
@@ -110,12 +111,11 @@ def collect(
         If the models are on a CUDA device that cannot be used: all is done on the CPU then.
     """
     models = same_architecture(models)
-    if isinstance(data, (Tensor, np.ndarray, Mapping, str)):  # iterable, but not over batches
-        message = f"data must be an iterable of batches, got one {type(data).__name__}"
-        raise TypeError(message)
-    if not 0 <= reference < len(models):
-        message = f"reference must be in 0..{len(models) - 1}, got {reference}"
-        raise ValueError(message)
+    data = arguments.batches(data)
+    reference = arguments.index(reference, "reference", len(models))
+    arguments.choice(pairs, "pairs", get_args(Pairs))
+    folds, seed = arguments.integer(folds, "folds"), arguments.seed(seed)
+    progress = arguments.flag(progress, "progress")
     if folds < 1:
         message = f"folds must be at least 1, got {folds}"
         raise ValueError(message)
@@ -127,6 +127,7 @@ def collect(
     watched: list[_Watched] = []
     states: list[dict[str, Tensor]] = []
     overlap = Overlap(where)
+    first = 0  # inputs in the first batch
     bar = tqdm(data, desc="collect", unit="batch", disable=not progress)
     for index, batch in enumerate(bar):
         args, kwargs = split_batch(batch, models[0])
@@ -141,9 +142,19 @@ def collect(
         leaves = _checked_leaves(every[0].program, args, kwargs, index)
         here = [fast_layout(x) for x in moved(leaves, memory)]
         size = batch_size(args, kwargs)
+        first = size if index == 0 else first
         runs = [(s.program, state, here) for s, state in zip(every, states, strict=True)]
         try:
             _accumulate(runs, watched[index % folds], index, index // folds, overlap)
+        except (RuntimeError, IndexError) as error:
+            if size == first or isinstance(error, MemoryError):
+                raise
+            message = (
+                f"batch {index} holds {size} inputs, the first one {first}, and the model's "
+                f"forward seems to fix that number, as len(x) and int(x.shape[0]) do ({error}); "
+                "use batches of one size, with drop_last=True"
+            )
+            raise ValueError(message) from error
         finally:
             overlap.join()
         if index == 0:  # after the moments, which name the space if something is not finite
@@ -222,7 +233,7 @@ def _empty(
                 _watch(fold, name, taps, outputs[name][taps[0].name], RESTORED)
     fingerprint = {
         "programs": [program_fingerprint(own.program) for own in found],
-        "models": [state_fingerprint(model.state_dict()) for model in models],
+        "models": [state_fingerprint(tensors_of(model)) for model in models],
     }
     structure = pytree.treespec_dumps(found[0].program.input_spec)
     known = {shapes_of(model): own for model, own in zip(models, found, strict=True)}

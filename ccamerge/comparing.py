@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from ccamerge.aligning import DEFAULT_METHOD, check_options, methods_of
+from ccamerge import arguments
+from ccamerge.aligning import check_options, methods_of
+from ccamerge.brief import Brief
+from ccamerge.checking import check_results, checked
 from ccamerge.collected import Collected
-from ccamerge.config import METRICS, Ensemble
+from ccamerge.config import METRICS, Ensemble, did_you_mean
 from ccamerge.evaluation import Row, measure
 from ccamerge.interpolation import Barrier, check_points, path
 from ccamerge.merging import merge
-from ccamerge.metrics import Metric, title_of
+from ccamerge.metrics import Metric, metric_named, title_of
+from ccamerge.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +35,8 @@ class Score:
     seconds: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Comparison(Brief):
     """What `compare` returns; ``str`` is a table for a terminal.
 
     Attributes
@@ -52,6 +57,17 @@ class Comparison:
     ensemble: Score | None
     merged: list[Score]
     barriers: dict[str, Barrier]
+
+    def _parts(self) -> Mapping[str, Any]:
+        return {
+            "metric": self.metric,
+            "loss": self.loss,
+            "samples": self.samples,
+            "models": {score.name: score.metric for score in self.models},
+            "ensemble": self.ensemble.metric if self.ensemble else None,
+            "merged": {score.name: score.metric for score in self.merged},
+            "barriers": {name: found.barrier for name, found in self.barriers.items()},
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, dicts, numbers and strings."""
@@ -160,15 +176,25 @@ def compare(
     ValueError, TypeError, ImportError, numpy.linalg.LinAlgError
         As `ccamerge.merge`, `ccamerge.evaluate` and `ccamerge.barrier`.
     """
-    models = list(models)
-    names = [f"models[{i}]" for i in range(len(models))] if names is None else names
-    rows: list[Row] = [(name, [model]) for name, model in zip(names, models, strict=True)]
-    rows += [(name, [model]) for name, model in (others or {}).items()]
-    if ensemble != "none":
+    models, data = arguments.modules(models), arguments.batches(data)
+    if names is None:
+        names = [f"models[{i}]" for i in range(len(models))]
+    names = arguments.items(names, "names", f"a list of {len(models)} names, one for each model")
+    if len(names) != len(models):
+        message = f"names must be {len(models)}, one for each model, got {len(names)}"
+        raise ValueError(message)
+    rows: list[Row] = [(str(name), [model]) for name, model in zip(names, models, strict=True)]
+    more = arguments.mapping({} if others is None else others, "others", "a dict of modules")
+    rows += [(n, [arguments.module(model, f"others[{n!r}]")]) for n, model in more.items()]
+    if arguments.choice(ensemble, "ensemble", get_args(Ensemble)) != "none":
         rows.append((f"ensemble of {len(models)}", models))
+    if better is not None:
+        arguments.choice(better, "better", ("higher", "lower"))
+    for name, value in (("metric", metric), ("loss", loss)):
+        metric_named(value, argument=name)
+    progress = arguments.flag(progress, "progress")
+    points = arguments.integer(points, "points") and check_points(points)
     merges = _settings(models, methods, moments, settings)
-    if points:
-        check_points(points)
     if merges and isinstance(data, Iterator):
         message = "data is read several times: pass a list or a DataLoader, not a generator"
         raise ValueError(message)
@@ -240,18 +266,30 @@ def _settings(
     moments: Collected | None,
     settings: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """Keyword arguments of `merge` by names; ValueError for a method that cannot run."""
-    if not isinstance(methods, Mapping):
-        methods = {name: {"method": name} for name in methods}
+    """Keyword arguments of `merge` by names; ValueError for what cannot run."""
+    expected = "a list of names, or a dict of settings by names"
+    if isinstance(methods, Mapping):
+        for name, own in arguments.mapping(methods, "methods", expected).items():
+            arguments.mapping(own, f"methods[{name!r}]", "a dict of settings")
+    else:
+        given = arguments.items(methods, "methods", expected)
+        methods = {arguments.string(name, "methods", expected): {"method": name} for name in given}
     if methods and moments is None:
         message = "moments are needed to merge by methods: pass ccamerge.collect(models, data)"
         raise ValueError(message)
     common = {**settings, "moments": moments, "progress": False}
     found = {name: {**common, **own} for name, own in methods.items()}
-    for chosen in found.values():
+    known = inspect.signature(merge).parameters
+    for name, chosen in found.items():
+        if unknown := sorted(set(chosen) - set(known)):
+            hint = did_you_mean(unknown[0], known)
+            message = f"methods[{name!r}]: {unknown[0]!r} is no argument of merge{hint}"
+            raise TypeError(message)
+        check_results(chosen["moments"], chosen.get("aligned"))
+        reference = arguments.index(chosen.get("reference", 0), "reference", len(models))
+        names = [field.name for field in dataclasses.fields(Settings)]
+        how = Settings(**{key: chosen[key] for key in names if key in chosen})
+        how = checked(how, len(models), reference)
         spaces = chosen["moments"].spaces_of(models[0]).spaces
-        method = chosen.get("method", DEFAULT_METHOD)
-        check_options(
-            chosen.get("options"), methods_of(method, spaces, chosen.get("mode", "reference"))
-        )
+        check_options(how.options, methods_of(how.method, spaces, how.mode))
     return found

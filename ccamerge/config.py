@@ -62,7 +62,7 @@ class Factory:
             As `load`, or if the function itself fails.
         """
         function = self.load()
-        with _current_folder_importable():
+        with current_folder_importable():
             try:
                 return function(**self.arguments)
             except Exception as error:  # the user's code can raise anything
@@ -230,7 +230,7 @@ def import_function(path: str, source: str, /, *args: Any, **kwargs: Any) -> Cal
         If there is no such module or name, it cannot be called, or not with these arguments.
     """
     module_name, _, attribute = path.partition(":")
-    with _current_folder_importable():
+    with current_folder_importable():
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
@@ -267,9 +267,16 @@ def _fail(source: str, what: str, cause: BaseException | None = None) -> NoRetur
 
 
 @contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """Let a user's module in the current folder be imported; nothing else changes."""
-    folder = str(Path.cwd())
+def current_folder_importable() -> Iterator[None]:
+    """Let a user's modules in the current folder be imported; nothing else changes.
+
+    Processes that are started meanwhile, such as a DataLoader's workers, can import them, too.
+    """
+    try:
+        folder = str(Path.cwd())
+    except OSError:  # it has been removed
+        yield
+        return
     sys.path.insert(0, folder)
     try:
         yield

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ccamerge import arguments
+from ccamerge.config import current_folder_importable
 from ccamerge.graph.batches import batch_size, model_device, moved, split_batch
 from ccamerge.metrics import Metric, metric_named, title_of
 
@@ -50,7 +52,7 @@ def evaluate(
     ValueError
         If there is no model or no data, or a metric fails; the message names the batch.
     """
-    members = [models] if isinstance(models, nn.Module) else list(models)
+    members = [models] if isinstance(models, nn.Module) else arguments.modules(models)
     [[value]], _ = measure([("", members)], data, [metric], ensemble)
     return value
 
@@ -82,14 +84,21 @@ def measure(
     if not all(members for _, members in rows):
         message = "models must hold at least one model, got 0"
         raise ValueError(message)
-    if ensemble not in ("probabilities", "outputs"):
-        message = f"ensemble must be 'probabilities' or 'outputs', got {ensemble!r}"
+    data = arguments.batches(data)
+    expected = "'probabilities' or 'outputs'"
+    if arguments.string(ensemble, "ensemble", expected) not in get_args(Mean):
+        message = f"ensemble must be {expected}, got {ensemble!r}"
         raise ValueError(message)
     functions = [(title_of(metric), metric_named(metric)) for metric in metrics]
     totals = [[[0.0, 0] for _ in functions] for _ in rows]
     uses = Counter(id(model) for _, members in rows for model in members)
     samples = 0
-    with _evaluating(model for _, members in rows for model in members), torch.inference_mode():
+    named = any(isinstance(metric, str) and ":" in metric for metric in metrics)
+    with (
+        current_folder_importable() if named else nullcontext(),  # a metric may import as it runs
+        _evaluating(model for _, members in rows for model in members),
+        torch.inference_mode(),
+    ):
         for index, batch in enumerate(data):
             kept: dict[int, Tensor] = {}  # outputs of networks that a later row needs again
             at: dict[torch.device, Any] = {}  # the batch, where networks are

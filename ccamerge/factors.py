@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
+from ccamerge import arguments
 from ccamerge._solving import Solver, one_regulariser, prefixes_of
+from ccamerge.brief import named
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,12 +39,18 @@ class PolarResult(NamedTuple):
     rank: int
     method: Literal["qdwh", "svd"]
 
+    def __repr__(self) -> str:
+        return named(self, self._asdict())
+
 
 class WhiteningResult(NamedTuple):
     """Whitening matrix ``w`` (d, d) with ``w.T @ C @ w = I``, and the ``condition`` of C."""
 
     w: Array
     condition: float
+
+    def __repr__(self) -> str:
+        return named(self, self._asdict())
 
 
 @overload
@@ -61,6 +69,7 @@ def polar_batch(matrices: Sequence[Any], *, device: DeviceLike | None = None) ->
     -------
     list of PolarResult
     """
+    matrices = arguments.items(matrices, "matrices", "a list of matrices")
     names = [f"matrices[{i}]" for i in range(len(matrices))]
     solver = Solver(device, matrices)
     arrays = [solver.matrix(a, name) for a, name in zip(matrices, names, strict=True)]
@@ -146,8 +155,9 @@ def whiten(
     ------
     As `ccamerge.cca` does.
     """
-    if kind not in ("symmetric", "cholesky"):
-        message = f"kind must be 'symmetric' or 'cholesky', got {kind!r}"
+    expected = "'symmetric' or 'cholesky'"
+    if arguments.string(kind, "kind", expected) not in ("symmetric", "cholesky"):
+        message = f"kind must be {expected}, got {kind!r}"
         raise ValueError(message)
     value, absolute = one_regulariser(ridge, gamma)
     solver = Solver(device, [S])
@@ -164,7 +174,8 @@ def _generalized(
     device: DeviceLike | None,
 ) -> list[tuple[Array, Array]]:
     value, absolute = one_regulariser(ridge, gamma)
-    if k is not None and (not isinstance(k, (int, np.integer)) or k < 1):
+    whole = isinstance(k, (int, np.integer)) and not isinstance(k, bool)
+    if k is not None and (not whole or k < 1):
         message = f"k must be a positive integer or None, got {k!r}"
         raise ValueError(message)
     solver = Solver(device, (matrix for problem in problems for matrix in problem))

@@ -22,8 +22,7 @@ def state_fingerprint(state: Mapping[str, Tensor]) -> str:
     """A digest of every byte: sums or norms would not tell a model from its permuted copy."""
     digest = hashlib.sha256()
     for key in sorted(state):
-        if state[key].is_floating_point():
-            digest.update(key.encode())
-            data = state[key].detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            digest.update(data.data)
+        digest.update(key.encode())
+        data = state[key].detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(data.data)
     return digest.hexdigest()[:16]

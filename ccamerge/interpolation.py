@@ -9,17 +9,19 @@ from typing import Any
 
 from torch import nn
 
+from ccamerge import arguments
+from ccamerge.brief import Brief
 from ccamerge.collected import Collected
 from ccamerge.evaluation import measure
 from ccamerge.merging import merge
-from ccamerge.metrics import Metric
+from ccamerge.metrics import Metric, metric_named
 
 POINTS = 11
 """From the reference to the others, both included."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Barrier:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Barrier(Brief):
     """A metric and a loss of the merges at each ``t``, the way from the reference (0) to the rest.
 
     Frankle et al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis" (ICML 2020);
@@ -92,6 +94,9 @@ def barrier(
     ValueError
         For fewer than 3 points, and as `ccamerge.merge` and `ccamerge.evaluate`.
     """
+    models, data = arguments.modules(models), arguments.batches(data)
+    for name, value in (("metric", metric), ("loss", loss)):
+        metric_named(value, argument=name)
     way = dict(path(models, points, **settings, moments=moments, progress=False))
     rows = [(f"t = {t:g}", [model]) for t, model in way.items()]
     rows += [(f"models[{i}]", [model]) for i, model in enumerate(models)]
@@ -115,15 +120,17 @@ def path(
     ValueError
         As `barrier`.
     """
-    check_points(points)
+    points = check_points(points)
     for t in (index / (points - 1) for index in range(points)):
         result = merge(models, **{**settings, "t": t})
         settings["aligned"] = result.aligned
         yield t, result.model
 
 
-def check_points(points: int) -> None:
-    """Raise ValueError unless there is one between the ends at least."""
+def check_points(points: int) -> int:
+    """The number that ``points`` is; ValueError unless there is one between the ends at least."""
+    points = arguments.integer(points, "points")
     if points < 3:
         message = f"points must be at least 3, both ends and one between them; got {points}"
         raise ValueError(message)
+    return points

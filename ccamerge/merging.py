@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ccamerge import plots
+from ccamerge import arguments, plots
 from ccamerge.aligning import (
     DEFAULT_METHOD,
     Aligned,
     MethodChoice,
     align,
-    check_ready,
     pairs_needed,
 )
 from ccamerge.apply import FeatureMap, average, transform
+from ccamerge.brief import Brief
+from ccamerge.checking import check_results, checked
 from ccamerge.collected import Collected
 from ccamerge.collecting import collect, device_for
 from ccamerge.device import DeviceLike, memory_of
 from ccamerge.fingerprints import program_fingerprint, state_fingerprint
+from ccamerge.graph.modules import copied, extra_state, tensors_of
+from ccamerge.graph.plain import put_back
 from ccamerge.graph.spaces import ANY_MAP, Effect, Space, Spaces
 from ccamerge.graph.states import folded_state, placed, same_architecture
+from ccamerge.graph.widths import shapes_of
 from ccamerge.methods import Mode
 from ccamerge.paper import reset_statistics, unfolded_spaces
 from ccamerge.repair import RepairResult, repair_merged
 from ccamerge.report import Report, SpaceReport
-from ccamerge.ridges import RidgeChoice, check_regularisers
-from ccamerge.shares import Weights, check_weights, shares_of
+from ccamerge.ridges import RidgeChoice
+from ccamerge.settings import Norm, Repair, Settings
+from ccamerge.shares import Weights, shares_of
 from ccamerge.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Repair = Literal["variance", "regression", "none"]
-Norm = Literal["fold", "paper"]
+
+_UNALIGNED = 0.5
+"""Share of parameters aligned along no axis from which on a merge warns."""
 
 
-@dataclasses.dataclass(frozen=True)
-class MergeResult:
+@dataclasses.dataclass(frozen=True, repr=False)
+class MergeResult(Brief):
     """What `merge` returns.
 
     Attributes
@@ -62,6 +68,20 @@ class MergeResult:
     moments: Collected
     report: Report
 
+    def _parts(self) -> Mapping[str, Any]:
+        return {
+            "model": self.model,
+            "models": len(self.report.weights),
+            "weights": self.report.weights,
+            "method": self.report.method,
+            "mode": self.report.mode,
+            "reference": self.report.reference,
+            "repair": self.report.repair,
+            "samples": self.report.samples,
+            "spaces": self.spaces,
+            "correlation": {s.name: s.mean_correlation for s in self.report.spaces},
+        }
+
     @property
     def maps(self) -> dict[str, list[FeatureMap]]:
         """For each space, each model's map to the reference."""
@@ -79,6 +99,7 @@ class MergeResult:
         ImportError
             Without matplotlib; the message says how to get it.
         """
+        folder = None if folder is None else arguments.path(folder, "folder")
         figures = plots.draw(self.report)
         if folder is not None:
             plots.save(figures, folder)
@@ -167,13 +188,15 @@ def merge(
     RuntimeError
         If the device cannot be used, or has too little memory.
     """
-    models = same_architecture(models)
-    if repair is None:
-        repair = "regression" if norm == "fold" else "none"
-    _check(repair, norm, mode, reference, len(models))
-    check_regularisers(ridge, gamma)
-    check_weights(weights, len(models))
-    check_ready(method)
+    originals = arguments.modules(models)
+    models = same_architecture(originals)
+    reference = arguments.index(reference, "reference", len(models))
+    given = Settings(method, options, mode, ridge, gamma, weights, t, repair, norm, seed)
+    given = checked(given, len(models), reference)
+    options, ridge, gamma, weights = given.options, given.ridge, given.gamma, given.weights
+    t, repair, seed = given.t, given.repair or "none", given.seed
+    check_results(moments, aligned)
+    progress = arguments.flag(progress, "progress")
     pairs = pairs_needed(method, mode)
     if device is None and moments is not None:
         device = moments.device
@@ -221,6 +244,10 @@ def merge(
             message = f"aligned is of other spaces, or of reference {aligned.reference}"
             raise ValueError(message)
     aligned = aligned.to(memory)
+    # All weight on one model: it is the result, in its own features, if it has the right widths.
+    alone = shares.alone
+    if alone is not None and shapes_of(models[alone]) != shapes_of(models[reference]):
+        alone = None
     maps = aligned.maps
     repaired = RepairResult()
     with watch("apply"):
@@ -237,19 +264,31 @@ def merge(
             for i, (state, own) in enumerate(zip(unmapped, applied, strict=True))
         ]
         order = [reference, *(i for i in range(len(models)) if i != reference)]
-        merged = average(
-            [mapped[i] for i in order], lambda key: [shares.of_parameter(key)[i] for i in order]
+        merged, from_reference = average(
+            [mapped[i] for i in order],
+            lambda key: [shares.of_parameter(key)[i] for i in order],
+            _used(models[reference], target),
         )
     with watch("repair"):
         if norm == "paper":
             reset_statistics(merged, target.program, moments.inputs, where)
-        elif repair != "none":
+        elif repair != "none" and alone is None:
             walked = zip((own.program for own in every), states, strict=True)
             teachers = list(walked) if repair == "regression" else []
             repaired = repair_merged(merged, found, moments, maps, shares, teachers)
-    result = copy.deepcopy(models[reference]).eval()
+    if alone is not None:
+        result = copied(originals[alone], f"models[{alone}]").eval()
+        repaired, from_reference = RepairResult(), {}
+    else:
+        result = copied(models[reference], f"models[{reference}]").eval()
+        load_merged(result, merged, target, repaired.statistics)
+    if alone is None and models[reference] is not originals[reference]:
+        holder = copied(originals[reference], f"models[{reference}]").eval()
+        from_reference |= put_back(holder, result)
+        result = holder
     result.zero_grad(set_to_none=True)  # a trained reference may still carry its last gradients
-    load_merged(result, merged, target, repaired.statistics)
+    from_reference |= _differing_extra_state(models, reference)
+    used_data = set(aligned.methods.values()) != {"average"} and alone is None
     report = Report(
         method=aligned.method if isinstance(aligned.method, str) else dict(aligned.method),
         options=dict(aligned.options),
@@ -272,27 +311,52 @@ def merge(
         peak_bytes=watch.peak_bytes,
         device="cpu" if where is None else where.title,
         on_cpu=list(aligned.on_cpu),
+        aligned=list(found.aligned_shares()),
+        from_reference=from_reference,
+        few=_few(found, moments) if used_data else {},
     )
+    if unused := [key for key, why in from_reference.items() if "traced call" in why]:
+        names = ", ".join(map(repr, unused[:3])) + (" and others" if len(unused) > 3 else "")
+        message = (
+            f"{names} differ between the models, and the traced call does not use them: they are "
+            f"those of models[{reference}], whose features the merged network has"
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    if report.aligned[2] > _UNALIGNED and used_data:
+        warnings.warn(f"{report.aligned_line()} (see the report)", RuntimeWarning, stacklevel=2)
     return MergeResult(result, aligned, found, moments, report)
 
 
-def _check(repair: str, norm: str, mode: str, reference: int, count: int) -> None:
-    for name, value, known in (
-        ("mode", mode, get_args(Mode)),
-        ("repair", repair, get_args(Repair)),
-        ("norm", norm, get_args(Norm)),
-    ):
-        if value not in known:
-            message = f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}"
-            raise ValueError(message)
-    if norm == "paper" and repair == "regression":
-        message = (
-            "repair='regression' needs norm='fold': the paper's norm resets statistics instead"
-        )
-        raise ValueError(message)
-    if not 0 <= reference < count:
-        message = f"reference must be in 0..{count - 1}, got {reference}"
-        raise ValueError(message)
+def _few(found: Spaces, moments: Collected) -> dict[str, int]:
+    """Spaces of which fewer samples were counted than a model has features, and how many."""
+    counted = {space.name: moments.matched[space.name] for space in found.spaces}
+    return {
+        name: count
+        for name, folds in counted.items()
+        if (count := sum(m.count for m in folds)) < max(folds[0].dims)
+    }
+
+
+def _used(model: nn.Module, spaces: Spaces) -> set[str]:
+    """Parameters of the program, under all names by which they are tied."""
+    names = set(spaces.program.parameters.values())
+    tensors = tensors_of(model, keep_vars=True)
+    known = {id(tensors[key]) for key in names if key in tensors}
+    return names | {key for key, tensor in tensors.items() if id(tensor) in known}
+
+
+def _differing_extra_state(models: Sequence[nn.Module], reference: int) -> dict[str, str]:
+    """Extra state that models do not agree in, as far as it can be compared."""
+    every = [extra_state(model) for model in models]
+    differing = {}
+    for key, value in every[reference].items():
+        try:
+            same = all(bool(own.get(key) == value) for own in every)
+        except (TypeError, ValueError, RuntimeError):
+            same = False
+        if not same:
+            differing[key] = "extra state, which differs"
+    return differing
 
 
 def _check_moments(
@@ -312,7 +376,7 @@ def _check_moments(
         message = "this mode or method needs moments of all pairs; collect with pairs='all'"
         raise ValueError(message)
     for index, model in enumerate(models):
-        if state_fingerprint(model.state_dict()) != collected.fingerprint["models"][index]:
+        if state_fingerprint(tensors_of(model)) != collected.fingerprint["models"][index]:
             message = f"moments belong to other parameters than those of models[{index}]"
             raise ValueError(message)
         program = collected.spaces_of(model).program
@@ -343,15 +407,14 @@ def load_merged(
             mean = mean - state[fold.folded].to(mean)  # of the output before the folded bias
         fold.unapply(state, mean, variance)
     used = set(spaces.unfolded.parameters.values())
-    targets = model.state_dict(keep_vars=True)
+    targets = tensors_of(model, keep_vars=True)
     owner: dict[int, str] = {}  # a parameter tied under several names is aligned under one of them
     for key, target in targets.items():
         if id(target) not in owner or key in used:
             owner[id(target)] = key
     with torch.no_grad():
         for key in owner.values():
-            if targets[key].is_floating_point():
-                targets[key].copy_(state[key])
+            targets[key].copy_(state[key])
 
 
 def _space_report(space: Space, aligned: Aligned) -> SpaceReport:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ccamerge import arguments
 from ccamerge.config import METRICS, did_you_mean, import_function
 from ccamerge.graph.batches import LABELS
 
@@ -84,20 +85,24 @@ def labels_of(batch: Any) -> Tensor:
     return found
 
 
-def metric_named(given: str | Metric, source: str = "") -> Metric:
+def metric_named(given: str | Metric, source: str = "", argument: str = "metric") -> Metric:
     """The function of a name in `METRICS` or of "package.module:function", which is imported.
 
     Parameters
     ----------
     given : a name, or the function itself
     source : with which messages about the import begin, such as "merge.yml:9: evaluation.metric"
+    argument : what other messages call it
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         If there is no such metric, or it does not take ``(outputs, batch)``.
     """
     if not isinstance(given, str):
+        if not callable(given):
+            expected = "a name or a function (outputs, batch)"
+            raise arguments.wrong(argument, expected, given)
         return given
     if given in METRICS:
         found: Metric = globals()[given]
@@ -105,7 +110,9 @@ def metric_named(given: str | Metric, source: str = "") -> Metric:
     if ":" not in given:
         known = ", ".join(map(repr, METRICS))
         hint = did_you_mean(given, METRICS)
-        message = f'metric must be one of {known} or "package.module:function"; got {given!r}{hint}'
+        message = (
+            f'{argument} must be one of {known} or "package.module:function"; got {given!r}{hint}'
+        )
         raise ValueError(message)
     return import_function(given, source, "the outputs", "the batch")
 

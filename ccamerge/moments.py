@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ccamerge import _core
+from ccamerge import _core, arguments
 from ccamerge._moments_state import PAIRS, entry, load_state, save_state
 from ccamerge.device import Device, resolve
 from ccamerge.updating import check_many, update_many
@@ -80,15 +80,18 @@ class Moments:
         device: DeviceLike | None = None,
     ) -> None:
         where = resolve(device)
-        sizes = [int(d) for d in dims]
+        given = arguments.items(dims, "dims", "a list with each model's number of features")
+        sizes = [arguments.integer(d, f"dims[{i}]") for i, d in enumerate(given)]
+        arguments.string(pairs, "pairs", "'reference', 'all' or 'none'")
+        reference = arguments.integer(reference, "reference")
         if where is None:
-            self._take(_core.Moments(sizes, pairs=pairs, reference=int(reference)), None)
+            self._take(_core.Moments(sizes, pairs=pairs, reference=reference), None)
         else:
             from ccamerge import _cuda
 
             with where.active():
                 made = _cuda.Moments(
-                    sizes, pairs, int(reference), where.allocate, where.index, where.stream()
+                    sizes, pairs, reference, where.allocate, where.index, where.stream()
                 )
             self._take(made, where)
 
@@ -203,9 +206,7 @@ class Moments:
         ValueError
             If dims, pairs or reference differ.
         """
-        if not isinstance(other, Moments):
-            msg = f"other must be Moments, got {type(other).__name__}"
-            raise TypeError(msg)
+        other = arguments.instance(other, Moments, "other", "Moments")
         other = other.to(self._device)
         other.check()
         self._native.merge(other._native, *self._stream())
@@ -218,6 +219,7 @@ class Moments:
 
     def mean(self, i: int) -> FloatArray:
         """Mean of model ``i``'s features, ``(d_i,)``; ValueError before the first sample."""
+        i = arguments.integer(i, "i")
         mean: FloatArray = self._native.mean(i, *self._stream())
         return mean
 
@@ -242,7 +244,9 @@ class Moments:
         ValueError
             Before the first sample, for an index out of range, or if the block was not collected.
         """
-        cov: FloatArray = self._native.covariance(i, i if j is None else j, *self._stream())
+        i = arguments.integer(i, "i")
+        j = i if j is None else arguments.integer(j, "j")
+        cov: FloatArray = self._native.covariance(i, j, *self._stream())
         return cov
 
     def cov_tensor(self, i: int, j: int | None = None) -> Tensor:
@@ -292,9 +296,11 @@ class Moments:
         ValueError
             If a block that the subset needs was not collected.
         """
-        chosen = [int(i) for i in models]
+        given = arguments.items(models, "models", "a list of models' indices")
+        chosen = [arguments.integer(m, f"models[{place}]") for place, m in enumerate(given)]
         if reference is None:
             reference = chosen.index(self.reference) if self.reference in chosen else 0
+        reference = arguments.integer(reference, "reference")
         self.check()
         subset = object.__new__(Moments)
         native = self._native.subset(chosen, self.pairs, reference, *self._stream())
@@ -336,6 +342,7 @@ class Moments:
         ValueError
             If entries are missing, unknown, of a wrong shape or dtype, or not finite.
         """
+        state = arguments.mapping(state, "state", "a dict of arrays, as from state_dict")
         dims = [int(d) for d in entry(state, "dims", np.int64, 1)]
         pairs = int(entry(state, "pairs", np.int64, 0))
         count = int(entry(state, "count", np.int64, 0))
@@ -366,7 +373,7 @@ class Moments:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, beside ``path`` first and then renamed into place."""
-        save_state(path, self.state_dict())
+        save_state(arguments.path(path, "path"), self.state_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: DeviceLike | None = None) -> Moments:
@@ -378,6 +385,7 @@ class Moments:
             For a damaged, foreign or newer file, naming it.
         FileNotFoundError if there is none.
         """
+        path = arguments.path(path, "path")
         state = load_state(path)
         try:
             return cls.from_state(state, device)
@@ -395,8 +403,10 @@ class Moments:
         return self.subset(range(len(self.dims)), self.reference)
 
     def __repr__(self) -> str:
+        dims = list(self.dims)
+        shown = dims if len(dims) <= 16 else f"[{', '.join(map(str, dims[:16]))}, ... {len(dims)}]"
         return (
-            f"Moments(dims={list(self.dims)}, pairs={self.pairs!r}, "
+            f"Moments(dims={shown}, pairs={self.pairs!r}, "
             f"reference={self.reference}, count={self.count}"
             f"{'' if self._device is None else f', device={self.device!r}'})"
         )

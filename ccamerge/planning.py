@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import get_args
 
+from ccamerge import arguments
+from ccamerge.brief import Brief
 from ccamerge.collected import Pairs
 from ccamerge.collecting import FOLDS, alignment_taps, repair_taps
 from ccamerge.graph.spaces import Spaces, Tap
 from ccamerge.lattice import MATCHED, RESTORED, lattice
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Plan(Brief):
     """Costs of a merge. ``str`` is a table of the reference's ``spaces``.
 
     ``moments_bytes`` stay allocated while data is read; ``flops`` are those of the moments for one
@@ -66,25 +69,29 @@ def plan(
     ValueError
         For fewer than two models, unknown ``pairs``, no fold or no such reference.
     """
+    every: list[Spaces]
     if isinstance(spaces, Spaces):
-        every = [spaces] * (1 if models is None else models)
+        count = 1 if models is None else arguments.integer(models, "models")
+        every = [spaces] * count
     else:
-        every = list(spaces)
-    if models not in (None, len(every)):
+        every = arguments.items(spaces, "spaces", "Spaces, or a list with each model's")
+        for index, one in enumerate(every):
+            arguments.instance(one, Spaces, f"spaces[{index}]", "Spaces")
+    if models is not None and arguments.integer(models, "models") != len(every):
         message = f"models must be the number of spaces given, {len(every)}, got {models}"
         raise ValueError(message)
     if len(every) < 2:
         message = f"models must be at least 2, got {len(every)}"
         raise ValueError(message)
-    if pairs not in ("reference", "all"):
-        message = f"pairs must be 'reference' or 'all', got {pairs!r}"
+    expected = "'reference' or 'all'"
+    if arguments.string(pairs, "pairs", expected) not in get_args(Pairs):
+        message = f"pairs must be {expected}, got {pairs!r}"
         raise ValueError(message)
+    folds = arguments.integer(folds, "folds")
     if folds < 1:
         message = f"folds must be at least 1, got {folds}"
         raise ValueError(message)
-    if not 0 <= reference < len(every):
-        message = f"reference must be in 0..{len(every) - 1}, got {reference}"
-        raise ValueError(message)
+    reference = arguments.index(reference, "reference", len(every))
     crosses = [
         (i, j)
         for i in range(len(every))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ccamerge.brief import Brief
 from ccamerge.comparing import Comparison, Score
 from ccamerge.interpolation import Barrier
 from ccamerge.regression import Fitted
@@ -20,8 +21,8 @@ class RecordError(ValueError):
     """A file of a record is not what it should be; the message names it and the place."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Record(Brief):
     """A merge: its settings and sources as plain data, its report, its evaluation if there is."""
 
     versions: dict[str, str]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ccamerge.apply import FeatureMap
+from ccamerge.brief import Brief
 from ccamerge.collected import Collected
 from ccamerge.collecting import lockstep, repair_taps
 from ccamerge.device import Device, memory_of, resolve
@@ -58,8 +59,8 @@ class Repaired:
     after: float
 
 
-@dataclasses.dataclass
-class RepairResult:
+@dataclasses.dataclass(repr=False)
+class RepairResult(Brief):
     """What a repair did.
 
     ``repaired`` are the taps whose variance was restored, ``fitted`` the operations that were

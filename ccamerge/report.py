@@ -7,13 +7,22 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from ccamerge.brief import Brief
+
 if TYPE_CHECKING:
     from ccamerge.regression import Fitted
     from ccamerge.repair import Repaired
 
 
-@dataclasses.dataclass(frozen=True)
-class SpaceReport:
+_ENDS = {"network output"}
+"""Notes of spaces that nobody expects to be aligned."""
+
+_SHOWN = 3
+"""Names that a line shows before it counts the rest."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class SpaceReport(Brief):
     """One space: how it was aligned, and how well.
 
     ``size`` is the number of features in the merged network, ``widths`` that in each model.
@@ -46,13 +55,17 @@ class SpaceReport:
         return max(values) if values else float("nan")
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Report(Brief):
     """Settings, stages, spaces and repair of one merge. ``str`` is a table for a terminal.
 
     ``skipped`` says for each linear operation that regression left alone why; ``walked`` is the
     number of inputs that the repair used, of ``kept``. ``device`` is where all was computed, but
     for the methods ``on_cpu``, which know NumPy only.
+    ``aligned`` are the shares of parameters aligned along all, some and none of their axes, and
+    ``fixed`` says for each space that was left as it is why.
+    ``few`` has, for each space with fewer samples than features, how many samples it had.
+    ``from_reference`` says which parameters and buffers, that differ, are the reference's, and why.
     ``peak_bytes`` is the largest resident memory that the process had had at each stage's end.
     """
 
@@ -77,6 +90,9 @@ class Report:
     peak_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     device: str = "cpu"
     on_cpu: list[str] = dataclasses.field(default_factory=list)
+    aligned: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0.0])
+    from_reference: dict[str, str] = dataclasses.field(default_factory=dict)
+    few: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, dicts, numbers and strings."""
@@ -144,9 +160,62 @@ class Report:
             return None
         return f"on the CPU: {', '.join(self.on_cpu)} solved there, from moments of the device"
 
+    def aligned_line(self) -> str:
+        """How much of the networks was aligned, in a line."""
+        every, some, none = self.aligned
+        if not self.spaces:
+            return "aligned: nothing; parameters are averaged in the order in which they stand"
+        return (
+            f"aligned: {every:.0%} of the parameters along all their axes, {some:.0%} along some, "
+            f"{none:.0%} not at all"
+        )
+
+    def _fixed_line(self) -> str | None:
+        """Spaces inside the network that were not aligned, and why."""
+        inside = {
+            name: next((n for n in notes if n not in _ENDS), "")
+            for name, notes in self.fixed.items()
+            if not set(notes) & _ENDS
+        }
+        if not inside:
+            return None
+        shown = [f"{name} ({why})" for name, why in list(inside.items())[:_SHOWN]]
+        more = f" and {len(inside) - _SHOWN} more" if len(inside) > _SHOWN else ""
+        return f"not aligned: {', '.join(shown)}{more}"
+
+    def _reference_line(self) -> str | None:
+        """What is the reference's, although the models differ."""
+        if not self.from_reference:
+            return None
+        # Counters, as num_batches_tracked of many a BatchNorm, last: few will miss them.
+        items = sorted(self.from_reference.items(), key=lambda item: " of int" in item[1])
+        shown = [f"{key} ({why})" for key, why in items[:_SHOWN]]
+        more = len(self.from_reference) - _SHOWN
+        rest = f" and {more} more" if more > 0 else ""
+        return f"taken from the reference: {', '.join(shown)}{rest}"
+
+    def few_line(self) -> str | None:
+        """Spaces of which there were fewer samples than features."""
+        if not self.few:
+            return None
+        sizes = {s.name: max(s.widths) for s in self.spaces}
+        worst = min(self.few, key=lambda name: self.few[name] / sizes[name])
+        return (
+            f"fewer samples than features in {len(self.few)} of {len(self.spaces)} spaces (least "
+            f"{self.few[worst]} of {sizes[worst]} in {worst}): give more inputs"
+        )
+
     def outcomes(self) -> list[str]:
-        """A line for what fell back to the CPU, and for each kind of repair that took place."""
-        lines = (self._fallback_line(), self._repair_line(), self._fit_line())
+        """A line each for what was aligned and what not, for what the CPU did, and for repairs."""
+        lines = (
+            self.aligned_line(),
+            self._fixed_line(),
+            self._reference_line(),
+            self.few_line(),
+            self._fallback_line(),
+            self._repair_line(),
+            self._fit_line(),
+        )
         return [line for line in lines if line]
 
     def _time_line(self) -> str:
@@ -172,7 +241,10 @@ class Report:
         lines = [self.settings() + ".", "", "| " + " | ".join(header) + " |"]
         lines.append("|" + "---|" * len(header))
         lines += ["| " + " | ".join(row) + " |" for row in rows]
-        lines += ["", " ".join(self.outcomes()) or "No repair.", "", self._time_line()]
+        lines += ["", *(f"- {line}" for line in self.outcomes())]
+        if not (self.repaired or self.fitted or self.skipped):
+            lines.append("- No repair.")
+        lines += ["", self._time_line()]
         if self.fixed:
             lines += ["", "Not aligned:"]
             lines += [f"- `{name}`: {'; '.join(why)}" for name, why in self.fixed.items()]

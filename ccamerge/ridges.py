@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ccamerge import arguments
 from ccamerge.collected import Collected
+from ccamerge.determined import ROUNDING, determined, projected
 from ccamerge.graph.spaces import Space, Spaces
 from ccamerge.patterns import by_pattern
 from ccamerge.solve import cca_batch
@@ -30,23 +32,37 @@ GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 3.0, 10.0)
 """Ridges that "auto" chooses from."""
 
 
-def check_regularisers(ridge: RidgeChoice | None, gamma: float | None) -> None:
-    """Raise ValueError for numbers that make no sense or cannot go together."""
+def check_regularisers(
+    ridge: RidgeChoice | None, gamma: float | None
+) -> tuple[RidgeChoice | None, float | None]:
+    """Both as plain numbers; ValueError or TypeError for what makes no sense or cannot go together.
+
+    ``ridge`` may be "auto" or by patterns.
+    """
     if ridge is not None and gamma is not None:
         message = "give ridge (dimensionless) or gamma (absolute), not both"
         raise ValueError(message)
+    if gamma is not None:
+        return None, _not_negative(gamma, "gamma", "a finite number >= 0")
+    expected = "a finite number >= 0, 'auto' or a dict by patterns"
     if isinstance(ridge, str) and ridge != "auto":
-        message = f"ridge must be a number, 'auto' or a dict by patterns, got {ridge!r}"
+        message = f"ridge must be {expected}, got {ridge!r}"
         raise ValueError(message)
-    given = {"ridge": ridge, "gamma": gamma}
+    if ridge is None or isinstance(ridge, str):
+        return ridge, None
     if isinstance(ridge, Mapping):
-        given = {**{f"ridge of {k!r}": v for k, v in ridge.items()}, "gamma": gamma}
-    for name, number in given.items():
-        if isinstance(number, (str, Mapping)) or number is None:
-            continue
-        if not (math.isfinite(number) and number >= 0):
-            message = f"{name} must be a finite number >= 0, got {number}"
-            raise ValueError(message)
+        by_name = arguments.mapping(ridge, "ridge", expected).items()
+        named = "a finite number >= 0"
+        return {k: _not_negative(v, f"ridge of {k!r}", named) for k, v in by_name}, None
+    return _not_negative(ridge, "ridge", expected), None
+
+
+def _not_negative(value: float, name: str, expected: str) -> float:
+    found = arguments.number(value, name, expected)
+    if not (math.isfinite(found) and found >= 0):
+        message = f"{name} must be a finite number >= 0, got {found}"
+        raise ValueError(message)
+    return found
 
 
 def ridges_of(
@@ -104,7 +120,12 @@ def held_out_errors(space: Space, collected: Collected, reference: int) -> Array
         varying = [
             i for i in others if train.cov_tensor(i).trace() > 0 and test.cov_tensor(i).trace() > 0
         ]
-        problems = [(own, train.cov_tensor(i), train.cov_tensor(reference, i)) for i in varying]
+        part = determined(own, train.count, ROUNDING)
+        problems = []
+        for i in varying:
+            other, cross = train.cov_tensor(i), train.cov_tensor(reference, i)
+            cross = projected(cross, part, determined(other, train.count, ROUNDING))
+            problems.append((own, other, cross))
         solved = cca_batch(problems, ridge=list(GRID), device=collected.device)
         for i, sweep in zip(varying, solved, strict=True):
             cross, square = test.cov_tensor(reference, i), test.cov_tensor(i)

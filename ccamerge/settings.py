@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -37,3 +38,15 @@ class Settings:
         if isinstance(self.method, str):
             return self.method
         return ", ".join(f"{pattern}: {name}" for pattern, name in self.method.items())
+
+
+def normalised(weights: Sequence[float]) -> tuple[float, ...]:
+    """Weights, some of them positive, that sum to one.
+
+    They are divided by the largest first: the sum of numbers near either end of float64 would
+    overflow or lose its digits.
+    """
+    largest = max(weights)
+    scaled = [w / largest for w in weights]
+    total = math.fsum(scaled)
+    return tuple(w / total for w in scaled)

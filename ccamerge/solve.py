@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from ccamerge import arguments
 from ccamerge._solving import Solver, one_regulariser, prefixes_of, regularisers
+from ccamerge.brief import Brief
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["CCAResult", "cca", "cca_batch"]
 
 
-@dataclass(frozen=True)
-class CCAResult:
+@dataclass(frozen=True, repr=False)
+class CCAResult(Brief):
     """One solved pair of feature spaces, ``X`` (p features, the reference) and ``Y`` (q features).
 
     Arrays are NumPy's, or torch tensors on the device that solved the pair.
@@ -70,6 +72,8 @@ def _solve(
     weights: bool,
     device: DeviceLike | None,
 ) -> list[list[CCAResult]]:
+    correlations = arguments.flag(correlations, "correlations")
+    weights = arguments.flag(weights, "weights")
     solver = Solver(device, (matrix for problem in problems for matrix in problem))
     arrays = []
     for (sxx, syy, sxy), prefix in zip(problems, prefixes, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -21,15 +22,21 @@ def save_tensors(
 ) -> None:
     """Write arrays or tensors to ``path``; what was there stays until the new file is complete.
 
+    The bytes depend on the tensors and the metadata alone, not on the order that they come in.
+
     Raises
     ------
     OSError
         If the target cannot be written (no folder, no permission, no space); nothing is left.
+    TypeError
+        For a dtype that such files cannot hold.
     """
     path = Path(path)
     ready = {
         k: (v if isinstance(v, Tensor) else torch.from_numpy(np.asarray(v, order="C")))
         .detach()
+        .resolve_conj()
+        .resolve_neg()
         .contiguous()
         for k, v in tensors.items()
     }
@@ -50,6 +57,7 @@ def save_tensors(
         raise OSError(error.errno, message) from error
     try:
         safetensors.torch.save_file(ready, temporary, metadata=dict(metadata))
+        _sort_header(temporary)
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())  # the name must not outlive the content in a power loss
         os.chmod(temporary, 0o666 & ~_umask())
@@ -57,9 +65,31 @@ def save_tensors(
     except (OSError, SafetensorError) as error:
         message = f"cannot write {path}: {error}"
         raise OSError(message) from error
+    except KeyError as error:
+        message = f"cannot write {path}: safetensors files cannot hold {error}"
+        raise TypeError(message) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _sort_header(path: str) -> None:
+    """Put the metadata in order, which safetensors writes in that of a hash map.
+
+    The tensors' data stay where they are: the header keeps its length, which spaces fill up.
+    """
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        tensors = sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
+        ordered = {"__metadata__": dict(sorted(metadata.items())), **dict(tensors)}
+        text = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > length:  # not as long as both escape alike
+            message = f"the header of {path} would grow from {length} to {len(text)} bytes"
+            raise RuntimeError(message)
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _umask() -> int:

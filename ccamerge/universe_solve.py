@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from ccamerge._solving import Solver, regularisers
+from ccamerge import arguments
+from ccamerge._solving import Solver, prefixes_of, regularisers
+from ccamerge.brief import Brief
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["UniverseResult", "universe", "universe_batch"]
 
 
-@dataclass(frozen=True)
-class UniverseResult:
+@dataclass(frozen=True, repr=False)
+class UniverseResult(Brief):
     """One solved feature space of N models.
 
     Attributes
@@ -141,6 +143,8 @@ def universe(
 
     Sources: ten Berge, Psychometrika 42 (1977); Kettenring, Biometrika 58 (1971).
     """
+    own = arguments.items(own, "own", "a list of matrices")
+    crosses = arguments.items(crosses, "crosses", "a list of matrices")
     solver = Solver(device, [*own, *crosses])
     return _solve(
         solver,
@@ -211,8 +215,10 @@ def universe_batch(
     ------
     As `universe` does; messages start with the problem, as in ``problems[3]: models[1]``.
     """
-    prefixes = [f"problems[{i}]: " for i in range(len(problems))]
-    given = [None] * len(problems) if weights is None else list(weights)
+    problems = arguments.items(problems, "problems", "a list of tuples (own, crosses)")
+    prefixes = prefixes_of("problems", problems, 2)
+    each = "a list with the weights of each problem"
+    given = [None] * len(problems) if weights is None else arguments.items(weights, "weights", each)
     if len(given) != len(problems):
         message = f"weights must be given for all {len(problems)} problems, got {len(given)}"
         raise ValueError(message)
@@ -234,6 +240,10 @@ def _solve(
     tolerance: float,
     max_sweeps: int,
 ) -> list[UniverseResult]:
+    whitened = arguments.flag(whitened, "whitened")
+    reference = arguments.integer(reference, "reference")
+    tolerance = arguments.number(tolerance, "tolerance")
+    max_sweeps = arguments.integer(max_sweeps, "max_sweeps")
     values, absolute = _values(ridge, gamma, whitened, len(problems))
     if not (math.isfinite(tolerance) and tolerance >= 0):
         message = f"tolerance must be finite and not negative, got {tolerance}"
@@ -305,7 +315,9 @@ def _matrices(
 def _model_weights(weights: Sequence[float] | None, models: int, prefix: str) -> list[float]:
     if weights is None:
         return [1.0] * models
-    found = [float(w) for w in weights]
+    expected = f"a list of {models} numbers, one for each model"
+    every = arguments.items(weights, f"{prefix}weights", expected)
+    found = [arguments.number(w, f"{prefix}weights[{i}]") for i, w in enumerate(every)]
     fine = len(found) == models and all(math.isfinite(w) and w >= 0 for w in found)
     if not fine or not sum(found) > 0:
         message = (

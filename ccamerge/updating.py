@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from ccamerge import _core
+from ccamerge import _core, arguments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,14 +39,19 @@ def update_many(
         As ``Moments.update``; every accumulator is then as it was. On a device, features that are
         not finite stop the updates of the moments that they are for, and of no others.
     """
+    updates, each = list(updates), "a list with one array for each model"
     items = [
-        (moments._native, [_readable(array) for array in features]) for moments, features in updates
+        (moments._native, [_readable(a) for a in arguments.items(features, "features", each)])
+        for moments, features in updates
     ]
     places = {moments._device for moments, _ in updates}
     if len(places) > 1:
         msg = f"updates must be for one device, got {', '.join(sorted(map(str, places)))}"
         raise ValueError(msg.replace("None", "cpu"))
-    axes = [axis] if isinstance(axis, SupportsIndex) else list(axis)
+    expected = "a whole number or a list of them"
+    axes = arguments.items([axis] if isinstance(axis, SupportsIndex) else axis, "axis", expected)
+    axes = [arguments.integer(a, "axis", expected) for a in axes]
+    label = arguments.string(label, "label")
     device = next(iter(places), None)
     if device is not None:
         from ccamerge import _cuda

@@ -9,6 +9,7 @@
 #include <limits>
 #include <sstream>
 #include <thread>
+#include <vector>
 
 namespace ccamerge {
 namespace {
@@ -85,6 +86,13 @@ std::string below(const Mount& mount, const std::string& group) {
   return "/";
 }
 
+int allowed_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
 }  // namespace
 
 std::optional<int> first_thread_count(const char* list) {
@@ -111,23 +119,13 @@ std::optional<int> quota_cores(const std::string& root) {
   return static_cast<int>(std::clamp(std::ceil(least - 1e-9), 1.0, 1e6));
 }
 
-int allowed_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
-  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-}
-
-const std::vector<ThreadLimit>& lasting_thread_limits() {
-  static const auto* const limits = [] {
-    auto* found = new std::vector<ThreadLimit>;
-    if (const auto count = first_thread_count(std::getenv("OMP_NUM_THREADS"))) {
-      found->push_back({"OMP_NUM_THREADS", *count});
-    }
-    if (const auto count = quota_cores()) found->push_back({"the CPU quota", *count});
-    return found;
-  }();
-  return *limits;
+ThreadLimit usable_threads() {
+  static const auto setting = first_thread_count(std::getenv("OMP_NUM_THREADS"));
+  static const auto quota = quota_cores();
+  ThreadLimit least{"the cores that this process may run on", allowed_cores()};
+  if (quota && *quota < least.count) least = {"the processor time that its cgroup allows", *quota};
+  if (setting && *setting < least.count) least = {"OMP_NUM_THREADS", *setting};
+  return least;
 }
 
 }  // namespace ccamerge

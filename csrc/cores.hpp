@@ -3,21 +3,17 @@
 
 #include <optional>
 #include <string>
-#include <vector>
 
 namespace ccamerge {
 
 struct ThreadLimit {
-  std::string source;  // for people: "OMP_NUM_THREADS"
+  const char* source;  // for people: "OMP_NUM_THREADS"
   int count;           // at least 1
 };
 
-// Cores that this process may run on now, at least 1.
-int allowed_cores();
-
-// What else limits its threads, as it was when first asked for, as OpenMP has it: the first number
-// of OMP_NUM_THREADS, and the CPU quota of its control groups.
-const std::vector<ThreadLimit>& lasting_thread_limits();
+// The least of the cores that this process may run on now and of what lasts: the CPU quota of its
+// control groups and the first number of OMP_NUM_THREADS, both as they were when first asked for.
+ThreadLimit usable_threads();
 
 // The first number of a list like "4,2", as OMP_NUM_THREADS has it; nothing for anything else.
 std::optional<int> first_thread_count(const char* list);

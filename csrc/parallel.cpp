@@ -12,8 +12,10 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "check.hpp"
+#include "team.hpp"
 
 namespace ccamerge {
 namespace {
@@ -32,7 +34,7 @@ thread_local int polls = 0;  // under way on this thread
 thread_local bool inside_task = false;
 
 std::atomic<int> requested_threads{0};  // 0: not set, follow the limits
-std::atomic<int> callers_limit{0};
+std::atomic<int> torch_threads{0};      // 0: torch is not there
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -146,8 +148,8 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   Job* job_ = nullptr;
-  std::atomic<int> inside_{0};          // workers in the job; changed with the mutex held
-  std::atomic<std::size_t> turn_{0};    // a number for each job, as well
+  std::atomic<int> inside_{0};        // workers in the job; changed with the mutex held
+  std::atomic<std::size_t> turn_{0};  // a number for each job, as well
   bool stopping_ = false;
   std::vector<std::thread> threads_;
 };
@@ -188,33 +190,27 @@ class PoolUse {
 
 }  // namespace
 
-int num_threads() {
-  if (const int requested = requested_threads; requested > 0) return requested;
-  int least = std::min(allowed_cores(), kMostThreads);
-  for (const ThreadLimit& limit : lasting_thread_limits()) least = std::min(least, limit.count);
-  const int callers = callers_limit;
-  return callers > 0 ? std::min(least, callers) : least;
+ThreadLimit thread_limit() {
+  if (const int requested = requested_threads; requested > 0) return {"set_num_threads", requested};
+  ThreadLimit least = usable_threads();
+  if (const int torch = torch_threads; torch > 0 && torch < least.count) {
+    least = {"torch's number of threads", torch};
+  }
+  if (kMostThreads < least.count) least = {"the most that ccamerge uses", kMostThreads};
+  return least;
 }
+
+int num_threads() { return thread_limit().count; }
 
 void set_num_threads(int count) {
   if (count < 1 || count > kMostThreads) {
     throw std::invalid_argument(
-        format_message("count must be from 1 to ", kMostThreads, ", got ", count));
+        format_message("count must be in 1..", kMostThreads, ", got ", count));
   }
   requested_threads = count;
 }
 
-void limit_threads(int count) { callers_limit = count; }
-
-std::vector<ThreadLimit> thread_limits(const std::string& callers) {
-  if (const int requested = requested_threads; requested > 0) {
-    return {{"set_num_threads", requested}};
-  }
-  std::vector<ThreadLimit> out = lasting_thread_limits();
-  if (const int count = callers_limit; count > 0) out.push_back({callers, count});
-  out.push_back({"the cores that this process may run on", allowed_cores()});
-  return out;
-}
+void follow_torch_threads(int count) { torch_threads = count; }
 
 void parallel_for(std::size_t count, const std::function<void(std::size_t)>& task) {
   if (count == 0) return;
@@ -233,7 +229,7 @@ void parallel_for(std::size_t count, const std::function<void(std::size_t)>& tas
   const PoolUse use(state);
   if (threads == 1 || count == 1 || !use.owns()) {
     job.work();
-  } else {
+  } else if (!run_on_torch_threads(threads, [&job] { job.work(); })) {
     if (!state.pool || state.pool->wanted() != threads - 1) {
       state.pool.reset();
       state.pool = std::make_unique<Pool>(threads - 1);

@@ -1,11 +1,9 @@
-// Tasks on the core's own threads, which sleep when there is nothing to do. BLAS below runs on one
-// thread.
+// Tasks on several threads: torch's where it has them (see team.hpp), else the core's own, which
+// sleep when there is nothing to do. BLAS below runs on one thread.
 #pragma once
 
 #include <cstddef>
 #include <functional>
-#include <string>
-#include <vector>
 
 #include "cores.hpp"
 
@@ -13,15 +11,14 @@ namespace ccamerge {
 
 inline constexpr int kMostThreads = 1024;
 
-// Threads used by parallel_for, the caller included: what was set, else the least of all limits.
-int num_threads();
-void set_num_threads(int count);  // from 1 to kMostThreads, else std::invalid_argument
+// Threads used by parallel_for, the caller included, and what decided that: what was set, else the
+// least of usable_threads(), torch's number and kMostThreads.
+ThreadLimit thread_limit();
+int num_threads();                // its count
+void set_num_threads(int count);  // 1..kMostThreads, else std::invalid_argument
 
-// A limit that the caller knows of, such as another library's number of threads; 0 for none.
-void limit_threads(int count);
-
-// All that limits the threads, the caller's own under the given name; only what was set, if it was.
-std::vector<ThreadLimit> thread_limits(const std::string& callers);
+// Torch's own number of threads, as its caller knows it; 0 without torch.
+void follow_torch_threads(int count);
 
 // Runs task(i) for i in [0, count), each exactly once, on up to num_threads() threads and returns
 // when all are done. Tasks are claimed in order, so put long ones first. The first exception stops

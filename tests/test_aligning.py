@@ -11,7 +11,7 @@ import torch
 import ccamerge
 from ccamerge.aligning import methods_of, pairs_needed
 from ccamerge.apply import FeatureMap
-from ccamerge.graph.derivation import spaces
+from ccamerge.graph.inspection import spaces
 from ccamerge.methods import METHODS, Alignment, Solution, Solutions, register
 from tests import models as M
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ccamerge.apply import FeatureMap, average, transform
-from ccamerge.graph.derivation import spaces
+from ccamerge.graph.inspection import spaces
 from ccamerge.graph.spaces import Group, Role, Slot, Space
 from ccamerge.graph.states import folded_state
 from ccamerge.verification import random_map
@@ -126,16 +126,64 @@ def test_permutation_takes_own_features_in_order() -> None:
 
 def test_average() -> None:
     states = [{"w": torch.full((2,), v), "n": torch.tensor(i)} for i, v in enumerate([1.0, 4.0])]
-    out = average(states, lambda key: [0.75, 0.25])
+    out, reasons = average(states, lambda key: [0.75, 0.25])
     assert torch.equal(out["w"], torch.full((2,), 1.75))
     assert out["w"].dtype is torch.float32
     assert out["n"] == 0  # counters come from the first
     assert out["n"] is not states[0]["n"]
+    assert reasons == {"n": "it is of int64, and differs"}
 
 
 def test_average_sums_in_double() -> None:
     """In float32, 1 + 1e-8 - 1 is 0."""
     states = [{"w": torch.tensor([v])} for v in (1.0, 1e-8, -1.0)]
     torch.testing.assert_close(
-        average(states, lambda key: [1.0, 1.0, 1.0])["w"], torch.tensor([1e-8])
+        average(states, lambda key: [1.0, 1.0, 1.0])[0]["w"], torch.tensor([1e-8])
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_parameters_have_a_mean(dtype: torch.dtype) -> None:
+    states = [
+        {"w": torch.tensor([1 + 2j, 3j], dtype=dtype)},
+        {"w": torch.tensor([3 - 4j, 1j], dtype=dtype)},
+    ]
+    out, reasons = average(states, lambda key: [0.5, 0.5])
+    assert torch.equal(out["w"], torch.tensor([2 - 1j, 2j], dtype=dtype))
+    assert not reasons
+
+
+def test_models_without_a_share_do_not_count() -> None:
+    """Zero times infinity would be NaN, and so would be zero times NaN."""
+    inf, nan = float("inf"), float("nan")
+    states = [{"w": torch.tensor([1.0, -inf, 2.0])}, {"w": torch.tensor([nan, inf, inf])}]
+    for shares, index in (([1.0, 0.0], 0), ([0.0, 1.0], 1)):
+        out, reasons = average(states, lambda key, shares=shares: shares)
+        torch.testing.assert_close(out["w"], states[index]["w"], equal_nan=True, rtol=0, atol=0)
+        assert not reasons
+
+
+def test_entries_that_are_not_finite_are_kept_where_models_agree() -> None:
+    inf, nan = float("inf"), float("nan")
+    states = [
+        {"mask": torch.tensor([0.0, -inf, nan, 1.0])},
+        {"mask": torch.tensor([2.0, -inf, nan, 3.0])},
+    ]
+    out, reasons = average(states, lambda key: [0.5, 0.5])
+    torch.testing.assert_close(out["mask"], torch.tensor([1.0, -inf, nan, 2.0]), equal_nan=True)
+    assert not reasons
+    states[1]["mask"][1] = inf
+    out, reasons = average(states, lambda key: [0.5, 0.5])
+    assert out["mask"][1] == -inf
+    assert "not finite" in reasons["mask"]
+
+
+def test_what_the_traced_call_does_not_use_is_the_references() -> None:
+    states = [
+        {"head": torch.ones(2), "w": torch.ones(2)},
+        {"head": torch.zeros(2), "w": torch.zeros(2)},
+    ]
+    out, reasons = average(states, lambda key: [0.5, 0.5], {"w"})
+    assert out["head"].tolist() == [1.0, 1.0]
+    assert out["w"].tolist() == [0.5, 0.5]
+    assert reasons == {"head": "the traced call does not use it"}

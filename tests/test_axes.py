@@ -68,10 +68,10 @@ def test_reshape_keeps_every_element_in_its_place(axes: list[Axis], data: st.Dat
     before = _tensor_labels(axes)
     for _ in range(3):  # a chain
         shape = data.draw(st.composite(lambda draw: _random_shape(total, draw))())
-        after = ax.reshape(axes, shape)
-        if after is None:
-            return
+        after = ax.reshape(axes, shape, "view")
         assert [ax.axis_size(a) for a in after] == shape
+        if any(basis.pins for axis in axes for basis in ax.bases(axis)):
+            return
         assert _tensor_labels(after) == before
         axes = after
 
@@ -85,25 +85,40 @@ def test_flatten_and_back_is_always_possible(
 ) -> None:
     axes = [ax.inert(2), ax.fresh(channels), ax.inert(height), ax.inert(width)]
     ones = data.draw(st.integers(0, 2))
-    flat = ax.reshape(axes, [2, *[1] * ones, channels * height * width])
-    assert flat is not None
-    back = ax.reshape(flat, [2, channels, height, width])
-    assert back is not None
+    flat = ax.reshape(axes, [2, *[1] * ones, channels * height * width], "flatten")
+    back = ax.reshape(flat, [2, channels, height, width], "view")
     assert _tensor_labels(back) == _tensor_labels(axes)
 
 
 def test_unsqueeze_of_a_concatenation() -> None:
     axes = [ax.inert(2), (*ax.fresh(3), *ax.fresh(4))]
     for shape in ([2, 1, 7], [2, 7, 1], [1, 2, 7], [2, 1, 1, 7, 1]):
-        after = ax.reshape(axes, shape)
-        assert after is not None, shape
+        after = ax.reshape(axes, shape, "view")
         assert _tensor_labels(after) == _tensor_labels(axes)
 
 
 def test_a_basis_is_never_cut_by_a_reshape() -> None:
-    assert ax.reshape([ax.inert(2), ax.fresh(6)], [2, 2, 3]) is None
-    assert ax.reshape([ax.fresh(4), ax.inert(3)], [2, 6]) is None
-    assert ax.reshape([ax.fresh(4)], [5]) is None
+    for axes, shape in (
+        ([ax.inert(2), ax.fresh(6)], [2, 2, 3]),
+        ([ax.fresh(4), ax.inert(3)], [2, 6]),
+        ([ax.fresh(4)], [5]),
+    ):
+        cut = [basis for axis in axes for basis in ax.bases(axis)]
+        assert ax.reshape(axes, shape, "view_3") == [ax.inert(size) for size in shape]
+        assert [basis.pins for basis in cut] == [["view_3: a view cuts its features apart"]]
+
+
+def test_a_reshape_pins_only_what_it_cuts() -> None:
+    kept, cut = ax.fresh(5), ax.fresh(6)
+    assert ax.reshape([kept, cut], [5, 2, 3], "view") == [kept, ax.inert(2), ax.inert(3)]
+    assert not ax.bases(kept)[0].pins
+    assert ax.bases(cut)[0].pins
+
+
+def test_a_single_feature_whose_axis_is_squeezed_away_is_pinned() -> None:
+    single = ax.fresh(1)
+    assert ax.reshape([ax.inert(4), single], [4], "squeeze") == [ax.inert(4)]
+    assert ax.bases(single)[0].pins == ["squeeze: a view drops its axis"]
 
 
 @settings(max_examples=200, deadline=None)
@@ -190,7 +205,25 @@ def test_a_repeated_concatenation_resolves_row_major() -> None:
     assert ax.resolve(axis) == ((first, 3), (second, 3)) * 2
 
 
-def test_a_space_of_one_feature_is_inert() -> None:
-    assert ax.is_inert(ax.fresh(1))
+def test_unify_of_plain_axes_with_other_boundaries_ends() -> None:
+    basis = ax.fresh(4)
+    ax.unify(ax.inert(8), ax.inert(3) + ax.inert(5), "add")
+    ax.unify(ax.inert(3) + ax.inert(3) + ax.inert(2), ax.inert(4) + basis, "add")
+    assert ax.bases(basis)[0].pins == ["add: meets a fixed axis"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(a=_axes().map(lambda a: a[0]), b=_axes().map(lambda a: a[0]), size=st.integers(1, 6))
+def test_unify_ends_and_leaves_equal_boundaries_or_pins(a: Axis, b: Axis, size: int) -> None:
+    """Whatever plain pieces stand between the bases."""
+    a, b = a + ax.inert(size) + b, b + ax.inert(size) + a
+    ax.unify(a, b, "add")
+    assert ax.axis_size(ax.resolve(a)) == ax.axis_size(ax.resolve(b))
+    if not any(basis.pins for axis in (a, b) for basis in ax.bases(axis)):
+        assert _labels(a) == _labels(b)
+
+
+def test_a_space_of_one_feature_is_one() -> None:
+    assert [basis.size for basis in ax.bases(ax.fresh(1))] == [1]
     assert ax.bases(ax.inert(7)) == []
     assert np.prod([ax.axis_size(a) for a in [ax.fresh(3), ax.inert(2)]]) == 6

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.apply import FeatureMap, transform
-from ccamerge.graph.derivation import spaces
+from ccamerge.graph.inspection import spaces
 from ccamerge.graph.states import folded_state
 from ccamerge.interpolation import path
 from ccamerge.merging import load_merged

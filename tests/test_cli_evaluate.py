@@ -117,8 +117,8 @@ def test_methods_and_barriers(capsys, project):
             "ends": list(expected.ends),
             "barrier": expected.barrier,
         }
-    heights = {way["name"]: way["barrier"] for way in record["barriers"]}
-    assert heights["average"] > 5 * heights["permutation"]
+    for way in record["barriers"]:  # both ends are the models themselves, whatever the method
+        assert [way["loss"][0], way["loss"][-1]] == pytest.approx(way["ends"], rel=1e-6)
 
 
 def test_one_pass_over_the_data_serves_all_methods(capsys, project):

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import ccamerge
-from ccamerge.checkpoints import load_into, load_state
+from ccamerge.checkpoints import load_into, load_state, save_state
 from ccamerge.ridges import ridges_of
 from tests.projects import CONFIG, DATA, change, fails, network, run, tree
 
@@ -161,3 +161,112 @@ def test_existing_folder(capsys, project):
     assert (project / "merged/diary.txt").read_text() == "mine"
     assert "which runs is not" in fails(capsys, 2, "merge", "merge.yml", "runs", "--force")
     assert "there is no folder" in fails(capsys, 2, "merge", "merge.yml", "no/where")
+
+
+def _cast(path, dtype, only=""):
+    """Rewrite a checkpoint of the project as a safetensors file with another dtype."""
+    state = load_state(path)
+    for key, value in state.items():
+        if value.is_floating_point() and key.startswith(only):
+            state[key] = value.to(dtype)
+    save_state(state, path)
+
+
+@pytest.fixture
+def both(project):
+    """The project with two safetensors files."""
+    save_state(load_state("runs/1.pt"), "runs/1.safetensors")
+    change(project, ("runs/1.pt", "runs/1.safetensors"))
+    return project
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_checkpoints_of_one_dtype_give_this_dtype(capsys, both, dtype):
+    for seed in range(2):
+        _cast(f"runs/{seed}.safetensors", dtype)
+    status, _, err = run(capsys, "merge", "merge.yml", "merged")
+    assert (status, err) == (0, "ccamerge: wrote merged\n")
+    state = load_state("merged/model.safetensors")
+    assert {v.dtype for v in state.values() if v.is_floating_point()} == {dtype}
+    assert state["1.num_batches_tracked"].dtype == torch.int64
+    target = network()
+    load_into(target, "merged")  # the folder will do
+    assert torch.equal(target[0].weight, state["0.weight"].float())
+
+
+def test_each_tensor_keeps_its_own_dtype(capsys, both):
+    for seed in range(2):
+        _cast(f"runs/{seed}.safetensors", torch.bfloat16, only="3.")
+    assert run(capsys, "merge", "merge.yml", "merged", "--quiet") == (0, "", "")
+    state = load_state("merged/model.safetensors")
+    assert {state[k].dtype for k in ("3.weight", "3.bias")} == {torch.bfloat16}
+    assert {state[k].dtype for k in ("0.weight", "5.bias", "1.running_var")} == {torch.float32}
+
+
+def test_of_different_dtypes_the_widest_and_a_note(capsys, both):
+    _cast("runs/0.safetensors", torch.float16)
+    _cast("runs/1.safetensors", torch.bfloat16, only="3.")
+    _, _, err = run(capsys, "merge", "merge.yml", "merged")
+    state = load_state("merged/model.safetensors")
+    floats = {k: v.dtype for k, v in state.items() if v.is_floating_point()}
+    assert set(floats.values()) == {torch.float32}  # that both float16 and bfloat16 fit into
+    assert "checkpoints differ in dtype (" in err
+    assert "models[1], float16 before it; 10 in all)" in err
+    change(both, ("parameters: {ridge", "dtype: float64\nparameters: {ridge"))
+    _, _, err = run(capsys, "merge", "merge.yml", "other")
+    assert err == "ccamerge: wrote other\n"
+
+
+def test_numbers_that_the_dtype_cannot_hold(capsys, both):
+    for seed in range(2):
+        state = load_state(f"runs/{seed}.safetensors")
+        state["5.weight"] *= 1e6
+        save_state(state, f"runs/{seed}.safetensors")
+    change(both, ("parameters: {ridge", "dtype: float16\nparameters: {ridge"))
+    text = fails(capsys, 2, "merge", "merge.yml", "merged")
+    assert text.startswith("merge.yml:15: dtype: 5.weight of the merged network has numbers too")
+    assert not (both / "merged").exists()
+
+
+def test_the_same_merge_gives_the_same_file(capsys, both):
+    for out in ("one", "two"):
+        assert run(capsys, "merge", "merge.yml", out, "--quiet") == (0, "", "")
+    one, two = ((both / out / "model.safetensors").read_bytes() for out in ("one", "two"))
+    assert one == two
+
+
+def test_models_in_shards(capsys, both):
+    """By the folder, with a digest that is of all shards."""
+    state = load_state("runs/0.safetensors")
+    folder = both / "runs/sharded"
+    folder.mkdir()
+    where = {k: f"part-{i % 2}.safetensors" for i, k in enumerate(state)}
+    for name in set(where.values()):
+        save_state({k: v for k, v in state.items() if where[k] == name}, folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert run(capsys, "merge", "merge.yml", "one", "--quiet") == (0, "", "")
+    change(both, ("runs/0.safetensors", "runs/sharded"))
+    assert run(capsys, "merge", "merge.yml", "two", "--quiet") == (0, "", "")
+    one, two = load_state("one"), load_state("two")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    digests = []
+    for name in sorted(set(where.values())):
+        state = load_state(folder / name)
+        save_state({k: v + 1 for k, v in state.items()}, folder / name)
+        assert run(capsys, "merge", "merge.yml", f"out {name}", "--quiet") == (0, "", "")
+        record = json.loads((both / f"out {name}/report.json").read_text())
+        digests.append(record["sources"][0]["sha256"])
+    first = json.loads((both / "two/report.json").read_text())["sources"][0]["sha256"]
+    assert len({first, *digests}) == 3
+    (folder / "part-1.safetensors").unlink()
+    text = fails(capsys, 2, "merge", "merge.yml", "three", "--dry-run")
+    assert text.startswith("merge.yml:3: models[0].model: ")
+    assert "1 of 2 shards missing: part-1.safetensors" in text
+
+
+def test_quantised_checkpoints_are_found_before_the_merge(capsys, both):
+    state = {k: v.to(torch.int8) for k, v in load_state("runs/0.safetensors").items()}
+    save_state(state, "runs/0.safetensors")
+    text = fails(capsys, 2, "merge", "merge.yml", "merged", "--dry-run")
+    assert text.startswith("merge.yml:3: models[0].model: ")
+    assert "0.weight is int8, expected float32" in text

@@ -425,3 +425,32 @@ def test_yaml_is_plain(tmp_path):
     assert content["models"][0] == {"model": "runs/a.pt", "parameters": {"weight": 0.75}}
     assert "gamma" not in content["parameters"]
     assert content["parameters"]["options"] == {"alpha": 0.3, "deep": {"a": [1, "x"]}}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (("1e308", "1e308"), (0.5, 0.5)),
+        (("1e-310", "3e-310"), (0.25, 0.75)),
+        (("1e308", "0"), (1.0, 0.0)),
+        ((str(10**300), str(3 * 10**300)), (0.25, 0.75)),
+    ],
+)
+def test_weights_at_the_edge_of_floating_point(tmp_path, values, expected):
+    text = SMALL + f"parameters: {{weights: [{', '.join(values)}]}}\n"
+    config = load_config(write(tmp_path, text))
+    assert config.settings.weights == pytest.approx(expected, rel=1e-10, abs=0)
+    again = load_config(write(tmp_path, config.to_yaml()))
+    assert again.settings.weights == config.settings.weights
+
+
+@pytest.mark.parametrize(
+    "value", ["1e400", "-1e400", ".inf", ".nan", "true", "1" * 400, "1" * 5000]
+)
+@pytest.mark.parametrize("key", ["ridge", "gamma", "t", "weights", "seed"])
+def test_numbers_beyond_floating_point(tmp_path, key, value):
+    given = f"[1, {value}]" if key == "weights" else value
+    (problem,) = problems(tmp_path, SMALL + f"parameters: {{{key}: {given}}}\n")
+    assert problem.startswith(f"6: parameters.{key}")
+    assert "expected" in problem or "cannot be read" in problem
+    assert len(problem) < 400

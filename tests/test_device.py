@@ -17,7 +17,7 @@ import ccamerge
 from ccamerge import _core
 from ccamerge.device import Device, array_device, memory_of, obstacle, resolve
 from ccamerge.graph.batches import model_device, moved
-from ccamerge.graph.derivation import spaces
+from ccamerge.graph.inspection import spaces
 from ccamerge.graph.precision import no_tf32
 from ccamerge.graph.states import placed
 from tests import backends

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ccamerge.graph.derivation import spaces
 from ccamerge.graph.fold import fold
+from ccamerge.graph.inspection import spaces
 from ccamerge.graph.program import trace
 from ccamerge.graph.states import folded_state
 from ccamerge.merging import load_merged

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.apply import FeatureMap, transform
-from ccamerge.graph.derivation import spaces
+from ccamerge.graph.inspection import spaces
 from ccamerge.graph.states import folded_state
 from ccamerge.merging import load_merged
 from ccamerge.paper import unfolded_spaces

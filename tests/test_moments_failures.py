@@ -138,7 +138,7 @@ def test_merge_needs_the_same_kind(dims, kwargs):
 
 
 def test_merge_needs_moments():
-    with pytest.raises(TypeError, match="other must be Moments, got int"):
+    with pytest.raises(TypeError, match="other must be Moments, got int 1"):
         filled().merge(1)
 
 

@@ -59,7 +59,7 @@ def test_the_table_names_costs_and_reasons() -> None:
     text = str(plan(found, 3, "all"))
     assert "3 models, 1 spaces, pairs: all" in text
     assert "MiB" in text
-    assert "a.weight, axis 0: no rule for aten.cumsum" in text
+    assert "a.weight, axis 0: no rule for aten.logcumsumexp" in text
 
 
 def test_wrong_arguments() -> None:

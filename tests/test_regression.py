@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ccamerge.graph.derivation import spaces
 from ccamerge.graph.fold import LINEAR_OPS
+from ccamerge.graph.inspection import spaces
 from ccamerge.graph.program import Node, Ref
 from ccamerge.graph.states import folded_state
 from ccamerge.lattice import RESTORED, lattice
@@ -18,7 +18,10 @@ from ccamerge.regression import Fit, Piece, Sample, rounds, sites
 from tests import models as M
 from tests.backends import fit, merge
 
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = [
+    pytest.mark.usefixtures("backend"),
+    pytest.mark.filterwarnings("ignore:aligned. nothing:RuntimeWarning"),  # said, and tested apart
+]
 
 CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "mlp": (M.MLP, (12,)),

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ccamerge.graph.derivation import spaces
+from ccamerge.graph.inspection import spaces
 from ccamerge.lattice import FITTED, lattice
 from ccamerge.regression import DAMPING, Fit, Piece, Sample, fit
 from ccamerge.regression.operators import Operator, counted
@@ -166,7 +166,7 @@ def test_a_fit_is_the_ridge_regression_written_out(kind: str, bias: bool) -> Non
     for out, x in enumerate(designs):
         shift_x, shift_z = (x.mean(0), z[:, out].mean()) if bias else (np.zeros(x.shape[1]), 0.0)
         xc, zc, n = x - shift_x, z[:, out] - shift_z, len(x)
-        damping = DAMPING * (xc**2).sum() / n / x.shape[1]
+        damping = (DAMPING + (x.shape[1] / n) ** 2) * (xc**2).sum() / n / x.shape[1]
         # min |X w - z|^2 / n + damping |w - w_old|^2 as an ordinary least-squares problem.
         a = np.vstack([xc / np.sqrt(n), np.sqrt(damping) * np.eye(x.shape[1])])
         b = np.concatenate([zc / np.sqrt(n), np.sqrt(damping) * old[out].flatten().numpy()])

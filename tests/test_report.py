@@ -66,8 +66,10 @@ def test_the_table(report: Report) -> None:
         "under",
     ]
     assert [line.split()[0] for line in lines[2:7]] == ["a", "a#2", "b", "b#2", "c"]
-    assert lines[7].startswith("repair: averaging kept ")
-    assert lines[8].startswith("time: collect ")
+    assert lines[7].startswith("aligned: ")
+    assert lines[8].startswith("not aligned: ")
+    assert lines[9].startswith("repair: averaging kept ")
+    assert lines[10].startswith("time: collect ")
     starts = {
         line.index(space.exact) for line, space in zip(lines[2:], report.spaces, strict=False)
     }

@@ -10,7 +10,7 @@ import torch
 
 import ccamerge
 from ccamerge.collecting import Collected
-from ccamerge.graph.derivation import spaces
+from ccamerge.graph.inspection import spaces
 from ccamerge.graph.spaces import Group, Space, Spaces
 from ccamerge.ridges import DEFAULT_RIDGE, GRID, best_ridge, held_out_errors, ridges_of
 from tests import models as M

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.apply import transform
-from ccamerge.graph.derivation import spaces
+from ccamerge.graph.inspection import spaces
 from ccamerge.graph.states import folded_state
 from ccamerge.shares import shares_of
 from tests import models as M
@@ -66,7 +66,6 @@ def _all(*share: float) -> dict[str, tuple[float, ...]]:
     [
         ({}, _all(1 / 3, 1 / 3, 1 / 3)),
         ({"weights": [2, 1, 1]}, _all(0.5, 0.25, 0.25)),
-        ({"weights": [0, 0, 7]}, _all(0, 0, 1)),
         ({"t": 0.0}, _all(1, 0, 0)),
         ({"t": 1.0}, _all(0, 0.5, 0.5)),
         ({"t": 0.25}, _all(0.75, 0.125, 0.125)),
@@ -93,8 +92,15 @@ def test_t_from_another_reference() -> None:
     Setting(reference=2).check(_all(0.1, 0.1, 0.8), t=0.2)
 
 
-def test_all_weight_on_one_model_gives_it_back() -> None:
-    """In the reference's basis: the reference to the bit, another one as a function."""
+@pytest.mark.parametrize("given", [{"weights": [0, 0, 7]}, {"weights": {"*": [0, 0, 1]}}])
+def test_all_weight_on_one_model_gives_it_back_to_the_bit(given: dict[str, Any]) -> None:
+    """Mapped by CCA through a non-linearity it would be another function."""
+    setting = Setting()
+    own = setting.models[2].state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in setting.merge(**given).items())
+
+
+def test_all_weight_on_one_model_gives_its_function() -> None:
     setting = Setting()
     for key, value in setting.merge(weights=[1, 0, 0]).items():
         assert torch.equal(value, setting.models[0].state_dict()[key])
@@ -154,3 +160,26 @@ def test_weights_of_a_residual_stream_reach_all_that_writes_it() -> None:
 def test_shares_that_make_no_sense(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Setting().merge(**given)
+
+
+@pytest.mark.parametrize(
+    ("weights", "t", "expected"),
+    [
+        ([1e308, 1e308, 1e308], None, (1 / 3, 1 / 3, 1 / 3)),
+        ([1.7e308, 0.0, 1.7e308], None, (0.5, 0.0, 0.5)),
+        ([1e-310, 3e-310, 0.0], None, (0.25, 0.75, 0.0)),
+        ([5e-324, 0.0, 0.0], None, (1.0, 0.0, 0.0)),
+        ([1e308, 1e-310, 3e-310], 0.5, (0.5, 0.125, 0.375)),
+        ([1e-310, 1e308, 1e308], 0.25, (0.75, 0.125, 0.125)),
+        ([1e308, 1.0, 1.0], None, (1.0, 1e-308, 1e-308)),
+    ],
+)
+def test_weights_at_the_edge_of_floating_point(
+    weights: list[float], t: float | None, expected: tuple[float, ...]
+) -> None:
+    """Only their ratios count, whatever their sum would be."""
+    found = spaces(M.MLP(), torch.randn(2, 12))
+    for given in (weights, {"*": weights}):
+        shares = shares_of(given, t, 3, 0, found)
+        own = shares.default if given is weights else shares.of_space("layers.0")
+        assert own == pytest.approx(expected, rel=1e-10, abs=0)

@@ -377,7 +377,7 @@ def test_batch_errors_name_the_problem():
         cca_batch([I3])
     with pytest.raises(ValueError, match="ridge must not be an empty sequence"):
         cca_batch([good], ridge=[])
-    with pytest.raises(ValueError, match="gamma must be a number or a sequence"):
+    with pytest.raises(ValueError, match="gamma must be a number or a sequence of numbers, got"):
         cca_batch([good], gamma=[[1.0]])
     with pytest.raises(np.linalg.LinAlgError, match=r"problems\[1\]: Syy \(order 3\)"):
         cca_batch([good, (I3, np.diag([1.0, 1.0, 0.0]), I3)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import stat
@@ -140,3 +141,61 @@ def test_a_truncated_file(tmp_path: Path, length: int) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent: no such file"):
         load_tensors(tmp_path / "absent")
+
+
+def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:
+    """In whatever order they and the metadata come, also after a file was read and written."""
+    tensors: dict[str, Any] = {
+        "b\x01": torch.ones(3),
+        "é\u2028": torch.zeros(0, 2),
+        "half": torch.ones(5).half(),
+        "bytes": torch.arange(3, dtype=torch.uint8),
+        'q"\\/': torch.zeros(0),
+        "turned": torch.arange(6.0).view(2, 3).T,
+    }
+    about = {f"key {i}": f'\x00\t"é😀 {i}' for i in range(8)}
+    path, seen = tmp_path / "x.safetensors", set()
+    for turn in range(8):
+        order, keys = list(tensors), list(about)
+        if turn % 2:
+            order, keys = order[::-1], keys[::-1]
+        save_tensors(path, {k: tensors[k] for k in order}, {k: about[k] for k in keys})
+        seen.add(path.read_bytes())
+    save_tensors(path, *load_tensors(path))
+    seen.add(path.read_bytes())
+    assert len(seen) == 1
+    (content,) = seen
+    length = int.from_bytes(content[:8], "little")
+    assert (8 + length) % 8 == 0  # data are aligned
+    header = content[8 : 8 + length].decode()
+    assert [header.index(json.dumps(k)) for k in sorted(about)] == sorted(
+        header.index(json.dumps(k)) for k in about
+    )
+    loaded, metadata = load_tensors(path)
+    assert metadata == about
+    assert all(torch.equal(loaded[key], value) for key, value in tensors.items())
+    assert {key: str(value.dtype) for key, value in loaded.items()} == {
+        key: str(value.dtype) for key, value in tensors.items()
+    }
+
+
+def test_moments_of_the_same_data_are_the_same_bytes(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).standard_normal((2, 30, 4))
+    written = set()
+    for _ in range(6):
+        moments = ccamerge.Moments([4, 4])
+        moments.update(list(features))
+        moments.save(tmp_path / "m.safetensors")
+        written.add((tmp_path / "m.safetensors").read_bytes())
+    assert len(written) == 1
+
+
+def test_what_safetensors_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"cannot write .*x: safetensors files cannot hold .*128"):
+        save_tensors(tmp_path / "x", {"a": torch.ones(2, dtype=torch.complex128)}, {})
+    assert list(tmp_path.iterdir()) == []
+    lazily = torch.tensor([1 + 2j, 3 - 1j]).conj()
+    save_tensors(tmp_path / "x", {"a": lazily, "b": lazily.imag}, {})
+    loaded, _ = load_tensors(tmp_path / "x")
+    assert torch.equal(loaded["a"], lazily.resolve_conj())
+    assert torch.equal(loaded["b"], lazily.imag)

@@ -12,8 +12,10 @@ from torch import nn
 
 from ccamerge import verification
 from ccamerge.graph import axes as ax
+from ccamerge.graph import trial
 from ccamerge.graph.derivation import Derivation
-from ccamerge.graph.rules import RULES, elementwise, linear
+from ccamerge.graph.inspection import spaces
+from ccamerge.graph.rules import MOVES, linear, shapes
 from ccamerge.graph.spaces import Role
 from ccamerge.verification import verify
 from tests import models as M
@@ -56,21 +58,26 @@ def _verdicts(model: nn.Module, shape: tuple[int, ...]) -> dict[str, bool]:
     return {c.name: c.passed for c in verify(model, torch.randn(shape))}
 
 
-def _without_bias(node: Any, d: Any, axis: Any) -> None:
-    """The bias is forgotten: it stays where it was."""
+def test_a_bias_without_a_rule_pins_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing says what the bias does to them: it would stay in the order that it has."""
+    torch.manual_seed(0)
+    model = M.randomise(nn.Sequential(nn.Conv1d(3, 6, 3), nn.ReLU(), nn.Conv1d(6, 2, 3)))
+    assert [s.name for s in spaces(model, torch.randn(4, 3, 9))] == ["0"]
+    real = linear._bias
 
+    def unsaid(node: Any, d: Any, axis: Any) -> None:
+        ax.unify(d.axes_of(node.args[2])[0], axis, node.name)
 
-def test_symmetry_fails_when_a_bias_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_bias", _without_bias)
-    verdicts = _verdicts(M.randomise(M.MLP()), (16, 12))
-    assert not verdicts["symmetry"]
-    assert not verdicts["linear twin"]
-    assert not verdicts["coverage"]  # the bias' axis has neither space nor reason
+    monkeypatch.setattr(linear, "_bias", unsaid)
+    found = spaces(model, torch.randn(4, 3, 9))
+    assert not found.spaces
+    assert "0.bias" in found.fixed[0].notes[0]
+    assert real is not unsaid
 
 
 def test_symmetry_fails_when_too_large_a_group_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tanh declared to be the identity: exact under any map, it says."""
-    monkeypatch.setitem(RULES, "aten.tanh", elementwise._same)
+    monkeypatch.setitem(MOVES, "aten.tanh", shapes._same)
     model = M.randomise(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)))
     verdicts = _verdicts(model, (16, 6))
     assert not verdicts["symmetry"]
@@ -82,13 +89,11 @@ def test_linear_twin_fails_when_flatten_has_the_wrong_order(
 ) -> None:
     """H*W x C for C x H*W: permutations of channels then scramble positions."""
 
-    def wrong(node: Any, d: Any) -> Any:
-        axes = d.axes_of(node.args[0])
-        d.passed_through(node)
+    def wrong(node: Any, axes: Any) -> Any:
         inner = ax.axis_size(axes[2]) * ax.axis_size(axes[3])
         return [axes[0], tuple((inner, *segment) for segment in ax.resolve(axes[1]))]
 
-    monkeypatch.setitem(RULES, "aten.flatten", wrong)
+    monkeypatch.setitem(MOVES, "aten.flatten", wrong)
     model = M.randomise(
         nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4))
     )
@@ -98,20 +103,21 @@ def test_linear_twin_fails_when_flatten_has_the_wrong_order(
     assert verdicts["coverage"]
 
 
-def test_mutation_fails_for_a_space_that_does_nothing() -> None:
-    """The output does not depend on the hidden layer: transforming half of it goes unseen."""
+def test_features_that_nothing_depends_on_are_no_fault() -> None:
+    """The output does not depend on the hidden layer, nor on half of another one."""
 
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(4, 3)
+            self.d, self.e = nn.Linear(4, 8), nn.Linear(3, 3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.c(x) + 0.0 * self.b(torch.relu(self.a(x)))
+            part = self.e(torch.tanh(self.d(x))[:, -3:])
+            return self.c(x) + 0.0 * self.b(torch.relu(self.a(x))) + part
 
-    verdicts = _verdicts(M.randomise(Idle()), (8, 4))
-    assert not verdicts["mutation"]
-    assert verdicts["symmetry"]
+    checks = verify(M.randomise(Idle()), torch.randn(8, 4))
+    assert all(c.passed for c in checks), "\n".join(map(str, checks))
 
 
 def test_mutation_fails_when_readers_are_not_transformed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,14 +126,15 @@ def test_mutation_fails_when_readers_are_not_transformed(monkeypatch: pytest.Mon
     def writers_only(state: Any, spaces: Any, maps: Any, roles: Any = frozenset(Role)) -> Any:
         return whole(state, spaces, maps, roles - {Role.READ})
 
-    monkeypatch.setattr(verification, "transform", writers_only)
+    for module in (verification, trial):
+        monkeypatch.setattr(module, "transform", writers_only)
     verdicts = _verdicts(M.randomise(M.MLP()), (16, 12))
     assert not verdicts["mutation"]
     assert not verdicts["symmetry"]
 
 
 def test_coverage_fails_when_an_axis_gets_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Derivation, "_explain", lambda *_: None)
+    monkeypatch.setattr(Derivation, "_explained", lambda *_: {})
     verdicts = _verdicts(M.randomise(M.MLP()), (16, 12))
     assert not verdicts["coverage"]
     assert all(passed for name, passed in verdicts.items() if name != "coverage")
@@ -145,19 +152,112 @@ def test_coverage_fails_when_a_group_of_rows_is_left_out(monkeypatch: pytest.Mon
     assert not verdicts["coverage"]
 
 
-def test_recovery_fails_when_models_are_not_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ccamerge.methods import METHODS
+def test_recovery_fails_when_features_are_not_where_they_are_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Taps of all but one feature, one place too far: outputs do not depend on where they are."""
+    whole = Derivation._taps
 
-    monkeypatch.setitem(METHODS, "cca", METHODS["average"])
-    verdicts = _verdicts(M.randomise(M.MLP()), (16, 12))
-    assert not verdicts["recovery"]
-    assert all(passed for name, passed in verdicts.items() if name != "recovery")
+    def shifted(self: Derivation, *args: Any) -> Any:
+        found = []
+        for basis, tap in whole(self, *args):
+            if tap.start == 0 and tap.node.startswith("cat"):
+                tap = dataclasses.replace(tap, start=1)
+            elif tap.kind == "activation":
+                tap = dataclasses.replace(tap, dim=0, size=2)
+            found.append((basis, tap))
+        return found
+
+    model = M.randomise(nn.Sequential(nn.Linear(6, 2), nn.Tanh(), nn.Linear(2, 4)), 3)
+    monkeypatch.setattr(Derivation, "_taps", shifted)
+    failed = [
+        c.name for s in range(4) for c in verify(model, torch.randn(2, 6), seed=s) if not c.passed
+    ]
+    assert set(failed) == {"recovery"}
 
 
-def test_a_model_without_spaces_does_not_pass_by_having_none() -> None:
-    verdicts = _verdicts(nn.Sequential(nn.Linear(4, 3)), (8, 4))
-    assert not verdicts["symmetry"]
-    assert not verdicts["mutation"]
+def test_a_model_without_spaces_has_nothing_to_check() -> None:
+    checks = verify(nn.Sequential(nn.Linear(4, 3)), torch.randn(8, 4))
+    assert all(c.passed for c in checks)
+    assert [c.name for c in checks if c.detail == verification.NOTHING] == [
+        *("symmetry", "linear twin", "mutation", "recovery")
+    ]
+
+
+class _Casts(nn.Module):
+    """Casts, whole numbers as inputs, and shifts by a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.a(x.float() / 255)).float()
+        h = 1 - self.b(h).to(torch.float32)
+        return self.c(2 / (h.abs() + 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int64, torch.float16])
+def test_casts_in_the_forward_are_run_in_double_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = (torch.rand(8, 12) * 255).to(dtype)
+    checks = verify(M.randomise(_Casts()), x)
+    assert all(c.passed for c in checks), "\n".join(map(str, checks))
+    assert "changes by 0" in checks[0].detail or "e-1" in checks[0].detail
+
+
+def test_a_network_of_half_precision_is_judged_by_its_rounding() -> None:
+    class Bits(nn.Module):
+        """Reads the bits of its features, which another dtype has not."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(12, 16), nn.Linear(16, 5), nn.Linear(12, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sign = (self.c(x).view(torch.int16) >= 0).to(torch.bfloat16)
+            return self.b(torch.relu(self.a(x))) * sign
+
+    torch.manual_seed(0)
+    checks = verify(Bits().bfloat16(), torch.randn(16, 12).bfloat16())
+    assert all(c.passed for c in checks), "\n".join(map(str, checks))
+
+
+class _Mixer(nn.Module):
+    """Features of two spaces in one value: channels, and mixtures of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 3)
+        self.mix, self.back = nn.Linear(6, 16), nn.Linear(16, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        mixed = torch.nn.functional.gelu(self.mix(x.transpose(1, 2)))
+        return self.last((x + self.back(mixed).transpose(1, 2)).mean(1))
+
+
+def test_a_value_may_hold_features_of_two_spaces() -> None:
+    torch.manual_seed(0)
+    model, x = _Mixer(), torch.randn(8, 6, 5)
+    assert {s.name for s in spaces(model, x)} == {"first", "mix"}
+    checks = verify(model, x)
+    assert all(c.passed for c in checks), "\n".join(map(str, checks))
+
+
+def test_spaces_that_do_not_hold_are_pinned_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MOVES, "aten.tanh", shapes._same)
+    model = M.randomise(
+        nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 4))
+    )
+    x = torch.randn(16, 6)
+    assert [s.name for s in spaces(model, x, prove=False)] == ["0", "2"]
+    found = spaces(model, x)
+    assert [s.name for s in found] == ["2"]
+    (wrong,) = [s for s in found.fixed if s.name == "0"]
+    assert "changes the output" in wrong.notes[0]
+    assert "changes the output" in found.pinned["0.weight", 0]
+    assert "0.weight" not in {slot.parameter for space in found for slot in space.slots}
 
 
 def test_verify_leaves_the_model_alone() -> None:

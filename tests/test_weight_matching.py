@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.apply import FeatureMap, transform
-from ccamerge.graph.derivation import spaces
+from ccamerge.graph.inspection import spaces
 from ccamerge.graph.spaces import Spaces
 from ccamerge.graph.states import folded_state
 from ccamerge.methods.weight_matching import match

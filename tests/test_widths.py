@@ -305,9 +305,9 @@ def test_equal_widths_are_derived_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     derive = widths.spaces_of_call
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **named: Any) -> Any:
         calls.append(args)
-        return derive(*args)
+        return derive(*args, **named)
 
     monkeypatch.setattr(widths, "spaces_of_call", counted)
     data = [torch.randn(30, 12)]

@@ -18,7 +18,7 @@ from typing import NoReturn
 from ccamerge import __version__
 from ccamerge.cli import _collect, _demo, _evaluate, _info, _inspect, _merge, _page
 from ccamerge.cli._shared import UsageError
-from ccamerge.config import ConfigError
+from ccamerge.config import ConfigError, current_folder_importable
 
 _EPILOG = """\
 a first merge:
@@ -100,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace(verbose=False, quiet=False, threads=None)
     try:
         build_parser().parse_args(argv, namespace=args)
-        with _logging(args):
+        # For the whole command: data, metrics and networks may import when they are used.
+        with _logging(args), current_folder_importable():
             if args.threads is not None:
                 _set_threads(args.threads)
             return int(args.run(args))

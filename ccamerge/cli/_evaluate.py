@@ -117,8 +117,7 @@ def run(args: argparse.Namespace) -> int:
         architecture.load()
     evaluation.data.load()
     wanted = _wanted(config, args.methods or []) if merging else {}
-    files = [p / "model.safetensors" if p.is_dir() else p for p in args.checkpoint]
-    check_checkpoints(config, files)
+    check_checkpoints(config, args.checkpoint)
     device = chosen_device(args, config)
 
     import ccamerge
@@ -133,9 +132,9 @@ def run(args: argparse.Namespace) -> int:
     memory = memory_of(device)
     models = [model.to(memory) for model in load_models(config)]
     others = {}
-    for given, path in zip(args.checkpoint, files, strict=True):
+    for given in args.checkpoint:
         network = build(config.architecture)
-        load_into(network, path)
+        load_into(network, given)
         others[str(given)] = network.to(memory)
     moments = None
     if wanted:

@@ -25,6 +25,7 @@ from ccamerge.config import METHODS, Config, load_config
 from ccamerge.plots import PICTURES
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 NAME = "merge"
@@ -64,7 +65,8 @@ configuration (YAML; paths are relative to the file):
     mode: reference    # or universe: align all models with each other
     seed: 0
   moments: stats.safetensors   # optional, from `ccamerge collect`: then no data is read
-  dtype: float32               # optional, of model.safetensors; default: as the models
+  dtype: float32               # optional, of model.safetensors; default: each tensor as in the
+                               # models' checkpoints, in the widest type if these differ
   device: auto                 # optional, where to compute: cpu (default), cuda, cuda:N, or auto
                                # for CUDA where it is usable; --device counts more
 
@@ -79,6 +81,9 @@ by patterns over the names of spaces, which `ccamerge inspect` shows; the first 
 
 methods: METHODS;
 or "package.module:function", a function of yours decorated with ccamerge.methods.register
+
+checkpoints: .safetensors, alone or in shards (name the .safetensors.index.json, or the folder with
+it); .pt, .pth, .bin or .ckpt of torch, which are read without running their code.
 
 Functions are imported from installed packages and from the current folder.""".replace(
     "METHODS", ", ".join(METHODS)
@@ -154,15 +159,11 @@ def _foreign(out: Path) -> set[str]:
 
 def _write(args: argparse.Namespace, config: Config, state: dict[str, Tensor], report: Any) -> None:
     """All files into a folder beside the target, renamed when they are complete."""
-    import torch
-
     from ccamerge.card import model_card, sources, versions
     from ccamerge.checkpoints import save_state
 
     out = args.out.absolute()
-    if config.dtype is not None:
-        dtype = getattr(torch, config.dtype)
-        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    state = _converted(args, config, state)
     merged, used = sources(config, report.weights, out), versions()
     record = {
         "versions": used,
@@ -183,6 +184,72 @@ def _write(args: argparse.Namespace, config: Config, state: dict[str, Tensor], r
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _converted(
+    args: argparse.Namespace, config: Config, state: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The merged parameters in the types that they are to be written in.
+
+    Raises
+    ------
+    ConfigError
+        If there are numbers that such a type cannot hold.
+    """
+    import torch
+
+    from ccamerge.checkpoints import overflows
+    from ccamerge.ties import tied_pairs
+
+    if config.dtype is not None:
+        dtype = getattr(torch, config.dtype)
+        chosen = {key: dtype for key, value in state.items() if value.is_floating_point()}
+    else:
+        chosen = _dtypes(args, config)
+        for one, other in (pair for a, b in tied_pairs(state, state) for pair in ((a, b), (b, a))):
+            if other in chosen:  # of tied parameters a checkpoint may hold one only
+                chosen.setdefault(one, chosen[other])
+    converted = {}
+    for key, value in state.items():
+        dtype = chosen.get(key, value.dtype)
+        if not (
+            (value.is_floating_point() and dtype.is_floating_point)
+            or (value.is_complex() and dtype.is_complex)
+        ):
+            dtype = value.dtype
+        if overflows(value, dtype):
+            name = str(dtype).removeprefix("torch.")
+            text = f"{key} of the merged network has numbers too large for {name}; choose another"
+            config.fail("dtype", text)
+        converted[key] = value.to(dtype)
+    return converted
+
+
+def _dtypes(args: argparse.Namespace, config: Config) -> dict[str, torch.dtype]:
+    """Each tensor's type in the models' checkpoints; the widest if they differ, which is noted."""
+    import torch
+
+    from ccamerge.checkpoints import load_shapes
+
+    found: dict[str, torch.dtype] = {}
+    odd: dict[str, str] = {}
+    for index, path in enumerate(config.models):
+        for key, value in load_shapes(path).items():
+            if not (value.is_floating_point() or value.is_complex()):
+                continue
+            before = found.setdefault(key, value.dtype)
+            found[key] = torch.promote_types(before, value.dtype)
+            if value.dtype != before:
+                names = [str(dtype).removeprefix("torch.") for dtype in (value.dtype, before)]
+                odd.setdefault(key, f"{names[0]} in models[{index}], {names[1]} before it")
+    if odd:
+        key, text = next(iter(odd.items()))
+        note(
+            args,
+            f"the models' checkpoints differ in dtype ({key}: {text}; {len(odd)} in all): "
+            "model.safetensors has the widest, unless the configuration says a dtype",
+        )
+    return found
 
 
 def _replace(partial: Path, out: Path) -> None:

@@ -91,7 +91,7 @@ def build(architecture: Factory) -> nn.Module:
 
 
 def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> list[nn.Module]:
-    """Check names and shapes in all files before anything is computed.
+    """Check names, shapes, dtypes and ties in all files before anything is computed.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> list[nn.Modu
     ConfigError
         With a line for each file that cannot be used.
     """
-    from ccamerge.checkpoints import CheckpointError, check_state, load_shapes
+    from ccamerge.checkpoints import CheckpointError, check_file
 
     networks: list[nn.Module] = []
     for index, architecture in enumerate(config.architectures):
@@ -118,7 +118,7 @@ def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> list[nn.Modu
     files = zip([*config.models, *more], [*networks, *merged], strict=True)
     for index, (path, network) in enumerate(files):
         try:
-            check_state(load_shapes(path), network, path)
+            check_file(path, network)
         except CheckpointError as error:
             listed = index < len(config.models)
             where = f"models[{index}].model"

@@ -21,13 +21,15 @@ class Basis:
     """A set of ``size`` features that must be transformed together.
 
     A union-find node; one found to have structure (a concatenation, a product) carries that axis
-    as its ``definition`` and stands for it from then on.
+    as its ``definition`` and stands for it from then on. ``origin`` is what whoever made it wants
+    to find again in its parts.
     """
 
     size: int
     parent: Basis | None = None
     definition: Axis | None = None
     pins: list[str] = dataclasses.field(default_factory=list)
+    origin: tuple[str, int] | None = None
 
     def root(self) -> Basis:
         """The representative of the bases unified with this one."""
@@ -47,9 +49,9 @@ def inert(size: int) -> Axis:
     return ((size,),)
 
 
-def fresh(size: int) -> Axis:
-    """An axis in a new basis; an axis of one element is inert."""
-    return ((Basis(size),),) if size > 1 else inert(size)
+def fresh(size: int, origin: tuple[str, int] | None = None) -> Axis:
+    """An axis in a new basis."""
+    return ((Basis(size, origin=origin),),)
 
 
 def segment_size(segment: Segment) -> int:
@@ -139,9 +141,10 @@ def split(axis: Axis, position: int) -> tuple[Axis, Axis] | None:
             if isinstance(head, Basis):
                 if len(segment) > 2 or any(isinstance(f, Basis) for f in segment[1:]):
                     return None
-                first, second = Basis(cut // inner), Basis(head.size - cut // inner)
-                for part in (first, second):
-                    part.pins.extend(head.pins)
+                first, second = (
+                    Basis(size, pins=list(head.pins), origin=head.origin)
+                    for size in (cut // inner, head.size - cut // inner)
+                )
                 head.definition = ((first,), (second,))
                 left, right = (first, *segment[1:]), (second, *segment[1:])
             else:
@@ -164,12 +167,15 @@ def unify(a: Axis, b: Axis, where: str) -> None:
     while a and b:
         size_a, size_b = segment_size(a[0]), segment_size(b[0])
         if size_a != size_b:
-            cut = split(a, size_b) if size_a > size_b else split(b, size_a)
+            longer, size = (a, size_b) if size_a > size_b else (b, size_a)
+            cut = split(longer, size)
             if cut is None:
                 pin(a, f"{where}: axes of different structure meet")
                 pin(b, f"{where}: axes of different structure meet")
                 return
-            a, b = resolve(a), resolve(b)  # the split may concern both
+            # A split basis may occur in both; a plain number is cut in this axis alone.
+            parts = resolve(cut[0]) + resolve(cut[1])
+            a, b = (parts, resolve(b)) if longer is a else (resolve(a), parts)
             continue
         _unify_segments(a[0], b[0], where)
         a, b = resolve(a[1:]), resolve(b[1:])
@@ -207,8 +213,8 @@ def _unify_segments(a: Segment, b: Segment, where: str) -> None:
             pin(((g,),), f"{where}: meets a fixed axis")
 
 
-def reshape(axes: list[Axis], shape: list[int]) -> list[Axis] | None:
-    """Axes of a tensor after a view to ``shape``; None if a basis would be cut apart.
+def reshape(axes: list[Axis], shape: list[int], where: str) -> list[Axis]:
+    """Axes of a tensor after a view to ``shape``; a basis that would be cut apart is pinned.
 
     Both are walked together in the smallest groups of equal size, as a view is: each group is
     merged into one axis and that axis taken apart again.
@@ -219,21 +225,25 @@ def reshape(axes: list[Axis], shape: list[int]) -> list[Axis] | None:
         group, sizes = axes[i : i + 1], shape[j : j + 1]
         i, j = i + 1, j + 1
         have, want = math.prod(map(axis_size, group)), math.prod(sizes)
-        while have != want:
-            if have < want and i < len(axes):
+        while have != want and (i < len(axes) if have < want else j < len(shape)):
+            if have < want:
                 group.append(axes[i])
                 have *= axis_size(axes[i])
                 i += 1
-            elif have > want and j < len(shape):
+            else:
                 sizes.append(shape[j])
                 want *= shape[j]
                 j += 1
-            else:
-                return None
-        merged = _merge(group)
+        merged = _merge(group) if have == want else None
         parts = _take_apart(merged, sizes) if merged is not None else None
         if parts is None:
-            return None
+            for axis in group:
+                pin(axis, f"{where}: a view cuts its features apart")
+            parts = [inert(size) for size in sizes]
+        left = {basis for part in parts for basis in bases(part)}
+        for basis in (b for axis in group for b in bases(axis)):
+            if basis not in left and not basis.pins:  # a single feature, squeezed away
+                pin(((basis,),), f"{where}: a view drops its axis")
         out.extend(parts)
     return out
 

@@ -20,8 +20,8 @@ def split_batch(batch: Any, model: nn.Module) -> tuple[tuple[Any, ...], dict[str
     Parameters
     ----------
     batch : a tensor; a tuple or list ``(inputs, ...)`` of which the first item counts, itself a
-        tensor, a tuple of positional inputs or a dict; or a mapping of keyword inputs, of which
-        labels and those that ``model.forward`` does not take are left out
+        tensor, a tuple or list of positional inputs or a dict; or a mapping of keyword inputs, of
+        which labels and those that ``model.forward`` does not take are left out
     model : the module the batch is for
 
     Raises
@@ -47,8 +47,8 @@ def split_batch(batch: Any, model: nn.Module) -> tuple[tuple[Any, ...], dict[str
         return (), kept
     if isinstance(batch, (tuple, list)) and batch:
         first = batch[0]
-        if isinstance(first, tuple):
-            return first, {}
+        if isinstance(first, (tuple, list)):  # as torch's default collation makes of a tuple
+            return tuple(first), {}
         if isinstance(first, (Tensor, Mapping)):
             return split_batch(first, model)
     message = (

@@ -6,9 +6,9 @@ functional forms, so that a value, once computed, never changes: it can be tappe
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ccamerge.brief import Brief
 from ccamerge.graph.aliases import check_changes_in_place
 from ccamerge.graph.batches import model_device, moved
+from ccamerge.graph.modules import copied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Node:
         return [x.name for x in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(x, Ref)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Program(Brief):
     """Operations in order, and what the names in them stand for.
 
     ``parameters`` maps value names to the names in the model's ``state_dict`` (buffers included);
@@ -182,20 +184,26 @@ def _bound(argument: Any, values: Mapping[str, Any]) -> Any:
     return argument
 
 
-def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Program:
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    who: str = "the model",
+) -> Program:
     """Record the operations of ``model`` in evaluation mode on example inputs.
 
     Parameters
     ----------
     model : the module; it is neither modified nor kept
     args, kwargs : example inputs of one call, on any device; tensors have the batch first
+    who : what messages call the model
 
     Raises
     ------
     ValueError
         If ``torch.export`` cannot follow the model; the message carries its reason.
     """
-    model = copy.deepcopy(model).eval()
+    model = copied(model, who).eval()
     args, kwargs = moved((args, kwargs or {}), model_device(model))
     spec = pytree.tree_flatten((args, kwargs))[1]
     leaves = pytree.tree_leaves((args, kwargs))
@@ -221,8 +229,63 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None
             reasons.append(f"{type(error).__name__}: {error}")
     else:
         message = f"torch.export cannot follow {type(model).__name__}: {reasons[-1]}"
+        if "use_cache" in inspect.signature(model.forward).parameters:
+            message += f" ({_USE_CACHE})"
         raise ValueError(message)
+    _check_operations(exported.graph, who)
     return _from_exported(exported, spec)
+
+
+_USE_CACHE = (
+    "its forward may return a cache, which is no tensor: set config.use_cache = False, or give "
+    "use_cache=False in the batches"
+)
+
+
+def _check_operations(graph: torch.fx.Graph, who: str) -> None:
+    """Raise ValueError for what a list of operations cannot hold, or cannot repeat."""
+    for item in graph.nodes:
+        name = str(getattr(item.target, "__name__", item.target))
+        if "autocast" in name:
+            message = (
+                f"{who} has a region under autocast in its forward, which cannot be followed; run "
+                "it in one dtype, or cast by .to(dtype)"
+            )
+            raise ValueError(message)
+        if "set_grad_enabled" in name:
+            message = (
+                f"{who} has a region under enable_grad, no_grad or set_grad_enabled in its "
+                "forward, which cannot be followed; leave that to the caller"
+            )
+            raise ValueError(message)
+        if isinstance(item.target, torch._ops.HigherOrderOperator):
+            message = f"{who} uses {name} in its forward, which cannot be followed"
+            raise ValueError(message)
+        if item.op == "call_function" and _random(item):
+            message = (
+                f"{who} is random in evaluation mode: {item.target} ({item.name}) in its forward; "
+                "make it depend on self.training, as in dropout(x, training=self.training)"
+            )
+            raise ValueError(message)
+
+
+def _random(item: torch.fx.Node) -> bool:
+    """Whether an operation draws random numbers, its arguments being what they are."""
+    target = item.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    given = dict(item.kwargs)
+    names = [argument.name for argument in target._schema.arguments]
+    given.update(zip(names, item.args, strict=False))
+    for argument in target._schema.arguments:
+        if argument.has_default_value():
+            given.setdefault(argument.name, argument.default_value)
+    if given.get("train") is False or given.get("training") is False:
+        return False
+    chance = next((given[name] for name in ("p", "dropout_p", "dropout") if name in given), None)
+    return bool(chance != 0)
 
 
 def _from_exported(exported: Any, input_spec: Any) -> Program:

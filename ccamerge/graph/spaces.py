@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
+from collections.abc import Mapping
 from typing import Any
 
+from ccamerge.brief import Brief
 from ccamerge.graph.fold import Fold
 from ccamerge.graph.program import Program
 
@@ -76,12 +79,15 @@ class Tap:
         return f"{self.node}[{self.part}]" if self.part else self.node
 
 
+KERNEL = "position in the kernel"
+"""Why no space holds the spatial axes of a convolution's weight."""
+
 ANY_MAP = "any invertible map"
 """What `Space.exact` says where no non-linearity touches the space."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Space:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Space(Brief):
     """A set of axes that must be transformed together.
 
     ``group`` is what its parameters can carry; ``exact`` names the maps under which the network's
@@ -96,9 +102,20 @@ class Space:
     slots: tuple[Slot, ...]
     taps: tuple[Tap, ...]
 
+    def _parts(self) -> Mapping[str, Any]:
+        return {
+            "name": self.name,
+            "size": self.size,
+            "group": self.group.value,
+            "exact": self.exact,
+            "notes": self.notes,
+            "slots": [f"{slot.parameter} axis {slot.dim}" for slot in self.slots],
+            "taps": [tap.name for tap in self.taps],
+        }
 
-@dataclasses.dataclass(frozen=True)
-class Spaces:
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Spaces(Brief):
     """What `spaces` found out about a model.
 
     ``program`` is the model's graph with BatchNorm folded (``folds``), ``unfolded`` the graph as it
@@ -114,6 +131,14 @@ class Spaces:
     fixed: tuple[Space, ...]
     pinned: dict[tuple[str, int], str]
 
+    def _parts(self) -> Mapping[str, Any]:
+        return {
+            "open": {space.name: space.size for space in self.spaces},
+            "fixed": {space.name: space.size for space in self.fixed},
+            "pinned": f"{len(self.pinned)} axes of parameters",
+            "folds": len(self.folds),
+        }
+
     def __iter__(self) -> Any:
         return iter(self.spaces)
 
@@ -126,6 +151,25 @@ class Spaces:
                 return space
         message = f"no space named {name!r}; there are {', '.join(s.name for s in self.spaces)}"
         raise KeyError(message)
+
+    def aligned_shares(self) -> tuple[float, float, float]:
+        """Shares of parameters that spaces hold along all their axes, along some, and along none.
+
+        Axes of one element, and positions in kernels, do not count.
+        """
+        held = {(slot.parameter, slot.dim) for space in self.spaces for slot in space.slots}
+        shapes = {key: self.program.shapes[name] for name, key in self.program.parameters.items()}
+        counts = [0, 0, 0]
+        for key, shape in shapes.items():
+            axes = [
+                (key, dim)
+                for dim, size in enumerate(shape)
+                if size > 1 and self.pinned.get((key, dim)) != KERNEL
+            ]
+            found = sum(axis in held for axis in axes)
+            counts[2 if not found else int(found < len(axes))] += math.prod(shape)
+        total = max(1, sum(counts))
+        return counts[0] / total, counts[1] / total, counts[2] / total
 
     def __str__(self) -> str:
         width = max([len(s.name) for s in (*self.spaces, *self.fixed)] + [5])

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ccamerge.graph.derivation import spaces_of_call
+from ccamerge import arguments
+from ccamerge.graph.inspection import spaces_of_call
+from ccamerge.graph.modules import tensors_of
 from ccamerge.graph.program import Node, Program
 from ccamerge.graph.spaces import Group, Slot, Space, Spaces
 
@@ -18,7 +20,7 @@ Shapes = frozenset[tuple[str, tuple[int, ...]]]
 
 def shapes_of(model: nn.Module) -> Shapes:
     """The shape of every parameter and buffer: all that models of equal widths share."""
-    return frozenset((key, tuple(value.shape)) for key, value in model.state_dict().items())
+    return frozenset((key, tuple(value.shape)) for key, value in tensors_of(model).items())
 
 
 def spaces_of_models(
@@ -42,11 +44,11 @@ def spaces_of_models(
             first = known[shapes_of(models[0])]
             who = f"models[{index}] cannot be merged with models[0]"
             _check_kept_axes(who, first, models[0], model)
-            found = spaces_of_call(model, args, kwargs)
+            found = spaces_of_call(model, args, kwargs, who=f"models[{index}]")
             _check_programs(who, first.program, found.program)
             _check_spaces(who, first, found)
         else:
-            found = spaces_of_call(model, args, kwargs)
+            found = spaces_of_call(model, args, kwargs, who=f"models[{index}]")
         known[shapes] = found
     return [known[shapes_of(model)] for model in models]
 
@@ -58,10 +60,14 @@ def given_spaces(
     if found is None:
         return []
     if not isinstance(found, Spaces):
+        expected = "Spaces, or a list with each model's"
+        found = arguments.items(found, "found", expected)
+        for index, own in enumerate(found):
+            arguments.instance(own, Spaces, f"found[{index}]", "Spaces")
         if len(found) != len(models):
             message = f"found must hold the spaces of {len(models)} models, got {len(found)}"
             raise ValueError(message)
-        return list(found)
+        return found
     if len({shapes_of(model) for model in models}) > 1:
         message = "found must hold each model's spaces, since their widths differ; got one's"
         raise ValueError(message)
@@ -74,8 +80,8 @@ def _check_kept_axes(who: str, first: Spaces, model: nn.Module, other: nn.Module
     follow = {
         key for f in first.folds for key in (f.bias, f.gamma, f.beta, f.mean, f.variance) if key
     }  # their sizes are those of the weight before them
-    theirs = other.state_dict()
-    for key, value in model.state_dict().items():
+    theirs = tensors_of(other)
+    for key, value in tensors_of(model).items():
         if key in follow:
             continue
         if value.dim() != theirs[key].dim():

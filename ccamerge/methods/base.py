@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ccamerge.apply import FeatureMap
+from ccamerge.brief import Brief
+from ccamerge.determined import ROUNDING
 from ccamerge.device import Device, memory_of, resolve
 from ccamerge.graph.spaces import Space
 from ccamerge.moments import Moments
@@ -29,13 +32,14 @@ else:
     Matrix = TypeVar("Matrix")
 
 
-@dataclasses.dataclass(frozen=True)
-class AlignmentProblem(Generic[Matrix]):
+@dataclasses.dataclass(frozen=True, repr=False)
+class AlignmentProblem(Brief, Generic[Matrix]):
     """One space of one model against the reference.
 
     Covariances are float64: ``reference`` (p, p) and ``own`` (q, q) of each side, ``cross`` (p, q)
     with rows of the reference; NumPy arrays, or tensors for a method that asks for these. ``name``
     is for messages. One of ``ridge`` and ``gamma`` is a number if the method is to regularise.
+    ``samples`` is what the covariances are of, ``rounding`` the relative error of their entries.
     """
 
     name: str
@@ -44,10 +48,12 @@ class AlignmentProblem(Generic[Matrix]):
     cross: Matrix
     ridge: float | None = None
     gamma: float | None = None
+    samples: int = sys.maxsize
+    rounding: float = torch.finfo(torch.float64).eps
 
 
-@dataclasses.dataclass(frozen=True)
-class Solution:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Solution(Brief):
     """A map of own features to the reference's, and what is worth reporting about it.
 
     ``correlations`` are those between matched features after the map, best first; ``details``
@@ -64,8 +70,8 @@ Solutions = dict[str, list[Solution]]
 the method has none ("zipit")."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Alignment:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Alignment(Brief):
     """The spaces that a method is to align, and what it may know about them.
 
     Attributes
@@ -97,6 +103,13 @@ class Alignment:
     def device(self) -> Device | None:
         """Where the moments are, and where maps are to be."""
         return resolve(next((m.device for m in self.moments.values()), None))
+
+    @property
+    def rounding(self) -> float:
+        """Relative error of covariances: products of features below float64 are in float32."""
+        states = (value for state in self.states for value in state.values())
+        double = all(v.dtype is torch.float64 for v in states if v.is_floating_point())
+        return torch.finfo(torch.float64).eps if double else ROUNDING
 
     def each_pair(
         self, solve: Callable[[Sequence[AlignmentProblem]], Sequence[Solution]]
@@ -131,6 +144,8 @@ class Alignment:
                         cov(moments, self.reference, model),
                         self.ridges.get(space.name),
                         self.gamma,
+                        moments.count,
+                        self.rounding,
                     )
                 )
         found = self.identities()

@@ -19,6 +19,7 @@ from ccamerge.methods.base import (
     matched_correlations,
     register,
 )
+from ccamerge.methods.orders import SAME
 
 _ITERATIONS = 10_000
 """Of Sinkhorn's algorithm at most."""
@@ -71,7 +72,11 @@ def transport(
     by row ``a`` (the barycentric projection), own feature ``b`` as that of the reference's weighted
     by column ``b``. Between equal widths the two are transposes of each other.
     """
-    plan = _plan(problem.name, distances(problem, standardize), entropy)
+    cost = distances(problem, standardize)
+    if entropy == 0 or not cost.any():
+        plan = _exact_plan(_in_place(cost, _squares(problem, standardize)))
+    else:
+        plan = _entropic_plan(problem.name, cost, entropy)
     forward = (plan / plan.sum(1, keepdims=True)).T
     inverse = plan / plan.sum(0, keepdims=True)
     return Solution(
@@ -83,22 +88,43 @@ def transport(
 def distances(problem: AlignmentProblem, standardize: bool = False) -> Array:
     """``E |x_a - y_b|^2`` (p, q) of centred features, never negative."""
     a, b, cross = problem.reference.diagonal(), problem.own.diagonal(), problem.cross
-    if standardize:  # a constant feature is zero then, at distance 1 from any other
+    if standardize:
         scale = np.sqrt(np.outer(np.maximum(a, 0.0), np.maximum(b, 0.0)))
         cross = np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
-        a, b = (np.asarray(v > 0, dtype=np.float64) for v in (a, b))
-    squared: Array = a[:, None] + b - 2 * cross
+    squared: Array = _squares(problem, standardize) - 2 * cross
     return np.maximum(squared, 0.0)
 
 
-def _plan(name: str, cost: Array, entropy: float) -> Array:
+def _squares(problem: AlignmentProblem, standardize: bool) -> Array:
+    """``E |x_a|^2 + E |y_b|^2`` (p, q) of centred features."""
+    a, b = (np.maximum(m.diagonal(), 0.0) for m in (problem.reference, problem.own))
+    if standardize:  # a constant feature is zero then, at distance 1 from any other
+        a, b = (np.asarray(v > 0, dtype=np.float64) for v in (a, b))
+    return np.asarray(np.add.outer(a, b))
+
+
+def _in_place(cost: Array, squares: Array) -> Array:
+    """Costs that are a trifle higher off the diagonal: what is as good stays where it is.
+
+    So duplicated and dead features do. The trifle is relative to each pair's own ``squares``.
+    """
+    least = 1e-12 * float(squares.mean()) or 1.0
+    moved: Array = cost + (SAME * squares + least) * (1 - np.eye(*cost.shape))
+    return moved
+
+
+def _exact_plan(cost: Array) -> Array:
     """Masses (p, q) moved from reference features to own ones."""
+    p, q = cost.shape
+    # Whole numbers as masses: the simplex adds and subtracts them without rounding.
+    exact: Array = _pot().emd(np.full(p, float(q)), np.full(q, float(p)), cost)
+    return exact
+
+
+def _entropic_plan(name: str, cost: Array, entropy: float) -> Array:
+    """As `_exact_plan`, blurred."""
     pot = _pot()
     p, q = cost.shape
-    if entropy == 0 or not cost.any():
-        # Whole numbers as masses: the simplex adds and subtracts them without rounding.
-        exact: Array = pot.emd(np.full(p, float(q)), np.full(q, float(p)), cost)
-        return exact
     plan, log = pot.sinkhorn(
         np.full(p, 1 / p),
         np.full(q, 1 / q),

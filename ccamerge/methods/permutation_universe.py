@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ccamerge.apply import FeatureMap
 from ccamerge.methods.base import Alignment, Solutions
-from ccamerge.methods.orders import matched_orders
+from ccamerge.methods.orders import SAME, matched_orders
 from ccamerge.methods.universe import universe_solution
 
 SWEEPS = 200
@@ -51,7 +51,9 @@ def permutation_universe(alignment: Alignment) -> Solutions:
                     for j in range(count)
                     if j != i
                 )
-                orders[i] = linear_sum_assignment(np.asarray(pull).T, maximize=True)[1]
+                gains = np.asarray(pull).T.copy()
+                gains[np.arange(space.size), orders[i]] += SAME  # what is as good stays
+                orders[i] = linear_sum_assignment(gains, maximize=True)[1]
         back = np.argsort(orders[alignment.reference])
         details = {"objective": objectives[-1], "sweeps": len(objectives) - 1}
         solutions[space.name] = [

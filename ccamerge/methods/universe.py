@@ -5,6 +5,7 @@ The solver is `ccamerge.universe_batch`; for two models its map is that of `cca`
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ccamerge.apply import FeatureMap
+from ccamerge.determined import determined, projected
 from ccamerge.graph.spaces import Space
 from ccamerge.methods.base import (
     Alignment,
@@ -22,6 +24,7 @@ from ccamerge.methods.base import (
     matched_correlations,
 )
 from ccamerge.methods.orders import matched_orders
+from ccamerge.moments import Moments
 from ccamerge.universe_solve import UniverseResult, universe_batch
 
 Order = np.ndarray[tuple[int], np.dtype[np.intp]]
@@ -36,7 +39,8 @@ def orthogonal_universe(alignment: Alignment, *, whitened: bool) -> Solutions:
     Directions that do not vary leave maps undetermined; the solver completes them as near the
     identity as it can, which pairs dead units with dead ones once all models' features are in the
     order that matches one model's. That model is the first and not the reference, so that the
-    merged network is the same for every reference.
+    merged network is the same for every reference. Where a model's features are constant, all
+    models keep their basis.
     """
     solutions: Solutions = {}
     batch: list[Space] = []
@@ -55,13 +59,20 @@ def orthogonal_universe(alignment: Alignment, *, whitened: bool) -> Solutions:
 
 def _solve(alignment: Alignment, spaces: list[Space], whitened: bool) -> Solutions:
     models = range(len(alignment.states))
+    constant = [space for space in spaces if _constant(alignment.moments[space.name])]
+    if constant:
+        unmoved = dataclasses.replace(alignment, spaces=constant).identities()
+        others = [space for space in spaces if space.name not in unmoved]
+        return unmoved | (_solve(alignment, others, whitened) if others else {})
     orders = {space.name: matched_orders(alignment, space, 0) for space in spaces}
     problems = []
     for space in spaces:
         moments, order = alignment.moments[space.name], orders[space.name]
-        own = [_at(moments.cov_tensor(i), order[i], order[i]) for i in models]
+        covs = [moments.cov_tensor(i) for i in models]
+        parts = [determined(cov, moments.count, alignment.rounding) for cov in covs]
+        own = [_at(cov, row, row) for cov, row in zip(covs, order, strict=True)]
         crosses = [
-            _at(moments.cov_tensor(i, j), order[i], order[j])
+            _at(projected(moments.cov_tensor(i, j), parts[i], parts[j]), order[i], order[j])
             for i, j in itertools.combinations(models, 2)
         ]
         problems.append((own, crosses))
@@ -86,6 +97,11 @@ def _solve(alignment: Alignment, spaces: list[Space], whitened: bool) -> Solutio
         space.name: _solutions(alignment, space, orders[space.name], result)
         for space, result in zip(spaces, found, strict=True)
     }
+
+
+def _constant(moments: Moments) -> bool:
+    """Whether the features of a model do not vary at all: nothing then says how to map them."""
+    return any(not moments.cov_tensor(i).trace() > 0 for i in range(len(moments.dims)))
 
 
 def _solutions(

@@ -26,6 +26,7 @@ from ccamerge.methods.base import (
     matched_correlations,
     register,
 )
+from ccamerge.methods.orders import SAME
 from ccamerge.moments import Moments
 
 
@@ -44,8 +45,9 @@ def zipit(alignment: Alignment, *, alpha: float = 0.3, beta: float = 0.125) -> S
 
     Parameters
     ----------
-    alpha : factor on a feature's correlations each time that it is merged; at 0, a merged feature
-        takes no other feature of the models that it already has
+    alpha : factor on a feature's correlations each time that it is merged, unless it is merged with
+        the same feature again; at 0, a merged feature takes no other feature of the models that it
+        already has
     beta : budget of merges within each model, over the number of its features that have to go; at
         0 there are none, where the published code still allows one
 
@@ -62,7 +64,11 @@ def zipit(alignment: Alignment, *, alpha: float = 0.3, beta: float = 0.125) -> S
     for space in alignment.spaces:
         moments = alignment.moments[space.name]
         owners = np.repeat(np.arange(len(moments.dims)), moments.dims)
-        groups = zipped(correlations(moments), owners, space.size, alpha, beta)
+        numbers = np.concatenate([np.arange(d) for d in moments.dims])
+        counterparts = np.equal.outer(numbers, numbers) & np.not_equal.outer(owners, owners)
+        # What is as similar stays where it is: so do duplicated and dead features.
+        similarity = correlations(moments) + SAME * counterparts
+        groups = zipped(similarity, owners, space.size, alpha, beta)
         solutions[space.name] = _solutions(moments, owners, groups, alignment.reference)
     return solutions
 
@@ -101,8 +107,10 @@ def zipped(
     Notes
     -----
     The similarity of two groups is the least of their features' (complete linkage), times ``alpha``
-    for each merge that formed them. A merge counts as within a model if both groups' first members
-    are of that model; once its budget is spent, none of these is allowed. If nothing allowed is
+    for each merge that formed them and cost something: features that correlate fully, as copies of
+    a network do, are one, and stay so however many there are. A merge counts as within a model if
+    both groups' first members are of that model; once its budget is spent, none of these is
+    allowed. If nothing allowed is
     left, what is nearest is merged.
     """
     n = len(correlation)
@@ -123,7 +131,7 @@ def zipped(
         group[group == gone] = keep
         joined = np.minimum(similarity[keep], similarity[gone])
         if alpha > 0:
-            joined *= alpha
+            joined = np.where(joined < 1 - SAME, alpha * joined, joined)
         else:
             # By first members: the least of the similarities remembers the models of the others.
             joined[(owners == owners[keep]) | (owners == owners[gone])] = -np.inf

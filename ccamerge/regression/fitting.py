@@ -16,9 +16,10 @@ from ccamerge.regression.rounds import Part, Rounds
 from ccamerge.regression.sites import Fit
 
 DAMPING = 0.01
-"""``lambda`` over the mean eigenvalue of the inputs' moments; a tenth or thrice as much was
-measured to make no difference, and a choice by held-out inputs, operation by operation, none that
-was for the better."""
+"""``lambda`` over the mean eigenvalue of the inputs' moments, where there are plenty: a tenth
+or thrice as much was measured to make no difference, and a choice by held-out inputs, operation by
+operation, none that was for the better. The square of the number of inputs of each output over that
+of samples is added, so that few samples change little."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,8 @@ def fit(
     problem = Problem.of(moments, job.bias is not None)
     if not problem.left > 0:  # nothing to mend
         return Fitted(job.node.name, 1.0)
-    factor = problem.factor(DAMPING)  # inputs that do not vary tell nothing of the weights
+    # Inputs that do not vary tell nothing of the weights, and few of them little.
+    factor = problem.factor(DAMPING + (operator.ins / max(1, moments[0].count)) ** 2)
     change, shift = problem.solve(factor)
     if deviations is None:
         error = math.sqrt(max(problem.error(change, shift), 0.0) / problem.left)
@@ -104,7 +106,9 @@ def _part(job: Fit, sample: Sample) -> tuple[Part, Tensor]:
         activated = job.target([job.activate(value) for value in models])
     # Read in every round: not out of a map four times its size.
     total = total.to(wanted.dtype).contiguous()
-    return Part(sample.x.to(wanted.dtype), total, activated), wanted
+    # A linear layer reads at the positions where it writes; a convolution finds them by its stride.
+    x = counted(job.node, sample.x) if job.node.op == "aten.linear" else sample.x
+    return Part(x.to(wanted.dtype), total, activated), wanted
 
 
 def _count(operator: Operator, moments: Sequence[Moments], x: Tensor, missing: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ccamerge.apply import FeatureMap
 from ccamerge.graph.fold import LINEAR_OPS
 from ccamerge.graph.program import Node, Program, Ref
+from ccamerge.graph.rules import ACTIVATIONS
 from ccamerge.graph.spaces import Spaces
 from ccamerge.regression.operators import features_dim
 from ccamerge.shares import Shares
@@ -23,23 +24,6 @@ SHARED = "its weight or bias is used elsewhere too, or computed"
 CONSTANT = "it reads a constant"
 ACROSS = "a space lies on another axis of its output than its features"
 UNKNOWN = "it writes features whose space is not known"
-
-ACTIVATIONS = tuple(
-    f"aten.{name}"
-    for name in (
-        "relu",
-        "relu6",
-        "hardtanh",
-        "leaky_relu",
-        "elu",
-        "gelu",
-        "silu",
-        "hardswish",
-        "sigmoid",
-        "tanh",
-    )
-)
-"""Element-wise functions through which an operation is fitted."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -175,8 +175,7 @@ void register_cuda_moments(py::module_& m) {
              const std::vector<Array>& shifts, const std::vector<Array>& blocks,
              std::uintptr_t stream) {
             const State state = checked_state(self.table(), count, means, shifts, blocks);
-            without_gil(
-                [&] { self.moments->restore(state.vectors, state.m2, stream_of(stream)); });
+            without_gil([&] { self.moments->restore(state.vectors, state.m2, stream_of(stream)); });
           },
           py::arg("count"), py::arg("means"), py::arg("shifts"), py::arg("blocks"),
           py::arg("stream"), "Sets everything; blocks in block_pairs() order.");

@@ -1,10 +1,7 @@
 #include "threads.hpp"
 
-#include <string>
-#include <utility>
-
-#include "check.hpp"
 #include "parallel.hpp"
+#include "team.hpp"
 
 namespace py = pybind11;
 
@@ -16,30 +13,9 @@ int num_threads() {
   return ccamerge::num_threads();
 }
 
-void set_num_threads(const py::object& count) {
-  const bool integer = PyIndex_Check(count.ptr()) && !PyBool_Check(count.ptr());
-  if (!integer) {
-    throw py::type_error("count must be an integer, got " +
-                         std::string(py::str(py::type::of(count).attr("__name__"))));
-  }
-  const py::int_ exact = py::reinterpret_steal<py::int_>(PyNumber_Index(count.ptr()));
-  if (!exact) throw py::error_already_set();
-  int overflow = 0;
-  const long value = PyLong_AsLongAndOverflow(exact.ptr(), &overflow);
-  if (overflow != 0 || value < 1 || value > kMostThreads) {
-    throw std::invalid_argument(format_message("count must be from 1 to ", kMostThreads, ", got ",
-                                               std::string(py::str(exact))));
-  }
-  ccamerge::set_num_threads(static_cast<int>(value));
-}
-
-std::vector<std::pair<std::string, int>> thread_limits() {
+const char* num_threads_reason() {
   follow_torch();
-  std::vector<std::pair<std::string, int>> out;
-  for (auto& [source, count] : ccamerge::thread_limits("torch.get_num_threads()")) {
-    out.emplace_back(std::move(source), count);
-  }
-  return out;
+  return thread_limit().source;
 }
 
 }  // namespace
@@ -58,18 +34,20 @@ void follow_torch() {
     PyErr_Clear();
     count = 0;
   }
-  limit_threads(count);
+  follow_torch_threads(count);
 }
 
 void register_threads(py::module_& m) {
-  lasting_thread_limits();  // as they are when the module is loaded
+  usable_threads();  // its settings as they are when the module is loaded
   m.def("num_threads", &num_threads,
-        "Threads the core uses: what was set, else the least of OMP_NUM_THREADS, torch's number if "
-        "torch is imported, the cores this process may run on and the CPU quota of its cgroup.");
+        "Threads the core uses: what set_num_threads said, else the least of the cores this "
+        "process may run on, its cgroup's quota, OMP_NUM_THREADS and torch's own number.");
+  m.def("num_threads_reason", &num_threads_reason, "What decided num_threads().");
+  m.def("runs_on_torch_threads", &torch_threads_found,
+        "Whether the threads are torch's while cores are free, instead of the core's own.");
+  m.attr("most_threads") = kMostThreads;
   m.def("set_num_threads", &set_num_threads, py::arg("count"),
-        "Sets the number of threads, from 1 to 1024; more than there are cores gain nothing.");
-  m.def("thread_limits", &thread_limits,
-        "What limits the number of threads, as (source, count); the smallest count decides.");
+        "Sets the number of threads, in 1..most_threads.");
 }
 
 }  // namespace ccamerge::bind

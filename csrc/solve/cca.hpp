@@ -48,8 +48,8 @@ struct CcaSolution {
 // Every problem with every regulariser, problem-major; those of equal shapes in lock-step. A
 // covariance that several problems share (by address) is checked and factored once. `names` are as
 // in "problems[3]: ", one for each problem, and start the messages of errors: std::invalid_argument
-// for non-finite or asymmetric input and cross moments that no data can have, NumericalError for covariances too ill-conditioned to solve
-// with.
+// for non-finite or asymmetric input and cross moments that no data can have, NumericalError for
+// covariances too ill-conditioned to solve with.
 //
 // Source: Horoi et al., "Harmony in Diversity: Merging Neural Networks with Canonical Correlation
 // Analysis", ICML 2024; any square root of the covariances gives the same map.

@@ -48,9 +48,9 @@ struct Covariances {
 template <Backend B>
 void check_eigen_order(int order, const std::string& name) {
   if (order <= B::most_eigenvectors) return;
-  throw std::invalid_argument(
-      format_message(name, " has order ", order, ", but LAPACK's 32-bit workspace for eigenvectors ",
-                     "ends at ", B::most_eigenvectors, "; a CUDA device takes more"));
+  throw std::invalid_argument(format_message(
+      name, " has order ", order, ", but LAPACK's 32-bit workspace for eigenvectors ", "ends at ",
+      B::most_eigenvectors, "; a CUDA device takes more"));
 }
 
 template <Backend B>

@@ -59,8 +59,8 @@ void check_entries(B& b, ConstView s, const Triangular<B>& rows, const Triangula
   for (int k = 0; k < s.count; ++k) {
     const double largest = largest_entry(member_columns(sums, s.rows, k));
     if (largest > 1 + detail::kEntryError) {
-      detail::refuse_cross(names[static_cast<std::size_t>(k)],
-                           "two features have a correlation", largest);
+      detail::refuse_cross(names[static_cast<std::size_t>(k)], "two features have a correlation",
+                           largest);
     }
   }
 }

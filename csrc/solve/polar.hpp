@@ -132,8 +132,7 @@ Polar<B> polar(B& b, ConstView a, const Coefficients& rank_tolerance) {
     const double tolerance = rank_tolerance[member];
     if (detail::regular(found, k, tolerance)) continue;
     const View q = out.q.view().member(member);
-    if (!parts[k].all(a) &&
-        detail::polar_of_alive(b, a.member(member), parts[k], tolerance, q)) {
+    if (!parts[k].all(a) && detail::polar_of_alive(b, a.member(member), parts[k], tolerance, q)) {
       out.rank[k] = static_cast<int>(std::min(parts[k].rows.size(), parts[k].cols.size()));
       continue;
     }

@@ -15,9 +15,9 @@
 #include "solve/backend.hpp"
 #include "solve/blocks.hpp"
 #include "solve/covariance.hpp"
-#include "solve/plausible.hpp"
 #include "solve/norms.hpp"
 #include "solve/operands.hpp"
+#include "solve/plausible.hpp"
 #include "solve/polar.hpp"
 #include "solve/spectral.hpp"
 

@@ -9,6 +9,23 @@ operation, add a rule to the file of its kind.
 from __future__ import annotations
 
 from ccamerge.graph.rules import elementwise, linear, normalisation, reductions, shapes
-from ccamerge.graph.rules.registry import RULES
+from ccamerge.graph.rules.elementwise import ACTIVATIONS, ELEMENTWISE
+from ccamerge.graph.rules.linear import CONTRACTIONS
+from ccamerge.graph.rules.reductions import REDUCTIONS
+from ccamerge.graph.rules.registry import MOVES, RULES
+from ccamerge.graph.rules.shapes import SHAPE_ONLY
 
-__all__ = ["RULES", "elementwise", "linear", "normalisation", "reductions", "shapes"]
+__all__ = [
+    "ACTIVATIONS",
+    "CONTRACTIONS",
+    "ELEMENTWISE",
+    "MOVES",
+    "REDUCTIONS",
+    "RULES",
+    "SHAPE_ONLY",
+    "elementwise",
+    "linear",
+    "normalisation",
+    "reductions",
+    "shapes",
+]

@@ -1,4 +1,4 @@
-"""Operations on single elements, and of two tensors element by element."""
+"""Operations on single elements, and of two or three tensors element by element."""
 
 from __future__ import annotations
 
@@ -7,81 +7,151 @@ from typing import TYPE_CHECKING
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
 from ccamerge.graph.program import Node, Ref
-from ccamerge.graph.rules.registry import operand_axes, rule
+from ccamerge.graph.rules.registry import broadcast, operand_axes, rule
 from ccamerge.graph.spaces import Effect, Role
 
 if TYPE_CHECKING:
     from ccamerge.graph.derivation import Derivation
 
+HOMOGENEOUS = frozenset({"aten.relu", "aten.leaky_relu"})
+"""Functions of single elements that commute with positive scales."""
 
-@rule("clone", "contiguous", "detach", "alias", "to", "_to_copy", "dropout", "feature_dropout")
-@rule("neg", "lift_fresh_copy", "positive")
-def _same(node: Node, d: Derivation) -> list[Axis]:
-    d.passed_through(node)
-    return operand_axes(node, d)
+ACTIVATIONS = HOMOGENEOUS | {
+    f"aten.{name}"
+    for name in (
+        *("threshold", "gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "hardtanh"),
+        *("relu6", "hardswish", "hardsigmoid", "mish", "softplus", "softsign", "log_sigmoid"),
+        *("hardshrink", "softshrink", "abs", "square", "clamp", "clamp_min", "clamp_max", "erf"),
+        *("sin", "cos", "atan", "asinh"),
+    )
+}
+"""Functions of the single elements of one tensor, its other arguments being numbers, that have a
+finite value and slope wherever an element may be."""
+
+ELEMENTWISE = ACTIVATIONS | {
+    f"aten.{name}"
+    for name in (
+        *("exp", "exp2", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal", "pow"),
+        *("sign", "tan", "sinh", "cosh", "asin", "acos", "acosh", "atanh", "floor", "ceil"),
+        *("round", "trunc", "frac", "nan_to_num", "logit", "isnan", "isinf", "isfinite"),
+        *("logical_not", "bitwise_not", "angle"),
+    )
+}
+"""All functions of the single elements of one tensor."""
+
+_COMPARED = ("eq", "ne", "lt", "le", "gt", "ge", "maximum", "minimum", "fmax", "fmin", "atan2")
+_LOGICAL = ("logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor")
+_OTHER = ("fmod", "remainder", "floor_divide", "__and__", "__or__", "__xor__", "hypot", "prelu")
 
 
-@rule("relu", "leaky_relu", "threshold")
-def _relu(node: Node, d: Derivation) -> list[Axis]:
-    axes = operand_axes(node, d)
-    homogeneous = node.op != "aten.threshold"
-    d.effect(axes, Effect.POSITIVE if homogeneous else Effect.ELEMENTWISE, node)
-    return axes
-
-
-@rule("gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "hardtanh", "relu6", "hardswish")
-@rule("hardsigmoid", "mish", "softplus", "softsign", "log_sigmoid", "abs", "exp", "log", "sqrt")
-@rule("rsqrt", "reciprocal", "square", "pow", "sign", "clamp", "clamp_min", "clamp_max", "erf")
-@rule("sin", "cos", "rsub", "nan_to_num")
+@rule(*(name.removeprefix("aten.") for name in ELEMENTWISE))
 def _elementwise(node: Node, d: Derivation) -> list[Axis] | None:
-    tensors = [a for a in node.args if isinstance(a, Ref)]
+    tensors = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, Ref)]
     if len(tensors) != 1 or tensors[0] is not node.args[0]:
-        return None  # a tensor exponent or bound
+        return _several(node, d) if node.op == "aten.pow" else None  # a tensor as a bound
     axes = operand_axes(node, d)
-    d.effect(axes, Effect.ELEMENTWISE, node)
+    d.effect(axes, Effect.POSITIVE if node.op in HOMOGENEOUS else Effect.ELEMENTWISE, node)
+    d.made_of(node, d.sources_of(node.args[0]))
     return axes
 
 
-@rule("prelu")
+@rule("prelu", "_prelu_kernel")
 def _prelu(node: Node, d: Derivation) -> list[Axis]:
     axes = operand_axes(node, d)
     d.effect(axes, Effect.POSITIVE, node)
     slope = node.args[1]
-    (axis,) = d.axes_of(slope)
-    if ax.axis_size(axis) > 1:
-        ax.unify(axis, axes[1], node.name)
-        d.use(slope, 0, Role.SCALE, axis, node)
+    for dim, axis in enumerate(own := d.axes_of(slope)):
+        if ax.axis_size(axis) > 1:
+            along = axes[1 if len(own) == 1 else dim]
+            ax.unify(axis, along, node.name)
+            d.use(slope, dim, Role.SCALE, along, node)
     return axes
 
 
-@rule("add", "sub", "mul", "div", "maximum", "minimum")
-def _binary(node: Node, d: Derivation) -> list[Axis]:
-    tensors = [a for a in node.args[:2] if isinstance(a, Ref) and d.is_tensor(a)]
-    linear = node.op in ("aten.add", "aten.sub")
-    product = node.op in ("aten.mul", "aten.div")
-    if len(tensors) == 1:
-        axes = d.axes_of(tensors[0])
-        if linear:  # a shift of every feature by one number
-            d.effect(axes, Effect.ELEMENTWISE, node)
-        elif not product:
-            return []
-        return axes
-    operands = [d.axes_of(t) for t in tensors]
-    rank = max(len(o) for o in operands)
-    padded = [[ax.inert(1)] * (rank - len(o)) + o for o in operands]
+@rule(*_COMPARED, *_LOGICAL, *(name for name in _OTHER if name != "prelu"), "where")
+@rule("masked_fill", "lerp", "addcmul", "addcdiv")
+def _of_several(node: Node, d: Derivation) -> list[Axis] | None:
+    return _several(node, d)
+
+
+def _several(node: Node, d: Derivation) -> list[Axis] | None:
+    """Several tensors, element by element, in another way than by sums and products."""
+    if node.shape is None:
+        return None
+    result = _together(node, d, [a for a in node.args if d.is_tensor(a)], Role.SCALE)
+    d.effect(result, Effect.ELEMENTWISE, node)
+    tensors = [a for a in node.args if d.is_tensor(a)]
+    if len(tensors) > 1 and any(not ax.is_inert(a) for t in tensors[1:] for a in d.axes_of(t)):
+        d.restrict(result, node.op, node)
+    return result
+
+
+def _together(node: Node, d: Derivation, tensors: list[Ref], role: Role) -> list[Axis]:
+    """Equate the axes of tensors that are broadcast together; weights among them have a role."""
+    assert node.shape is not None
+    rank = len(node.shape)
+    padded = [[ax.inert(1)] * (rank - len(d.axes_of(t))) + d.axes_of(t) for t in tensors]
     result: list[Axis] = []
-    for a, b in zip(*padded, strict=True):
-        if ax.axis_size(a) != 1 and ax.axis_size(b) != 1:
-            ax.unify(a, b, node.name)
-        elif linear and ax.axis_size(a) != ax.axis_size(b):
-            d.restrict([b if ax.axis_size(a) == 1 else a], "one feature added to many", node)
-        result.append(b if ax.axis_size(a) == 1 else a)
-    for tensor, operand in zip(tensors, operands, strict=True):
-        role = Role.WRITE if linear else Role.SCALE
-        for dim, axis in enumerate(operand):
-            d.use(tensor, dim, role, axis, node)
-    if not linear:
-        if product and any(d.is_weight(t) for t in tensors):
-            return result
-        d.restrict(result, "features multiplied by features" if product else node.op, node)
+    for dim, size in enumerate(node.shape):
+        every = [axes[dim] for axes in padded]
+        full = [axis for axis in every if ax.axis_size(axis) == size]
+        live = [axis for axis in full if not ax.is_inert(axis)]
+        for axis in full[1:]:
+            ax.unify(full[0], axis, node.name)
+        for axis in every:
+            if ax.axis_size(axis) != size:
+                d.restrict([axis], "one feature beside many", node)
+        result.append((live or full or [ax.inert(size)])[0])
+    static = d.is_static(Ref(node.name))
+    sources = [broadcast(source, node.shape) for t in tensors for source in d.sources_of(t)]
+    d.made_of(node, sources)
+    if not static:
+        for tensor, axes in zip(tensors, padded, strict=True):
+            for dim in range(len(own := d.axes_of(tensor))):
+                d.use(tensor, dim, role, axes[rank - len(own) + dim], node)
+    return result
+
+
+@rule("add", "sub", "rsub")
+def _sum(node: Node, d: Derivation) -> list[Axis] | None:
+    tensors = [a for a in node.args[:2] if d.is_tensor(a)]
+    if node.shape is None or not tensors:
+        return None
+    result = _together(node, d, tensors, Role.WRITE)
+    numbers = [d.axes_of(t) for t in tensors if all(ax.axis_size(a) == 1 for a in d.axes_of(t))]
+    if len(tensors) == 1 or any(len(axes) == 0 for axes in numbers):
+        d.effect(result, Effect.ELEMENTWISE, node)  # a shift of every feature by one number
+    for dim, axis in enumerate(result):
+        for tensor in tensors:
+            own = d.axes_of(tensor)
+            at = dim - len(result) + len(own)
+            if len(tensors) > 1 and (at < 0 or ax.axis_size(own[at]) != ax.axis_size(axis)):
+                d.restrict([axis], "one feature added to many", node)
+    return result
+
+
+@rule("mul", "div", "true_divide")
+def _product(node: Node, d: Derivation) -> list[Axis] | None:
+    tensors = [a for a in node.args[:2] if d.is_tensor(a)]
+    if node.shape is None or not tensors:
+        return None
+    if node.kwargs.get("rounding_mode") is not None:
+        return _several(node, d)
+    result = _together(node, d, tensors, Role.SCALE)
+    quotient = node.op != "aten.mul"
+    if quotient and d.is_tensor(node.args[1]):
+        divisor = d.axes_of(node.args[1])
+        if not d.is_weight(node.args[1]) or d.is_static(Ref(node.name)):
+            d.restrict(divisor, "features divided by features", node)
+    if len(tensors) == 1:
+        return result
+    weights = [d.is_weight(t) for t in tensors]
+    if any(weights) and not all(weights):
+        return result  # a gain; `use` has said so
+    for dim in range(1, len(result) + 1):
+        own = [d.axes_of(t)[-dim] for t in tensors if len(d.axes_of(t)) >= dim]
+        if len([axis for axis in own if ax.axis_size(axis) == node.shape[-dim]]) > 1:
+            d.restrict([result[-dim]], "features multiplied by features", node)
+            if not ax.is_inert(result[-dim]):
+                d.multiplied(node)
     return result

@@ -2,46 +2,161 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
-from ccamerge.graph.program import Node
+from ccamerge.graph.program import Node, Ref
 from ccamerge.graph.rules.registry import operand_axes, rule, split_evenly
-from ccamerge.graph.spaces import Role
+from ccamerge.graph.spaces import KERNEL, Role
 
 if TYPE_CHECKING:
     from ccamerge.graph.derivation import Derivation
 
 
+Letters = list[str]
+
+MATCHED_IN_ORDER = "its groups are matched one by one, in the order in which they stand"
+
+CONTRACTIONS = frozenset(
+    f"aten.{name}" for name in ("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
+)
+"""Sums of products by other names than `aten.linear`."""
+
+
 @rule("linear")
 def _linear(node: Node, d: Derivation) -> list[Axis] | None:
-    x, weight = operand_axes(node, d), d.axes_of(node.args[1])
-    if not d.is_weight(node.args[1]):
+    x, weight = operand_axes(node, d), node.args[1]
+    if len(d.axes_of(weight)) != 2:
         return None
-    ax.unify(x[-1], weight[1], node.name)
-    d.use(node.args[1], 0, Role.WRITE, weight[0], node)
-    d.use(node.args[1], 1, Role.READ, weight[1], node)
-    _bias(node, d, weight[0])
-    return [*x[:-1], weight[0]]
+    d.features_of(weight, 0)
+    rows = [f"x{i}" for i in range(len(x) - 1)]
+    return _contract(node, d, [*node.args[:2]], [[*rows, "in"], ["out", "in"]], [*rows, "out"])
+
+
+@rule("matmul", "mm", "bmm")
+def _matmul(node: Node, d: Derivation) -> list[Axis] | None:
+    a, b = (len(operand_axes(node, d, i)) for i in range(2))
+    if node.shape is None or min(a, b) == 0:
+        return None
+    more = [f"x{i}" for i in range(max(a, b) - 2)]  # counted from the last
+    left = [*more[len(more) - max(a - 2, 0) :], *(["row"] if a > 1 else []), "in"]
+    right = [*more[len(more) - max(b - 2, 0) :], "in", *(["out"] if b > 1 else [])]
+    result = [*more, *(["row"] if a > 1 else []), *(["out"] if b > 1 else [])]
+    return _contract(node, d, [*node.args[:2]], [left, right], result)
+
+
+@rule("addmm", "baddbmm")
+def _addmm(node: Node, d: Derivation) -> list[Axis] | None:
+    more = [] if node.op == "aten.addmm" else ["x"]
+    if node.shape is None or not d.is_tensor(node.args[0]):
+        return None
+    spec = [[*more, "row", "in"], [*more, "in", "out"]]
+    return _contract(node, d, [*node.args[1:3]], spec, [*more, "row", "out"], node.args[0])
+
+
+@rule("einsum")
+def _einsum(node: Node, d: Derivation) -> list[Axis] | None:
+    equation = node.args[0].replace(" ", "")
+    if "." in equation or "->" not in equation:
+        return None
+    given, result = equation.split("->")
+    return _contract(node, d, list(node.args[1]), [list(g) for g in given.split(",")], list(result))
+
+
+def _contract(
+    node: Node,
+    d: Derivation,
+    operands: list[Any],
+    letters: list[Letters],
+    result: Letters,
+    bias: Any = None,
+) -> list[Axis] | None:
+    """A sum of products, as ``einsum`` has it; of weights it reads the axes that it sums over.
+
+    A letter of one operand and the result is written by it; one of two operands and the result is
+    multiplied feature by feature.
+    """
+    if node.shape is None or len(operands) > 2 or not all(map(d.is_tensor, operands)):
+        return None
+    every = [d.axes_of(operand) for operand in operands]
+    if any(len(set(own)) != len(own) for own in letters):
+        return None  # a diagonal
+    static = d.is_static(Ref(node.name))
+    places: dict[str, list[tuple[int, int]]] = {}
+    for index, own in enumerate(letters):
+        for dim, letter in enumerate(own):
+            places.setdefault(letter, []).append((index, dim))
+    axes: dict[str, Axis] = {}
+    for letter, at in places.items():
+        found = [every[index][dim] for index, dim in at]
+        size = max(map(ax.axis_size, found))
+        full = [axis for axis in found if ax.axis_size(axis) == size]
+        for axis in full[1:]:
+            ax.unify(full[0], axis, node.name)
+        axes[letter] = next((axis for axis in full if not ax.is_inert(axis)), full[0])
+        d.restrict([a for a in found if ax.axis_size(a) != size], "one feature beside many", node)
+        weights = [d.is_weight(operands[index]) and not static for index, _ in at]
+        for (index, dim), weight in zip(at, weights, strict=True):
+            role = Role.READ
+            if letter in result:
+                role = Role.WRITE if len(at) == 1 else Role.SCALE
+            if weight:
+                d.use(operands[index], dim, role, axes[letter], node)
+        if not any(weights) and (letter not in result or len(at) > 1):
+            why = "features multiplied by features" if len(at) > 1 else "summed up"
+            d.restrict([axes[letter]], why, node)
+    out = [axes[letter] for letter in result]
+    d.made_of(
+        node,
+        [
+            [
+                source[own.index(letter)] if letter in own else ax.inert(ax.axis_size(axes[letter]))
+                for letter in result
+            ]
+            for operand, own in zip(operands, letters, strict=True)
+            for source in d.sources_of(operand)
+        ],
+    )
+    bias = node.argument(2, "bias") if node.op == "aten.linear" else bias
+    if bias is not None:
+        added = d.axes_of(bias)
+        d.restrict(out[: len(out) - 1], "one number added to many features", node)
+        for dim in range(1, len(added) + 1):
+            if ax.axis_size(added[-dim]) == ax.axis_size(out[-dim]):
+                d.same_feature(bias, len(added) - dim, out[-dim], node)
+                d.use(bias, len(added) - dim, Role.WRITE, out[-dim], node)
+            else:
+                ax.pin(added[-dim], f"one for many in {node.name}")
+        if static and d.is_weight(bias):
+            return None
+    return out
 
 
 def _bias(node: Node, d: Derivation, axis: Axis) -> None:
     bias = node.argument(2, "bias")
     if bias is not None:
-        (own,) = d.axes_of(bias)
-        ax.unify(own, axis, node.name)
+        d.same_feature(bias, 0, axis, node)
         d.use(bias, 0, Role.WRITE, axis, node)
+
+
+def _positions(node: Node, d: Derivation, x: list[Axis]) -> None:
+    """Of a convolution: features that lie along positions, or among samples, of which a bias is."""
+    for axis in x[2:]:
+        ax.pin(axis, f"positions of {node.name}")
+    d.restrict([x[0]], "one number added to many features", node)
 
 
 @rule("conv1d", "conv2d", "conv3d")
 def _conv(node: Node, d: Derivation) -> list[Axis] | None:
     x, weight = operand_axes(node, d), d.axes_of(node.args[1])
-    if not d.is_weight(node.args[1]) or node.shape is None or len(x) != len(weight):
+    if node.shape is None or len(x) != len(weight) or d.is_static(node.args[0]):
         return None
+    weight[0] = d.features_of(node.args[1], 0)
+    _positions(node, d, x)
     groups = int(node.argument(6, "groups", 1))
     for dim in range(2, len(weight)):
-        d.use(node.args[1], dim, None, weight[dim], node, "position in the kernel")
+        d.use(node.args[1], dim, None, weight[dim], node, KERNEL)
     outputs, per_group = ax.axis_size(weight[0]), ax.axis_size(weight[1])
     out = weight[0]
     if groups == 1:
@@ -55,11 +170,13 @@ def _conv(node: Node, d: Derivation) -> list[Axis] | None:
         out = tuple((*segment, repeat) for segment in multiplied) if repeat > 1 else x[1]
         ax.unify(weight[0], out, node.name)
         d.use(node.args[1], 0, Role.SCALE, out, node, "depthwise convolution")
+        d.restrict([out], "depthwise convolution", node)
         d.use(node.args[1], 1, None, weight[1], node, "one channel a group")
     else:
-        cuts = [split_evenly(axis, groups, node) for axis in (x[1], out)]
+        cuts = [split_evenly(axis, groups, node.name) for axis in (x[1], out)]
         if cuts[0] is None or cuts[1] is None:
             return None
+        d.remark([*cuts[0], *cuts[1]], f"{node.name}: {MATCHED_IN_ORDER}")
         rows = outputs // groups
         for index, piece in enumerate(cuts[0]):
             d.use(
@@ -71,14 +188,69 @@ def _conv(node: Node, d: Derivation) -> list[Axis] | None:
                 rows=(index * rows, (index + 1) * rows),
             )
         out = tuple(segment for piece in cuts[1] for segment in piece)
+        ax.unify(weight[0], out, node.name)
         d.use(node.args[1], 0, Role.WRITE, out, node)
     _bias(node, d, out)
     return [x[0], out, *(ax.inert(size) for size in node.shape[2:])]
 
 
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _conv_transpose(node: Node, d: Derivation) -> list[Axis] | None:
+    x, weight = operand_axes(node, d), d.axes_of(node.args[1])
+    if node.shape is None or len(x) != len(weight) or int(node.argument(6, "groups", 1)) != 1:
+        return None
+    if d.is_static(node.args[0]):
+        return None
+    _positions(node, d, x)
+    for dim in range(2, len(weight)):
+        d.use(node.args[1], dim, None, weight[dim], node, KERNEL)
+    out = d.features_of(node.args[1], 1)
+    ax.unify(x[1], weight[0], node.name)
+    d.use(node.args[1], 0, Role.READ, weight[0], node)
+    d.use(node.args[1], 1, Role.WRITE, out, node)
+    _bias(node, d, out)
+    return [x[0], out, *(ax.inert(size) for size in node.shape[2:])]
+
+
+@rule("scaled_dot_product_attention")
+def _attention(node: Node, d: Derivation) -> list[Axis] | None:
+    if node.shape is None or not all(map(d.is_tensor, node.args[:3])):
+        return None
+    query, key, value = (d.axes_of(a) for a in node.args[:3])
+    for a, b in zip(query[:-2], key[:-2], strict=True):
+        if ax.axis_size(a) != ax.axis_size(b):  # groups of queries share keys
+            ax.pin(a, f"queries in groups in {node.name}")
+            ax.pin(b, f"queries in groups in {node.name}")
+        else:
+            ax.unify(a, b, node.name)
+    for a, b in zip(key[:-1], value[:-1], strict=True):
+        ax.unify(a, b, node.name)
+    ax.unify(query[-1], key[-1], node.name)
+    ax.pin(key[-2], f"positions in {node.name}")
+    d.restrict([*query, *key[:-2]], "attention", node)
+    out = [*query[:-1], value[-1]]
+    mask = node.argument(3, "attn_mask")
+    if mask is not None:
+        scores = [*query[:-1], key[-2]]
+        for dim in range(1, len(own := d.axes_of(mask)) + 1):
+            if ax.axis_size(own[-dim]) == ax.axis_size(scores[-dim]):
+                ax.unify(own[-dim], scores[-dim], node.name)
+                d.use(mask, len(own) - dim, Role.WRITE, scores[-dim], node)
+            else:
+                ax.pin(own[-dim], f"one for many in {node.name}")
+    for argument, own in zip(node.args[:3], (query, key, value), strict=True):
+        for dim, axis in enumerate(own):
+            d.use(argument, dim, Role.SCALE if dim < len(own) - 1 else Role.WRITE, axis, node)
+    return out
+
+
 @rule("embedding")
-def _embedding(node: Node, d: Derivation) -> list[Axis]:
+def _embedding(node: Node, d: Derivation) -> list[Axis] | None:
+    if len(sources := d.sources_of(node.args[0])) != 1 or d.is_weight(node.args[1]):
+        return None
     weight = d.axes_of(node.args[0])
     d.use(node.args[0], 0, None, weight[0], node, "vocabulary")
     d.use(node.args[0], 1, Role.WRITE, weight[1], node)
-    return [*operand_axes(node, d, 1), weight[1]]
+    indices = operand_axes(node, d, 1)
+    d.made_of(node, [[*indices, source[1]] for source in sources])
+    return [*indices, weight[1]]

@@ -31,41 +31,75 @@ def _pool(node: Node, d: Derivation) -> list[Axis] | None:
     return [*kept, *(ax.inert(size) for size in node.shape[len(kept) :])]
 
 
-@rule("mean", "sum", "amax", "amin", "var", "std", "logsumexp")
+_REDUCED = (
+    *("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "norm", "linalg_vector_norm"),
+    *("any", "all", "prod"),
+)
+
+REDUCTIONS = frozenset(f"aten.{name}" for name in _REDUCED)
+"""Operations that make one value of many, in whatever order these come."""
+
+
+@rule(*_REDUCED)
 def _reduce(node: Node, d: Derivation) -> list[Axis] | None:
     axes = operand_axes(node, d)
-    dims = node.argument(1, "dim")
-    if node.shape is None:
+    dims = node.argument(2 if "norm" in node.op else 1, "dim")
+    if node.shape is None or (dims is not None and not isinstance(dims, (int, list, tuple))):
         return None
     over = set(dims_of(dims, len(axes)) if dims not in (None, []) else range(len(axes)))
-    for dim in over:
-        ax.pin(axes[dim], f"reduced over by {node.name}")
-    rest = [a for dim, a in enumerate(axes) if dim not in over]
+    kept = len(node.shape) == len(axes) and len(over) > 0
+
+    def reduced(axes: list[Axis]) -> list[Axis]:
+        rest = [a for dim, a in enumerate(axes) if dim not in over]
+        return [ax.inert(1) if i in over else a for i, a in enumerate(axes)] if kept else rest
+
+    d.restrict([axes[dim] for dim in over], f"reduced over by {node.name}", node)
+    result = reduced(axes)
     if node.op not in ("aten.mean", "aten.sum"):
-        d.effect(rest, Effect.ELEMENTWISE, node)
-    if len(node.shape) == len(axes):  # keepdim
-        return [ax.inert(1) if dim in over else a for dim, a in enumerate(axes)]
-    return rest
+        d.effect(result, Effect.ELEMENTWISE, node)
+    d.made_of(node, [reduced(source) for source in d.sources_of(node.args[0])])
+    return result
+
+
+@rule("cumsum", "cumprod", "argmax", "argmin")
+def _along(node: Node, d: Derivation) -> list[Axis] | None:
+    axes, dim = operand_axes(node, d), node.argument(1, "dim")
+    if dim is None or node.shape is None:
+        return None
+    ax.pin(axes[int(dim)], f"gone along by {node.name}")
+    if node.op != "aten.cumsum":
+        d.effect(axes, Effect.ELEMENTWISE, node)
+    if not node.op.startswith("aten.arg"):
+        d.made_of(node, d.sources_of(node.args[0]))
+        return axes
+    rest = [axis for i, axis in enumerate(axes) if i != int(dim) % len(axes)]
+    return rest if len(node.shape) == len(rest) else None
 
 
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax")
 def _softmax(node: Node, d: Derivation) -> list[Axis]:
     axes = operand_axes(node, d)
-    ax.pin(axes[int(node.args[1])], f"softmax over it in {node.name}")
+    d.restrict([axes[int(node.args[1])]], f"softmax over it in {node.name}", node)
     d.effect(axes, Effect.ELEMENTWISE, node)
+    d.made_of(node, d.sources_of(node.args[0]))
     return axes
 
 
-@rule("constant_pad_nd", "pad", "reflection_pad2d", "replication_pad2d")
+@rule("constant_pad_nd", "pad", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d")
+@rule("replication_pad1d", "replication_pad2d", "replication_pad3d")
 def _pad(node: Node, d: Derivation) -> list[Axis] | None:
     axes = operand_axes(node, d)
     if node.shape is None:
         return None
-    changed = len(node.args[1]) // 2
-    for axis, size in zip(axes[len(axes) - changed :], node.shape[-changed:], strict=True):
-        if ax.axis_size(axis) != size:
-            ax.pin(axis, f"padded by {node.name}")
-    return [
-        axis if ax.axis_size(axis) == size else ax.inert(size)
-        for axis, size in zip(axes, node.shape, strict=True)
-    ]
+    amounts = list(node.args[1])
+    for index in range(len(amounts) // 2):
+        if any(amounts[2 * index : 2 * index + 2]):  # by as much less, it may keep its size
+            dim = len(axes) - 1 - index
+            ax.pin(axes[dim], f"padded by {node.name}")
+            axes[dim] = ax.inert(node.shape[dim])
+    mode = node.argument(2, "mode", "constant") if node.op == "aten.pad" else "constant"
+    value = node.argument(3 if node.op == "aten.pad" else 2, "value", 0)
+    if mode == "constant" and "constant" in node.op + mode and value not in (None, 0):
+        d.effect(axes, Effect.ELEMENTWISE, node)  # every feature gets the same number
+        d.restrict(axes, f"padded with {value}", node)
+    return axes

@@ -7,60 +7,98 @@ from typing import TYPE_CHECKING
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
-from ccamerge.graph.program import Node
-from ccamerge.graph.rules.registry import dims_of, operand_axes, rule
+from ccamerge.graph.program import Node, Ref
+from ccamerge.graph.rules.registry import broadcast, dims_of, move, rule
+from ccamerge.graph.spaces import Role
 
 if TYPE_CHECKING:
     from ccamerge.graph.derivation import Derivation
 
+SHAPE_ONLY = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "size", "dim", "numel"),
+        *("sym_constrain_range", "sym_constrain_range_for_size", "_assert_async", "_assert_scalar"),
+        *("_assert_tensor_metadata", "zeros_like", "ones_like", "full_like", "empty_like"),
+        *("new_zeros", "new_ones", "new_full", "new_empty"),
+    )
+)
+"""Operations that read the shape of their operand and nothing else."""
 
-@rule("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view")
-def _reshape(node: Node, d: Derivation) -> list[Axis] | None:
-    d.passed_through(node)
-    return ax.reshape(operand_axes(node, d), list(node.shape)) if node.shape is not None else None
+
+@move("clone", "contiguous", "detach", "alias", "to", "_to_copy", "type_as", "dropout")
+@move("feature_dropout", "neg", "lift_fresh_copy", "positive")
+def _same(node: Node, axes: list[Axis]) -> list[Axis]:
+    return axes
 
 
-@rule("permute", "transpose", "t")
-def _permute(node: Node, d: Derivation) -> list[Axis]:
-    axes = operand_axes(node, d)
+@move("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view")
+@move("view_as", "reshape_as")
+def _reshape(node: Node, axes: list[Axis]) -> list[Axis] | None:
+    return ax.reshape(axes, list(node.shape), node.name) if node.shape is not None else None
+
+
+@move("permute", "transpose", "t", "movedim", "swapaxes", "mT", "numpy_T")
+def _permute(node: Node, axes: list[Axis]) -> list[Axis] | None:
     order = list(range(len(axes)))
     if node.op == "aten.permute":
         order = dims_of(node.args[1], len(axes))
-    else:
-        a, b = dims_of(node.args[1:3], len(axes)) if node.op == "aten.transpose" else (0, -1)
+    elif node.op == "aten.movedim":
+        source, to = (dims_of(a, len(axes)) for a in node.args[1:3])
+        order = [i for i in order if i not in source]
+        for position, dim in sorted(zip(to, source, strict=True)):
+            order.insert(position, dim)
+    elif node.op == "aten.numpy_T":
+        order.reverse()
+    elif len(axes) > 1:
+        given = node.op in ("aten.transpose", "aten.swapaxes")
+        a, b = dims_of(node.args[1:3], len(axes)) if given else (len(axes) - 2, len(axes) - 1)
         order[a], order[b] = order[b], order[a]
-    d.passed_through(node, order)
     return [axes[i] for i in order]
 
 
-@rule("expand")
-def _expand(node: Node, d: Derivation) -> list[Axis] | None:
-    axes = operand_axes(node, d)
+@move("expand", "expand_as", "broadcast_to")
+def _expand(node: Node, axes: list[Axis]) -> list[Axis] | None:
+    if node.shape is None:
+        return None
+    result = broadcast(axes, node.shape)
+    for axis in axes:
+        if ax.axis_size(axis) == 1 and axis not in result:
+            ax.pin(axis, f"one feature repeated by {node.name}")
+    return result
+
+
+@move("repeat")
+def _repeat(node: Node, axes: list[Axis]) -> list[Axis] | None:
     if node.shape is None:
         return None
     axes = [ax.inert(1)] * (len(node.shape) - len(axes)) + axes
+    # The whole axis again and again: an outer number before each of its segments.
     return [
-        a if ax.axis_size(a) == size else ax.inert(size)
-        for a, size in zip(axes, node.shape, strict=True)
+        axis * (size // ax.axis_size(axis)) for axis, size in zip(axes, node.shape, strict=True)
     ]
 
 
-@rule("cat", "concat")
-def _cat(node: Node, d: Derivation) -> list[Axis]:
-    parts = [d.axes_of(r) for r in node.args[0]]
-    dim = dims_of(node.argument(1, "dim", 0), len(parts[0]))[0]
-    out = list(parts[0])
-    for part in parts[1:]:
-        for i, axis in enumerate(part):
-            if i != dim:
-                ax.unify(out[i], axis, node.name)
-    out[dim] = tuple(segment for part in parts for segment in part[dim])
-    return out
+@move("repeat_interleave")
+def _repeat_interleave(node: Node, axes: list[Axis]) -> list[Axis] | None:
+    dim = node.argument(2, "dim")
+    if not isinstance(node.args[1], int) or dim is None:
+        return None
+    dim = dims_of(dim, len(axes))[0]
+    repeated = tuple((*segment, node.args[1]) for segment in ax.resolve(axes[dim]))
+    return [*axes[:dim], repeated, *axes[dim + 1 :]]
 
 
-@rule("split", "split_with_sizes", "chunk")
-def _split(node: Node, d: Derivation) -> list[list[Axis]] | None:
-    axes = operand_axes(node, d)
+@move("flip", "roll")
+def _reorder(node: Node, axes: list[Axis]) -> list[Axis]:
+    dims = node.args[1] if node.op == "aten.flip" else node.argument(2, "dims", [])
+    for dim in dims_of(dims, len(axes)) or range(len(axes)):
+        ax.pin(axes[dim], f"reordered by {node.name}")
+    return axes
+
+
+@move("split", "split_with_sizes", "chunk")
+def _split(node: Node, axes: list[Axis]) -> list[list[Axis]]:
     dim = dims_of(node.argument(2, "dim", 0), len(axes))[0]
     total, amount = ax.axis_size(axes[dim]), node.args[1]
     if node.op == "aten.chunk":
@@ -68,40 +106,122 @@ def _split(node: Node, d: Derivation) -> list[list[Axis]] | None:
     sizes = list(amount) if isinstance(amount, (list, tuple)) else [amount] * (total // amount)
     if sum(sizes) < total:
         sizes.append(total - sum(sizes))
-    results, rest = [], axes[dim]
+    pieces, rest = [], axes[dim]
     for size in sizes[:-1]:
         cut = ax.split(rest, size)
         if cut is None:
-            return None
+            ax.pin(axes[dim], f"cut apart by {node.name}")
+            pieces, rest = [ax.inert(size) for size in sizes[:-1]], ax.inert(sizes[-1])
+            break
         piece, rest = cut
-        results.append([*axes[:dim], piece, *axes[dim + 1 :]])
-    return [*results, [*axes[:dim], rest, *axes[dim + 1 :]]]
+        pieces.append(piece)
+    return [[*axes[:dim], piece, *axes[dim + 1 :]] for piece in (*pieces, rest)]
 
 
-@rule("slice", "narrow")
-def _slice(node: Node, d: Derivation) -> list[Axis] | None:
-    axes = operand_axes(node, d)
+@move("slice", "narrow")
+def _slice(node: Node, axes: list[Axis]) -> list[Axis] | None:
     if node.shape is None:
         return None
     dim = dims_of(node.argument(1, "dim", 0), len(axes))[0]
     size, total = node.shape[dim], ax.axis_size(axes[dim])
-    if size == total:
+    if size == total and int(node.argument(4, "step", 1)) == 1:
         return axes
-    if ax.is_inert(axes[dim]):
-        return [*axes[:dim], ax.inert(size), *axes[dim + 1 :]]
-    start = node.argument(2, "start", 0) or 0
-    if int(node.argument(4, "step", 1)) != 1 or not isinstance(start, int):
-        return None
-    start += total if start < 0 else 0
-    first = ax.split(axes[dim], start)
-    second = ax.split(first[1], size) if first is not None else None
-    return None if second is None else [*axes[:dim], second[0], *axes[dim + 1 :]]
-
-
-@rule("select")
-def _select(node: Node, d: Derivation) -> list[Axis] | None:
-    axes = operand_axes(node, d)
-    dim = dims_of(node.args[1], len(axes))[0]
+    piece = ax.inert(size)
     if not ax.is_inert(axes[dim]):
-        return None  # one feature alone: its basis is fixed
+        found = None
+        start = node.argument(2, "start", 0) or 0
+        if int(node.argument(4, "step", 1)) == 1 and isinstance(start, int):
+            first = ax.split(axes[dim], max(0, start + total) if start < 0 else start)
+            second = ax.split(first[1], size) if first is not None else None
+            found = second[0] if second is not None else None
+        if found is None:
+            ax.pin(axes[dim], f"cut apart by {node.name}")
+        else:
+            piece = found
+    return [*axes[:dim], piece, *axes[dim + 1 :]]
+
+
+@move("select")
+def _select(node: Node, axes: list[Axis]) -> list[Axis]:
+    dim = dims_of(node.args[1], len(axes))[0]
+    ax.pin(axes[dim], f"one feature alone in {node.name}")
     return [*axes[:dim], *axes[dim + 1 :]]
+
+
+@move("unbind")
+def _unbind(node: Node, axes: list[Axis]) -> list[list[Axis]]:
+    dim = dims_of(node.argument(1, "dim", 0), len(axes))[0]
+    ax.pin(axes[dim], f"taken apart by {node.name}")
+    return [[*axes[:dim], *axes[dim + 1 :]]] * ax.axis_size(axes[dim])
+
+
+@move("index_select")
+def _index_select(node: Node, axes: list[Axis]) -> list[Axis] | None:
+    if node.shape is None:
+        return None
+    dim = dims_of(node.args[1], len(axes))[0]
+    ax.pin(axes[dim], f"chosen from by {node.name}")
+    return [*axes[:dim], ax.inert(node.shape[dim]), *axes[dim + 1 :]]
+
+
+@rule("index")
+def _index(node: Node, d: Derivation) -> list[Axis] | None:
+    indices = node.args[1]
+    given = [i for i, index in enumerate(indices) if index is not None]
+    if node.shape is None or not d.is_tensor(node.args[0]):
+        return None
+    for i in given:
+        for dim, axis in enumerate(d.axes_of(indices[i])):
+            ax.pin(axis, f"indices of {node.name}")
+            d.use(indices[i], dim, None, axis, node, f"indices of {node.name}")
+    new = len(node.shape) - (len(d.axes_of(node.args[0])) - len(given))
+    together = given == list(range(given[0], given[-1] + 1))
+
+    def moved(axes: list[Axis]) -> list[Axis] | None:
+        for i in given:
+            ax.pin(axes[i], f"chosen from by {node.name}")
+        rest = [axis for i, axis in enumerate(axes) if i not in given]
+        at = given[0] if together else 0
+        shape = node.shape or ()
+        if new < 0 or [ax.axis_size(a) for a in rest] != [*shape[:at], *shape[at + new :]]:
+            return None
+        return [*rest[:at], *(ax.inert(size) for size in shape[at : at + new]), *rest[at:]]
+
+    sources = [moved(source) for source in d.sources_of(node.args[0])]
+    result = moved(operand := d.axes_of(node.args[0]))
+    if result is None or None in sources:
+        return None
+    for i in given:
+        d.use(node.args[0], i, None, operand[i], node, f"chosen from by {node.name}")
+    d.made_of(node, sources)  # type: ignore[arg-type]
+    return result
+
+
+@rule("cat", "concat", "stack")
+def _cat(node: Node, d: Derivation) -> list[Axis] | None:
+    tensors = [r for r in node.args[0] if d.axes_of(r) != [ax.inert(0)]]  # torch's legacy empty one
+    parts = [d.axes_of(r) for r in tensors]
+    new = node.op == "aten.stack"
+    dim = dims_of(node.argument(1, "dim", 0), len(parts[0]) + new)[0]
+    if new:
+        parts = [[*part[:dim], ax.inert(1), *part[dim:]] for part in parts]
+    out = list(parts[0])
+    for part in parts[1:]:
+        for i, axis in enumerate(part):
+            if i != dim:
+                ax.unify(out[i], axis, node.name)
+    out[dim] = tuple(segment for part in parts for segment in part[dim])
+    sources = []
+    sizes = [ax.axis_size(part[dim]) for part in parts]
+    for position, tensor in enumerate(tensors):
+        before, after = sum(sizes[:position]), sum(sizes[position + 1 :])
+        for source in d.sources_of(tensor):
+            own = [*source[:dim], ax.inert(1), *source[dim:]] if new else list(source)
+            around = [ax.inert(size) if size else () for size in (before, after)]
+            own[dim] = (*around[0], *own[dim], *around[1])
+            sources.append(own)
+            if not d.is_static(Ref(node.name)):
+                for i, axis in enumerate(d.axes_of(tensor)):
+                    d.use(tensor, i, Role.WRITE, axis, node)
+    d.made_of(node, sources)
+    return out

@@ -33,9 +33,9 @@ Moments::Moments(const Moments& other) : table_(other.table_) {
 
 void check_total(double square, int model, std::int64_t feature) {
   if (square <= std::numeric_limits<double>::max() / 16) return;
-  throw std::invalid_argument(format_message(
-      "features of model ", model, " are too large: the sum of squares of feature ", feature,
-      " over all samples overflows float64; scale the features down"));
+  throw std::invalid_argument(
+      format_message("features of model ", model, " are too large: the sum of squares of feature ",
+                     feature, " over all samples overflows float64; scale the features down"));
 }
 
 void Moments::merge(const Moments& other) {

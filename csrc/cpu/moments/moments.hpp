@@ -63,8 +63,8 @@ class Moments {
   std::vector<Block> blocks_;
 };
 
-// Throws std::invalid_argument if a feature's centred sum of squares is beyond what is kept. (Sums of
-// products are no larger.)
+// Throws std::invalid_argument if a feature's centred sum of squares is beyond what is kept. (Sums
+// of products are no larger.)
 void check_total(double square, int model, std::int64_t feature);
 
 // One update of one accumulator: a view for each of its models, with equal sample shapes.

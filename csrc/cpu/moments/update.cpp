@@ -60,7 +60,8 @@ class Undertaking {
     for (const Block& block : moments_.blocks_) {
       if (block.row != block.column) continue;
       auto& squares = course.squares[static_cast<std::size_t>(block.row)];
-      for (std::size_t f = 0; f < squares.size(); ++f) squares[f] = block.m2[f * squares.size() + f];
+      for (std::size_t f = 0; f < squares.size(); ++f)
+        squares[f] = block.m2[f * squares.size() + f];
     }
     return course;
   }

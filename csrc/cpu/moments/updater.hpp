@@ -20,8 +20,9 @@
 
 namespace ccamerge {
 
-// What moments are but for their blocks, as a call goes on: what it decides depends on nothing else,
-// so a course can be run through before anything is added. The moments take it over at the end.
+// What moments are but for their blocks, as a call goes on: what it decides depends on nothing
+// else, so a course can be run through before anything is added. The moments take it over at the
+// end.
 struct Course {
   Vectors vectors;
   std::vector<std::vector<double>> squares;  // centred, of each model's features: own diagonals

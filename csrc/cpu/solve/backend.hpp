@@ -17,7 +17,7 @@ class Cpu {
  public:
   using Matrix = ccamerge::Matrix;
   using Info = std::vector<int>;
-  static constexpr int block = 32;   // larger ones leave too little to products
+  static constexpr int block = 32;  // larger ones leave too little to products
   static constexpr int most_eigenvectors = blas::kMostEigenvectors;
   static constexpr int panel = 128;  // narrower products run slower
 

@@ -56,10 +56,10 @@ void Moments::accept(const State& state, cudaStream_t stream) {
                            " underflow float32; pass float64 features or scale them up")
           : format_message(" are not finite, or too large to be squared: first at sample ", sample,
                            ", feature ", feature, "; mask such samples out or mend the model");
-  throw std::invalid_argument(format_message(
-      label.empty() ? "" : label + ": ", "features of model ",
-      bits(kFeatureBits + kSampleBits, kModelBits), what,
-      ". This update and later ones were not added"));
+  throw std::invalid_argument(format_message(label.empty() ? "" : label + ": ",
+                                             "features of model ",
+                                             bits(kFeatureBits + kSampleBits, kModelBits), what,
+                                             ". This update and later ones were not added"));
 }
 
 void Moments::forget_labels(cudaStream_t stream) {
@@ -235,7 +235,7 @@ std::unique_ptr<Moments> Moments::subset(const std::vector<int>& models, Pairs p
   const State state = checked(stream);
   for (std::size_t b = 0; b < places.size(); ++b) {
     cuda::read(storage_.totals[places[b].index], places[b].transposed, false, storage_.state,
-         result->storage_.totals[b].data, stream);
+               result->storage_.totals[b].data, stream);
   }
   for (std::size_t i = 0; i < models.size(); ++i) {
     const auto m = static_cast<std::size_t>(models[i]);

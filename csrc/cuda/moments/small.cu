@@ -93,7 +93,7 @@ struct Reader {
   int pair, first;
   bool used[2];
   Source x[slots][2];
-  float sum[slots];  // of x - shift
+  float sum[slots];              // of x - shift
   std::uint32_t varies, normal;  // a bit for each slot
 
   __device__ explicit Reader(bool by_samples) : sum{}, varies(0), normal(0) {
