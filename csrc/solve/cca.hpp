@@ -74,7 +74,7 @@ std::vector<CcaSolution<B>> solve_cca_stack(B& b, typename B::Matrix k, const Sh
                                             const std::vector<std::string>& called) {
   using Solution = CcaSolution<B>;
   std::vector<Solution> out(x.conditions().size());
-  check_entries(b, k.view(), y.factor(), x.factor(), called);
+  check_entries(b, k.view(), y.deviations(), x.deviations(), called);
   y.factor().solve_left(k.view());
   x.factor().solve_right_transposed(k.view());  // K^T
   check_correlations(b, k.view(), y.conditions(), x.conditions(), called);
@@ -97,7 +97,8 @@ std::vector<CcaSolution<B>> solve_cca_stack(B& b, typename B::Matrix k, const Sh
   b.poll();
 
   if (options.correlations || options.weights) {
-    ThinSvd<B> svd = svd_from_polar(b, k.view(), p.q.view(), options.weights);
+    // What rounding errors of the moments have made larger than a correlation can be is 1.
+    ThinSvd<B> svd = svd_from_polar(b, k.view(), p.q.view(), options.weights, 1.0);
     hand_out(b.split(std::move(svd.s)), out, &Solution::correlations);
     if (options.weights) {
       auto x_weights = transpose_of(b, svd.v.view()), y_weights = transpose_of(b, svd.u.view());

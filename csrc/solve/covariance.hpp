@@ -30,10 +30,18 @@ struct Regulariser {
 // Condition numbers beyond this are refused: the solution would keep fewer than three digits.
 inline constexpr double kConditionLimit = 1e13;
 
+// Below it, norms of inverses may overflow.
+inline constexpr double kLeastNorm = 1e-290;
+
 inline constexpr double kAsymmetry = 1e-6;  // relative; float32 second moments stay well below it
+
+// What second moments of single features may be wrong by, relative to their mean squares: their
+// means may be larger than their deviations.
+inline constexpr double kEntryError = 1e-3;
 
 struct CovarianceSizes {
   double mean_diagonal = 0, norm1 = 0;
+  std::vector<double> diagonal;
 };
 
 // Symmetric parts, with what is known of each member.
@@ -55,8 +63,9 @@ void check_eigen_order(int order, const std::string& name) {
 
 template <Backend B>
 struct FactoredCovariances {
-  Cholesky<B> cholesky;            // L L^T = s + gamma I
-  std::vector<double> conditions;  // estimated, in the 1-norm
+  Cholesky<B> cholesky;                         // L L^T = s + gamma I
+  std::vector<double> conditions;               // estimated, in the 1-norm
+  std::vector<std::vector<double>> deviations;  // of the features of each member, without gamma
 };
 
 // Throws std::invalid_argument, naming the member, unless every entry is finite.
@@ -92,7 +101,9 @@ Covariances<B> checked_covariances(B& b, const std::vector<ConstView>& members,
           format_message(name, " must be symmetric, got entries that differ by ", apart,
                          " across the diagonal (largest entry ", largest, ")"));
     }
-    out.sizes.push_back({mean_diagonal(columns), norm1(columns)});
+    CovarianceSizes sizes{mean_diagonal(columns), norm1(columns), {}};
+    for (const ColumnSums& c : columns) sizes.diagonal.push_back(c.diagonal);
+    out.sizes.push_back(std::move(sizes));
   }
   return out;
 }
@@ -107,6 +118,17 @@ struct CovarianceCase {
   double gamma() const { return regulariser.gamma(sizes.mean_diagonal); }
   double norm1() const { return sizes.norm1 + std::max(0.0, gamma()); }  // once regularised
 
+  // Of each feature, at least as large as errors that gamma allows for could make it.
+  std::vector<double> deviations() const {
+    const double error = kEntryError * sizes.mean_diagonal;
+    const double margin = error > 0 ? std::min(gamma(), error) : gamma();
+    std::vector<double> out;
+    for (const double square : sizes.diagonal) {
+      out.push_back(std::sqrt(std::max(0.0, square) + margin));
+    }
+    return out;
+  }
+
   // What to tell someone whose covariance cannot be solved with, and the gamma that would bound the
   // condition number by a tenth of the limit, in the units that they regularise in.
   [[noreturn]] void refuse(const std::string& what) const {
@@ -118,6 +140,7 @@ struct CovarianceCase {
       cure =
           format_message("raise ", unit, " to at least ", std::max(least, 2 * regulariser.value));
     }
+    if (sizes.norm1 > 0 && norm1() < kLeastNorm) cure = "it underflows: rescale the features";
     throw NumericalError(format_message(name, " (order ", s.rows, ") with ", unit, " = ",
                                         regulariser.value, " ", what, "; ", cure));
   }
@@ -174,7 +197,9 @@ FactoredCovariances<B> factor_covariances(B& b, const std::vector<CovarianceCase
     conditions[k] = std::max(1.0, conditions[k] * cases[k].norm1());
     cases[k].check_condition(conditions[k]);
   }
-  return {std::move(cholesky), std::move(conditions)};
+  std::vector<std::vector<double>> deviations;
+  for (const CovarianceCase& one : cases) deviations.push_back(one.deviations());
+  return {std::move(cholesky), std::move(conditions), std::move(deviations)};
 }
 
 }  // namespace ccamerge

@@ -11,6 +11,7 @@
 
 #include "check.hpp"
 #include "solve/backend.hpp"
+#include "solve/covariance.hpp"
 #include "solve/norms.hpp"
 #include "solve/operands.hpp"
 #include "solve/triangular.hpp"
@@ -22,8 +23,6 @@ namespace detail {
 // Errors that second moments may have, relative to their mean squares: several times those of
 // 16-bit features on matrix units. Whitening enlarges them by the condition numbers.
 inline constexpr double kMomentError = 5e-5;
-// The same of single entries, whose features may have means larger than their deviations.
-inline constexpr double kEntryError = 1e-3;
 
 [[noreturn]] inline void refuse_cross(const std::string& name, const char* what, double value) {
   throw std::invalid_argument(format_message(
@@ -32,33 +31,29 @@ inline constexpr double kEntryError = 1e-3;
       "divided by the same number"));
 }
 
-// 1 / sqrt(c_ii) of the covariances c = L L^T.
-template <Backend B>
-std::vector<double> inverse_deviations(B& b, const Triangular<B>& factor, int count) {
-  const ConstView l = factor.lower();
-  const auto turned = transpose_of(b, {l.data, l.rows, l.cols, l.ld, count, l.stride});
+inline std::vector<double> inverses(const std::vector<double>& deviations) {
   std::vector<double> out;
-  for (const ColumnSums& row : b.column_sums(turned.view())) {
-    out.push_back(1 / std::sqrt(row.diagonal * row.diagonal + row.off_squares));
-  }
+  for (const double d : deviations) out.push_back(1 / std::max(d, 1e-160));  // 0: constant
   return out;
 }
 
 }  // namespace detail
 
 // Throws std::invalid_argument, naming the member, if an entry of a cross moment s (m, n) is larger
-// than the product of its two features' deviations; whatever the conditions are.
+// than the product of its two features' deviations, which are given member after member; whatever
+// the conditions and gamma are.
 template <Backend B>
-void check_entries(B& b, ConstView s, const Triangular<B>& rows, const Triangular<B>& columns,
+void check_entries(B& b, ConstView s, const std::vector<double>& row_deviations,
+                   const std::vector<double>& column_deviations,
                    const std::vector<std::string>& names) {
   auto scaled = copy_of(b, s);
-  b.scale_columns(scaled.view(), detail::inverse_deviations(b, columns, s.count));
+  b.scale_columns(scaled.view(), detail::inverses(column_deviations));
   auto turned = transpose_of(b, scaled.view());
-  b.scale_columns(turned.view(), detail::inverse_deviations(b, rows, s.count));
+  b.scale_columns(turned.view(), detail::inverses(row_deviations));
   const std::vector<ColumnSums> sums = b.column_sums(turned.view());
   for (int k = 0; k < s.count; ++k) {
     const double largest = largest_entry(member_columns(sums, s.rows, k));
-    if (largest > 1 + detail::kEntryError) {
+    if (largest > 1 + kEntryError) {
       detail::refuse_cross(names[static_cast<std::size_t>(k)], "two features have a correlation",
                            largest);
     }

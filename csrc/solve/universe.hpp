@@ -89,12 +89,16 @@ Whitened<B> whitened(B& b, const UniverseProblem& problem, const std::string& na
   for (const ConstView s : problem.own) widths.push_back(s.rows);
   Whitened<B> out{Blocks<B>(widths, with_mean_one(problem.weights)), {}, 0, 0};
   if (problem.regulariser) out.factors.resize(n);
+  std::vector<std::vector<double>> deviations(n);
   std::vector<double> largest(n, 1.0);  // a bound on the eigenvalues of the whitened covariance
   b.each(n, [&](std::size_t i) {
     const std::vector<std::string> called = {name + model(i)};
     const Covariances<B> checked = checked_covariances(b, {problem.own[i]}, called);
+    const Regulariser regulariser = problem.regulariser.value_or(Regulariser{kEntryError, false});
+    const std::vector<CovarianceCase> cases = cases_of(checked, regulariser, called);
+    deviations[i] = cases.front().deviations();
     if (problem.regulariser) {
-      out.factors[i] = factor_covariances(b, cases_of(checked, *problem.regulariser, called));
+      out.factors[i] = factor_covariances(b, cases);
     } else {
       largest[i] = frobenius_norms(b, checked.s.view()).front();
     }
@@ -118,9 +122,9 @@ Whitened<B> whitened(B& b, const UniverseProblem& problem, const std::string& na
     const std::vector<std::string> called = {name + model(i) + " with " + model(j)};
     check_finite(b, problem.crosses[p], called);
     auto k = copy_of(b, problem.crosses[p]);
+    check_entries(b, k.view(), deviations[j], deviations[i], called);
     if (problem.regulariser) {
       const FactoredCovariances<B>&x = *out.factors[i], &y = *out.factors[j];
-      check_entries(b, k.view(), y.cholesky.factor(), x.cholesky.factor(), called);
       y.cholesky.factor().solve_left(k.view());
       x.cholesky.factor().solve_right_transposed(k.view());
       check_correlations(b, k.view(), y.conditions, x.conditions, called);

@@ -14,7 +14,8 @@ constexpr int kProbes = 4;  // that a thread reads
 constexpr std::int64_t kProbed = kRows * kProbes;
 constexpr int kExponent = 14;             // of the largest difference once scaled
 constexpr int kMostExponent = 126;        // of a scale, which is a normal number of float32
-constexpr double kLeastSpread = 0x1p-62;  // of elements whose squares are normal numbers of float32
+// Of elements whose squares are normal numbers of float32, and of float64.
+constexpr double kLeastSpread = 0x1p-62, kLeastDoubleSpread = 0x1p-510;
 
 __device__ double infinity() { return static_cast<double>(infinity32()); }
 
@@ -146,9 +147,9 @@ __global__ void __launch_bounds__(kLanes* kRows)
     } else {
       shift = batch.shift[z][f];
     }
-    // Products in float32 without a scale.
-    const bool plain = form != Form::doubles && !batch.scale[z];
-    if (plain && varies && own.highest - own.lowest < kLeastSpread) {
+    // What is scaled is in range.
+    const double least = form == Form::doubles ? kLeastDoubleSpread : kLeastSpread;
+    if (!batch.scale[z] && varies && own.highest - own.lowest < least) {
       note(state, batch.first + z, kTooSmall, f);
     }
     double unit = varies ? 1 : 0;

@@ -53,7 +53,7 @@ void Moments::accept(const State& state, cudaStream_t stream) {
   const std::string what =
       sample == kTooSmall
           ? format_message(" are too small: squares of feature ", feature,
-                           " underflow float32; pass float64 features or scale them up")
+                           " underflow; scale the features up, or pass them as float64")
           : format_message(" are not finite, or too large to be squared: first at sample ", sample,
                            ", feature ", feature, "; mask such samples out or mend the model");
   throw std::invalid_argument(format_message(label.empty() ? "" : label + ": ",
