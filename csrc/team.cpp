@@ -22,15 +22,15 @@ using Parallel = void (*)(void (*body)(void*), void* data, unsigned threads, uns
 // What the dynamic loader has loaded. Several packages bring an OpenMP runtime of their own, each
 // with its own threads; only torch's will do.
 struct Search {
-  unsigned long long loads;  // of the last search that found nothing
-  bool searched = false;
+  unsigned long long searched = 0;  // number of loads at the last search that found nothing
+  unsigned long long loads = 0;     // so far
   std::string path;
 };
 
 int look_at(dl_phdr_info* info, std::size_t, void* data) {
   auto& search = *static_cast<Search*>(data);
-  if (search.searched && info->dlpi_adds == search.loads) return 1;  // nothing new since
   search.loads = info->dlpi_adds;
+  if (search.loads == search.searched) return 1;  // nothing new since
   if (std::strstr(info->dlpi_name, "/torch/lib/libgomp") == nullptr) return 0;
   search.path = info->dlpi_name;
   return 1;
@@ -44,7 +44,7 @@ Parallel torch_parallel() {
   std::lock_guard lock(mutex);
   if (found) return found;
   dl_iterate_phdr(look_at, &search);
-  search.searched = true;
+  search.searched = search.loads;
   if (search.path.empty()) return nullptr;
   if (void* library = dlopen(search.path.c_str(), RTLD_NOW | RTLD_NOLOAD)) {
     found = reinterpret_cast<Parallel>(dlsym(library, "GOMP_parallel"));
