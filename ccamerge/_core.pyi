@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['Moments', 'cuda_built', 'kernel_in_use', 'kernel_names', 'num_threads', 'num_threads_reason', 'polar_batch', 'select_kernels', 'set_num_threads', 'solve_cca_batch', 'solve_gevp_batch', 'solve_universe_batch', 'update_many', 'whiten']
+__all__: list[str] = ['Moments', 'cuda_built', 'kernel_in_use', 'kernel_names', 'most_threads', 'num_threads', 'num_threads_reason', 'polar_batch', 'runs_on_torch_threads', 'select_kernels', 'set_num_threads', 'solve_cca_batch', 'solve_gevp_batch', 'solve_universe_batch', 'update_many', 'whiten']
 class Moments:
     """
     Streamed count, means and second moments of models' features.
@@ -41,13 +41,9 @@ class Moments:
         """
         Sets everything; blocks in block_pairs() order.
         """
-    def second_moment(self, row: typing.SupportsInt | typing.SupportsIndex, column: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float64]:
+    def state(self) -> tuple:
         """
-        Centred second moment, not divided.
-        """
-    def shift(self, model: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float64]:
-        """
-        What is subtracted before multiplying, (d,).
+        All of it at one moment: count, means, shifts and centred second moments, not divided.
         """
     def subset(self, models: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], pairs: str, reference: typing.SupportsInt | typing.SupportsIndex) -> Moments:
         """
@@ -86,13 +82,17 @@ def num_threads_reason() -> str:
     """
 def polar_batch(matrices: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.float64]], names: collections.abc.Sequence[str]) -> list:
     ...
+def runs_on_torch_threads() -> bool:
+    """
+    Whether the threads are torch's while cores are free, instead of the core's own.
+    """
 def select_kernels(name: str) -> None:
     """
     Chooses the inner loops, for tests and comparisons.
     """
 def set_num_threads(count: typing.SupportsInt | typing.SupportsIndex) -> None:
     """
-    Sets the number of threads, in 1..1024.
+    Sets the number of threads, in 1..most_threads.
     """
 def solve_cca_batch(problems: collections.abc.Sequence[tuple[typing.Annotated[numpy.typing.ArrayLike, numpy.float64], typing.Annotated[numpy.typing.ArrayLike, numpy.float64], typing.Annotated[numpy.typing.ArrayLike, numpy.float64]]], names: collections.abc.Sequence[str], values: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], absolute: bool, correlations: bool, weights: bool) -> list:
     ...
@@ -107,3 +107,4 @@ def update_many(updates: collections.abc.Sequence[tuple[Moments, collections.abc
 def whiten(s: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], value: typing.SupportsFloat | typing.SupportsIndex, absolute: bool, symmetric: bool, name: str) -> tuple:
     ...
 cuda_built: bool = True
+most_threads: int = 1024

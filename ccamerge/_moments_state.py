@@ -28,7 +28,7 @@ def entry(state: State, name: str, dtype: Any, ndim: int) -> Any:
     if name not in state:
         msg = f"entry {name!r} is missing"
         raise ValueError(msg)
-    array = np.asarray(state[name])
+    array = np.require(state[name], requirements="A")
     if array.dtype != dtype or array.ndim != ndim:
         msg = (
             f"entry {name!r} must be {np.dtype(dtype)} with {ndim} axes, "

@@ -70,7 +70,7 @@ class Solver:
 
         device = self.device
         native = getattr(_cuda, function)
-        with device.active():
+        with device.active(), single_blas_thread:  # what is rare is solved on the CPU
             found = native(*arguments, device.allocate, device.index, device.stream())
         return self._read(found)
 
@@ -124,7 +124,7 @@ def _as_array(value: Any, name: str) -> Array:
         message = f"{name} must be a real array, got dtype {array.dtype}"
         raise TypeError(message)
     _check_matrix(array.shape, name)
-    return np.ascontiguousarray(array, dtype=np.float64)
+    return np.require(array, np.float64, ["C", "A"])
 
 
 def _check_matrix(shape: Sequence[int], name: str) -> None:

@@ -310,24 +310,25 @@ class Moments:
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Everything, as copies in NumPy arrays; ``from_state`` is the inverse.
 
+        Taken at one moment: updates in other threads come before or after it.
+
         Returns
         -------
         dict
             ``dims`` (N,), ``pairs`` (its index in "none", "reference", "all"), ``reference`` and
             ``count``, int64; ``mean.i`` and ``shift.i`` (d_i,), ``m2.i.j`` (d_i, d_j), float64.
         """
-        native, stream, count = self._native, self._stream(), self.count
+        count, means, shifts, blocks = self._native.state(*self._stream())
         state: dict[str, npt.NDArray[Any]] = {
             "dims": np.array(self.dims, dtype=np.int64),
             "pairs": np.array(PAIRS.index(self.pairs), dtype=np.int64),
             "reference": np.array(self.reference, dtype=np.int64),
             "count": np.array(count, dtype=np.int64),
         }
-        for i in range(len(self.dims)):
-            state[f"mean.{i}"] = native.mean(i, *stream) if count else np.zeros(self.dims[i])
-            state[f"shift.{i}"] = native.shift(i, *stream)
-        for i, j in native.block_pairs():
-            state[f"m2.{i}.{j}"] = native.second_moment(i, j, *stream)
+        for i, (mean, shift) in enumerate(zip(means, shifts, strict=True)):
+            state[f"mean.{i}"], state[f"shift.{i}"] = mean, shift
+        for (i, j), block in zip(self._native.block_pairs(), blocks, strict=True):
+            state[f"m2.{i}.{j}"] = block
         return state
 
     @classmethod

@@ -51,4 +51,10 @@ class BlockTable {
   std::vector<std::pair<int, int>> blocks_;
 };
 
+// What moments are beside their blocks: samples, and of each model (d,) means and shifts.
+struct Vectors {
+  std::int64_t count = 0;
+  std::vector<std::vector<double>> means, shifts;
+};
+
 }  // namespace ccamerge

@@ -9,23 +9,48 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
 #include "team.hpp"
-#include "usable_threads.hpp"
 
 namespace ccamerge {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// How long a thread looks for work, or for the end of others', before it sleeps: about as long as
+// waking it takes. The parts of an update follow each other more quickly than that.
+constexpr auto kLook = std::chrono::microseconds(20);
+
+constexpr auto kPollEvery = std::chrono::milliseconds(50);
+
 thread_local std::function<void()> interrupt_poll;
 thread_local Clock::time_point next_poll;
+thread_local int polls = 0;  // under way on this thread
 thread_local bool inside_task = false;
 
-std::atomic<int> requested_threads{0};  // 0: not set, follow what the process may use
+std::atomic<int> requested_threads{0};  // 0: not set, follow the limits
+std::atomic<int> torch_threads{0};      // 0: torch is not there
+
+inline void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+template <class Condition>
+void look_for(const Condition& condition) {
+  const auto until = Clock::now() + kLook;
+  while (!condition() && Clock::now() < until) {
+    for (int i = 0; i < 16; ++i) relax();
+  }
+}
 
 // One parallel_for call. Workers and the caller claim indices from the same counter.
 struct Job {
@@ -43,7 +68,7 @@ struct Job {
   }
 
   void work() {
-    inside_task = true;
+    const bool before = std::exchange(inside_task, true);
     while (!failed) {
       const std::size_t i = next.fetch_add(1);
       if (i >= count) break;
@@ -54,159 +79,190 @@ struct Job {
         fail();
       }
     }
-    inside_task = false;
+    inside_task = before;
   }
 };
 
+// Threads that join whatever job is open when they come to it. The caller does not wait for those
+// that do not come: on a busy machine the job would take as long as the slowest of them to wake.
 class Pool {
  public:
-  explicit Pool(int workers) {
+  explicit Pool(int workers) : wanted_(workers) {
     try {
       for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { loop(); });
-    } catch (...) {  // a thread could not be started: stop those that were
-      stop();
-      throw;
+    } catch (const std::system_error&) {  // no more threads: those that there are will do
     }
   }
 
-  ~Pool() { stop(); }
+  ~Pool() {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+      ++turn_;
+    }
+    wake_.notify_all();
+    for (auto& thread : threads_) thread.join();
+  }
 
-  int workers() const { return static_cast<int>(threads_.size()); }
+  int wanted() const { return wanted_; }
 
-  // Waits for workers that have begun, and not for those that the scheduler has yet to wake: these
-  // find the job gone.
   void run(Job& job) {
     {
       std::lock_guard lock(mutex_);
       job_ = &job;
-      ++generation_;
+      ++turn_;
     }
-    wake_.notify_all();
+    const std::size_t helpers = std::min(threads_.size(), job.count - 1);
+    for (std::size_t i = 0; i < helpers; ++i) wake_.notify_one();
     job.work();
+    {
+      std::lock_guard lock(mutex_);
+      job_ = nullptr;
+    }
+    const auto done = [this] { return inside_ == 0; };
+    look_for(done);
     std::unique_lock lock(mutex_);
-    job_ = nullptr;
-    done_.wait(lock, [this] { return busy_ == 0; });
+    done_.wait(lock, done);
   }
 
  private:
   void loop() {
     std::size_t seen = 0;
-    std::unique_lock lock(mutex_);
     for (;;) {
-      wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+      look_for([&] { return turn_ != seen; });
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [&] { return turn_ != seen; });
+      seen = turn_;
       if (stopping_) return;
-      seen = generation_;
-      Job* job = job_;
-      if (!job) continue;
-      ++busy_;
+      Job* const job = job_;
+      if (!job) continue;  // too late: the others have done it all
+      ++inside_;
       lock.unlock();
       job->work();
       lock.lock();
-      if (--busy_ == 0) done_.notify_one();
+      if (--inside_ == 0) done_.notify_one();
     }
   }
 
-  void stop() {
-    {
-      std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
-    for (auto& thread : threads_) thread.join();
-    threads_.clear();
-  }
-
+  const int wanted_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   Job* job_ = nullptr;
-  int busy_ = 0;
-  std::size_t generation_ = 0;
+  std::atomic<int> inside_{0};        // workers in the job; changed with the mutex held
+  std::atomic<std::size_t> turn_{0};  // a number for each job, as well
   bool stopping_ = false;
   std::vector<std::thread> threads_;
 };
 
-// Held while a call uses the pool; a second caller runs alone instead of waiting. Both objects are
-// never destroyed: at exit, and in a forked child, the threads they know of may be gone.
+// Held while a call uses the pool; a second caller runs alone instead of waiting. Never destroyed:
+// at exit, and in a forked child, the threads that it knows of may be gone.
 struct PoolState {
-  std::mutex in_use;
+  const pid_t owner = getpid();
+  std::atomic<bool> in_use{false};
   std::unique_ptr<Pool> pool;
-  pid_t owner = 0;
 };
 
+// The process's own. After a fork the parent's threads do not exist here, and its state may have
+// been in use.
 PoolState& pool_state() {
-  static auto* state = new PoolState;
-  if (state->owner != getpid()) {  // first use, or a fork: the parent's threads do not exist here
-    if (state->owner != 0) state = new PoolState;
-    state->owner = getpid();
-  }
-  return *state;
+  static std::atomic<PoolState*> current{nullptr};
+  PoolState* state = current;
+  if (state && state->owner == getpid()) return *state;
+  auto fresh = std::make_unique<PoolState>();
+  // Another thread may have been first, whose state is then in `state`.
+  return *(current.compare_exchange_strong(state, fresh.get()) ? fresh.release() : state);
 }
+
+class PoolUse {
+ public:
+  explicit PoolUse(PoolState& state) : state_(state), owns_(!state.in_use.exchange(true)) {}
+  ~PoolUse() {
+    if (owns_) state_.in_use = false;
+  }
+  PoolUse(const PoolUse&) = delete;
+  PoolUse& operator=(const PoolUse&) = delete;
+  bool owns() const { return owns_; }
+
+ private:
+  PoolState& state_;
+  bool owns_;
+};
 
 }  // namespace
 
-int num_threads() {
-  const int requested = requested_threads;
-  return requested > 0 ? requested : usable_threads().count;
+ThreadLimit thread_limit() {
+  if (const int requested = requested_threads; requested > 0) return {"set_num_threads", requested};
+  ThreadLimit least = usable_threads();
+  if (const int torch = torch_threads; torch > 0 && torch < least.count) {
+    least = {"torch's number of threads", torch};
+  }
+  if (kMostThreads < least.count) least = {"the most that ccamerge uses", kMostThreads};
+  return least;
 }
 
-const char* num_threads_reason() {
-  return requested_threads > 0 ? "set_num_threads" : usable_threads().reason;
-}
+int num_threads() { return thread_limit().count; }
 
 void set_num_threads(int count) {
-  if (count < 1 || count > most_threads) {
+  if (count < 1 || count > kMostThreads) {
     throw std::invalid_argument(
-        format_message("count must be in 1..", most_threads, ", got ", count));
+        format_message("count must be in 1..", kMostThreads, ", got ", count));
   }
   requested_threads = count;
 }
 
+void follow_torch_threads(int count) { torch_threads = count; }
+
 void parallel_for(std::size_t count, const std::function<void(std::size_t)>& task) {
   if (count == 0) return;
+  if (inside_task) {  // nested: the outer loop already uses the pool
+    for (std::size_t i = 0; i < count; ++i) {
+      poll_interrupt();
+      task(i);
+    }
+    return;
+  }
   Job job;
   job.task = &task;
   job.count = count;
   const int threads = num_threads();
-  if (inside_task) {  // nested: the outer loop already uses the pool
-    for (std::size_t i = 0; i < count; ++i) task(i);
-    return;
-  }
-  static std::mutex state_mutex;
-  PoolState* state = nullptr;
-  {
-    std::lock_guard lock(state_mutex);
-    state = &pool_state();
-  }
-  std::unique_lock use(state->in_use, std::try_to_lock);
-  if (threads == 1 || count == 1 || !use.owns_lock()) {
+  PoolState& state = pool_state();
+  const PoolUse use(state);
+  if (threads == 1 || count == 1 || !use.owns()) {
     job.work();
   } else if (!run_on_torch_threads(threads, [&job] { job.work(); })) {
-    if (!state->pool || state->pool->workers() != threads - 1) {
-      state->pool.reset();
-      state->pool = std::make_unique<Pool>(threads - 1);
+    if (!state.pool || state.pool->wanted() != threads - 1) {
+      state.pool.reset();
+      state.pool = std::make_unique<Pool>(threads - 1);
     }
-    state->pool->run(job);
+    state.pool->run(job);
   }
   if (job.error) std::rethrow_exception(job.error);
 }
 
-InterruptGuard::InterruptGuard(std::function<void()> poll) {
-  interrupt_poll = std::move(poll);
-  next_poll = Clock::now() + std::chrono::milliseconds(50);
+InterruptGuard::InterruptGuard(std::function<void()> poll)
+    : before_(std::exchange(interrupt_poll, std::move(poll))) {
+  next_poll = Clock::now() + kPollEvery;
 }
 
-InterruptGuard::~InterruptGuard() { interrupt_poll = nullptr; }
+InterruptGuard::~InterruptGuard() { interrupt_poll = std::move(before_); }
+
+bool inside_poll() { return polls > 0; }
 
 InterruptPause::InterruptPause() { poll_.swap(interrupt_poll); }
 
 InterruptPause::~InterruptPause() { poll_.swap(interrupt_poll); }
 
 void poll_interrupt() {
-  if (!interrupt_poll) return;
-  const auto now = Clock::now();
-  if (now < next_poll) return;
-  next_poll = now + std::chrono::milliseconds(50);
-  interrupt_poll();
+  if (!interrupt_poll || Clock::now() < next_poll) return;
+  struct Count {
+    Count() { ++polls; }
+    ~Count() {
+      --polls;
+      next_poll = Clock::now() + kPollEvery;
+    }
+  } const count;
+  const auto poll = interrupt_poll;  // the poll's own calls replace it for a while
+  poll();
 }
 
 }  // namespace ccamerge

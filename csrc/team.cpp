@@ -22,38 +22,32 @@ using Parallel = void (*)(void (*body)(void*), void* data, unsigned threads, uns
 // What the dynamic loader has loaded. Several packages bring an OpenMP runtime of their own, each
 // with its own threads; only torch's will do.
 struct Search {
-  unsigned long long loads;  // of the last search that found nothing
-  bool searched = false;
+  unsigned long long searched = 0;  // number of loads at the last search that found nothing
+  unsigned long long loads = 0;     // so far
   std::string path;
 };
 
 int look_at(dl_phdr_info* info, std::size_t, void* data) {
   auto& search = *static_cast<Search*>(data);
-  if (search.searched && info->dlpi_adds == search.loads) return 1;  // nothing new since
   search.loads = info->dlpi_adds;
+  if (search.loads == search.searched) return 1;  // nothing new since
   if (std::strstr(info->dlpi_name, "/torch/lib/libgomp") == nullptr) return 0;
   search.path = info->dlpi_name;
   return 1;
 }
 
-struct Runtime {
-  Parallel parallel = nullptr;
-  int (*max_threads)() = nullptr;
-};
-
-// Empty until torch has been imported. The runtime is never unloaded.
-Runtime torch_runtime() {
+// Null until torch has been imported. The runtime is never unloaded.
+Parallel torch_parallel() {
   static std::mutex mutex;
   static Search search;
-  static Runtime found;
+  static Parallel found = nullptr;
   std::lock_guard lock(mutex);
-  if (found.parallel) return found;
+  if (found) return found;
   dl_iterate_phdr(look_at, &search);
-  search.searched = true;
-  if (search.path.empty()) return found;
+  search.searched = search.loads;
+  if (search.path.empty()) return nullptr;
   if (void* library = dlopen(search.path.c_str(), RTLD_NOW | RTLD_NOLOAD)) {
-    found.max_threads = reinterpret_cast<int (*)()>(dlsym(library, "omp_get_max_threads"));
-    found.parallel = reinterpret_cast<Parallel>(dlsym(library, "GOMP_parallel"));
+    found = reinterpret_cast<Parallel>(dlsym(library, "GOMP_parallel"));
   }
   search.path.clear();
   return found;
@@ -100,7 +94,7 @@ bool run_on_torch_threads(int threads, const std::function<void()>& body) {
   if (loaded_in_a_fork || getpid() != loaded_in) return false;
   const auto began = Clock::now();
   if (began.time_since_epoch().count() < not_before.load(std::memory_order_relaxed)) return false;
-  const Parallel parallel = torch_runtime().parallel;
+  const Parallel parallel = torch_parallel();
   if (!parallel) return false;
   Region region{&body};
   const auto call = [](void* data) {
@@ -117,10 +111,8 @@ bool run_on_torch_threads(int threads, const std::function<void()>& body) {
   return true;
 }
 
-int torch_threads() {
-  if (loaded_in_a_fork || getpid() != loaded_in) return 0;
-  const Runtime runtime = torch_runtime();
-  return runtime.parallel && runtime.max_threads ? runtime.max_threads() : 0;
+bool torch_threads_found() {
+  return !loaded_in_a_fork && getpid() == loaded_in && torch_parallel() != nullptr;
 }
 
 }  // namespace ccamerge

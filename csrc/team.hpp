@@ -16,8 +16,7 @@ namespace ccamerge {
 // The body must not throw.
 bool run_on_torch_threads(int threads, const std::function<void()>& body);
 
-// The threads that torch would use on this thread now; 0 where its runtime is not there. It follows
-// OMP_NUM_THREADS and torch.set_num_threads.
-int torch_threads();
+// Whether those threads are there for this process, be they left alone at the moment or not.
+bool torch_threads_found();
 
 }  // namespace ccamerge

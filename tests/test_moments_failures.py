@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from tests.backends import Moments
+from tests.backends import Moments, update_many
 from tests.test_moments import update_and_check
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -101,6 +103,138 @@ def test_not_finite_in_one_of_several_axes():
     x[4, 1, 2, 0] = torch.nan
     with pytest.raises(ValueError, match="first at sample 22, feature 1"):
         update_and_check(Moments([6]), [x], axis=(3, 1))
+
+
+SMALL = "too small: (their squares|squares of feature \\d) underflow"
+
+
+def refusal_of(moments, features):
+    """What an update is refused with; None if it is taken."""
+    try:
+        update_and_check(moments, features)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("n", [300, 9_216])
+@pytest.mark.parametrize("scale", [1.2e16, 1e18, 1e19, 4e37])
+def test_refused_near_the_range_of_float32(n, scale):
+    """Many samples are several chunks: nothing of those that were fine may stay."""
+    rng = np.random.default_rng(1)
+    moments = Moments([300], pairs="none")
+    moments.update([rng.standard_normal((500, 300), dtype=np.float32)])
+    before = moments.state_dict()
+    x = np.full((n, 300), scale, np.float32)
+    x[n // 2 :] *= -1
+    if (message := refusal_of(moments, [x])) is not None:
+        assert re.search(LARGE, message)
+        unchanged(moments, before)
+    else:  # right, if it is taken
+        total = np.concatenate([np.zeros(500), x[:, 0].astype(np.float64)])
+        np.testing.assert_allclose(moments.cov(0), total.var(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("dims", "n"), [((40, 8), 6), ((40, 8), 20_000), ((900, 700), 5_000)])
+@pytest.mark.parametrize("value", [np.nan, 3e38])
+def test_a_bad_last_sample_leaves_the_totals_bit_for_bit(dims, n, dtype, value):
+    """Found at once, with totals copied, or by looking through all chunks first."""
+    if dtype == np.float64 and value > 0:
+        value = 1e160
+    moments = Moments(dims)
+    rng = np.random.default_rng(2)
+    moments.update([rng.standard_normal((9, d)) for d in dims])
+    before = moments.state_dict()
+    features = [rng.standard_normal((n, d)).astype(dtype) for d in dims]
+    features[1][-1, -1] = value
+    with pytest.raises(ValueError, match=f"model 1 are not finite|{LARGE}"):
+        update_and_check(moments, features)
+    unchanged(moments, before)
+
+
+def test_all_parts_of_a_refused_update_are_taken_back(backend):
+    """Also those for other moments, where the device does not say only later which it was."""
+    first, second = filled(), filled()
+    before = first.state_dict()
+
+    def update():
+        update_many([(first, [A, B]), (second, [A * 1e200, B])])
+        second.check()
+
+    with pytest.raises(ValueError, match=LARGE):
+        update()
+    unchanged(second, before)
+    if backend == "cpu":
+        unchanged(first, before)
+
+
+def test_refused_merges_change_nothing(backend):
+    def far(value):
+        moments = Moments([2])
+        for _ in range(20):
+            moments.update([np.full((1, 2), value)])
+        return moments
+
+    if backend == "cuda":
+        pytest.skip("takes no such features")
+    a, b = far(8e152), far(-8e152)
+    before, other = a.state_dict(), b.state_dict()
+    with pytest.raises(ValueError, match="sum of squares of feature 0 over all samples overflows"):
+        a.merge(b)
+    unchanged(a, before)
+    unchanged(b, other)
+
+
+@pytest.mark.parametrize("scale", [1e-17, 1e-20, 1e-23, 1e-30, 1e-38, 1e-42])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [20, 3_000])
+def test_tiny_features(scale, dtype, n, backend):
+    """Their squares are beyond float32: right, by float64, or refused by a device."""
+    x = (torch.randn(n, 6, generator=torch.Generator().manual_seed(0)) * scale).to(dtype)
+    x[:, 3] = 0
+    y = torch.randn(n, 2, generator=torch.Generator().manual_seed(1)).to(dtype)
+    moments = Moments([6, 2], pairs="all")
+    before = moments.state_dict()
+    if (message := refusal_of(moments, [x, y])) is not None:
+        assert backend == "cuda"
+        assert re.search(SMALL, message)
+        unchanged(moments, before)
+        return
+    left, right = x.double().numpy(), y.double().numpy()
+    for i, j, a, b in ((0, 0, left, left), (0, 1, left, right), (1, 1, right, right)):
+        tolerance = 1e-5 * np.outer(a.std(0), b.std(0)) + 1e-300
+        centred = (a - a.mean(0)).T @ (b - b.mean(0)) / n
+        assert np.all(np.abs(moments.cov(i, j) - centred) <= tolerance)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e-160])
+def test_features_whose_squares_underflow_float64(offset):
+    moments = Moments([3])
+    x = np.random.default_rng(3).standard_normal((20, 3))
+    with pytest.raises(ValueError, match=SMALL):
+        update_and_check(moments, [x * 1e-170 + offset])
+    assert moments.count == 0
+
+
+def test_unaligned_memory():
+    """Refused or copied by whoever reads it, never read as it lies."""
+    raw = np.zeros(5 * 3 * 8 + 1, np.uint8)
+    x = raw[1:].view(np.float64).reshape(5, 3)
+    x[:] = np.random.default_rng(4).standard_normal((5, 3))
+    assert not x.flags.aligned
+    moments = Moments([3])
+    if (message := refusal_of(moments, [x])) is not None:
+        assert "aligned" in message
+        moments.update([x.copy()])
+    np.testing.assert_allclose(moments.cov(0), np.cov(x.copy().T, bias=True), atol=1e-12)
+    state = moments.state_dict()
+    for name, value in state.items():
+        bytes_ = np.zeros(value.nbytes + 1, np.uint8)
+        odd = bytes_[1:].view(value.dtype).reshape(value.shape)
+        odd[...] = value
+        state[name] = odd
+    unchanged(Moments.from_state(state), moments.state_dict())
 
 
 def test_empty():

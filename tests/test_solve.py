@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccamerge.solve import CCAResult
-from tests.backends import assert_equal, cca, cca_batch
+from tests.backends import Moments, assert_equal, cca, cca_batch
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -367,6 +367,67 @@ def test_caller_errors(args, kwargs, error, match):
         cca(*args, **kwargs)
 
 
+@pytest.mark.parametrize("regulariser", [{}, {"ridge": 1e-6}, {"ridge": 1.0}, {"gamma": 0.5}])
+@pytest.mark.parametrize("factor", [-5.0, 24.0])
+@pytest.mark.parametrize(("p", "q"), [(1, 1), (6, 6), (4, 9)])
+def test_cross_moments_that_no_data_can_have(rng, p, q, factor, regulariser):
+    """Not divided by the number of samples, say: a correlation would be above 1."""
+    Sxx, Syy, Sxy = problem(rng, p, q, noise=0.01)
+    with pytest.raises(ValueError, match=r"^Sxy cannot be the cross moment of these two"):
+        cca(Sxx, Syy, factor * Sxy, **regulariser)
+    with pytest.raises(ValueError, match=r"^problems\[1\]: Sxy cannot be the cross moment"):
+        cca_batch([(Sxx, Syy, Sxy), (Sxx, Syy, factor * Sxy)], **regulariser)
+
+
+def test_cross_moments_whose_entries_are_possible_one_by_one():
+    with pytest.raises(ValueError, match=r"Sxy .* a canonical correlation of 2\.4"):
+        cca(I3, I3, np.full((3, 3), 0.8))
+    close = np.full((3, 3), 0.99) + 0.01 * I3
+    with pytest.raises(ValueError, match=r"Sxy .* a canonical correlation of"):
+        cca(close, close, 0.9 * I3)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-3, 10.0])
+def test_single_features_may_not_correlate_more_than_themselves_whatever_the_ridge(ridge):
+    S = np.diag([4.0, 1.0, 9.0])
+    for factor in (1.01, 2.0):
+        with pytest.raises(ValueError, match=r"Sxy .* two features have a correlation of"):
+            cca(S, S, factor * S, ridge=ridge)
+    cca(S, S, S, ridge=ridge)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from([np.float16, np.float32, np.float64]),
+    offset=st.sampled_from([0.0, 1.0, 100.0]),
+    spread=st.sampled_from([0.0, 2.0]),
+    n=st.integers(2, 60),
+    ridge=st.sampled_from([1e-6, 1e-3, 1.0]),
+)
+def test_moments_of_data_are_always_possible(seed, dtype, offset, spread, n, ridge):
+    """Streamed, of any precision and however correlated; no correlation comes out above 1."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, 8)) * np.exp(spread * rng.standard_normal(8)) + offset
+    y = np.concatenate([x[:, ::-1], rng.standard_normal((n, 3))], axis=1)
+    x[:, 2], y[:, 5] = 3.3, offset  # constant
+    streamed = Moments([8, 11], pairs="all")
+    for rows in np.array_split(np.arange(n), 2):
+        streamed.update([x[rows].astype(dtype), y[rows].astype(dtype)])
+    own = streamed.cov(0), streamed.cov(1)
+    found = cca(*own, streamed.cov(0, 1), ridge=ridge, correlations=True)
+    assert found.correlations.max() <= 1
+
+
+@pytest.mark.parametrize("factor", [1 + 3e-5, 1 - 3e-5])
+def test_correlations_beyond_one_by_errors_of_float32_are_one(rng, factor):
+    S = problem(rng, 5)[0]
+    found = cca(S, S, factor * S, correlations=True, weights=True)
+    assert found.correlations.max() <= 1
+    np.testing.assert_allclose(found.correlations, min(1.0, factor), rtol=1e-12)
+    np.testing.assert_allclose(found.map, np.eye(5), atol=1e-9)
+
+
 def test_batch_errors_name_the_problem():
     good = (I3, I3, I3)
     with pytest.raises(ValueError, match=r"problems\[2\]: Syy must be finite"):
@@ -406,3 +467,20 @@ def test_constant_features():
 def test_overflow_is_an_error():
     with pytest.raises(np.linalg.LinAlgError, match="rescale"):
         cca(I3 * 1e308, I3, I3, gamma=1.7e308)
+
+
+@pytest.mark.parametrize("scale", [6e307, 1.6e308])
+def test_a_trace_beyond_float64_is_none_of_the_result(rng, scale):
+    """The ridge is relative to the mean of the diagonal, which is in range where the sum is not."""
+    S = [s / 50 for s in problem(rng, 200)]
+    expected = cca(*S, ridge=0.1, correlations=True)
+    found = cca(*(scale * s for s in S), ridge=0.1, correlations=True)
+    assert np.trace(S[0]) > np.finfo(np.float64).max / scale
+    np.testing.assert_allclose(found.map, expected.map, atol=1e-9)
+    np.testing.assert_allclose(found.correlations, expected.correlations, atol=1e-12)
+
+
+def test_underflow_names_a_cure_that_works(rng):
+    S = problem(rng, 4)
+    with pytest.raises(np.linalg.LinAlgError, match=r"Sxx .* underflows: rescale the features"):
+        cca(*(1e-309 * s for s in S), ridge=0.1)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.backends import (
     assert_equal,
+    cca_batch,
     generalized_eigh,
     generalized_eigh_batch,
     polar,
@@ -109,6 +110,49 @@ class TestPolar:
             u, _, vt = np.linalg.svd(U2.T @ np.eye(m, n) @ V2, full_matrices=False)
             expected = expected + U2 @ u @ vt @ V2.T
         np.testing.assert_allclose(result.q, expected, atol=1e-9)
+
+    @pytest.mark.parametrize("tall", [True, False])
+    @pytest.mark.parametrize("rank", [0, 1, 2])
+    def test_memory_of_a_deficient_matrix_grows_as_the_matrix(self, rng, tall, rank, backend):
+        """A null space of 60,000 by 60,000 would not fit."""
+        m, n = 60_000 if backend == "cpu" else 500, 3
+        if not tall:
+            m, n = n, m
+        A = with_singular_values(rng, m, n, np.linspace(1, 2, rank))[0]
+        result = polar_batch([A])[0]
+        assert result.rank == rank
+        assert departure(result.q) < 1e-12
+        H = result.q.T @ A if m >= n else A @ result.q.T
+        np.testing.assert_allclose(H, H.T, atol=1e-12)
+        assert np.linalg.eigvalsh((H + H.T) / 2)[0] > -1e-12
+
+    def test_a_constant_tall_matrix(self, backend):
+        """Of rank one, with the direction that is left as near the identity as can be."""
+        for rows in (5, 50_000 if backend == "cpu" else 500):
+            A = np.ones((rows, 2))
+            q = polar(A)
+            first, second = q.sum(1), q[:, 0] - q[:, 1]
+            np.testing.assert_allclose(first, np.sqrt(2 / rows), atol=1e-12)
+            assert departure(q) < 1e-12
+            expected = np.eye(rows, 1)[:, 0] - np.eye(rows, 1, -1)[:, 0]
+            np.testing.assert_allclose(second, expected, atol=1e-12)
+
+    @pytest.mark.parametrize("least", [1e-6, 1e-10, 1e-12, 1e-13])
+    @pytest.mark.parametrize(("m", "n"), [(24, 24), (40, 12), (12, 40)])
+    def test_rank_is_of_the_matrix_and_not_of_the_method(self, rng, m, n, least):
+        """Alone or beside others, by either way: the same singular values count as zero."""
+        k = min(m, n)
+        s = np.ones(k)
+        s[-2:] = least
+        A = with_singular_values(rng, m, n, s)[0]
+        padded = np.zeros((m + 2, n + 1))
+        padded[:m, :n] = A
+        ranks = {polar_batch([a])[0].rank for a in (A, A.T, A * 1e100, padded)}
+        ranks |= {r.rank for r in polar_batch([rng.standard_normal((m, n)), A])[1:]}
+        assert ranks == {k}
+        S = np.eye(k)
+        noisy = cca_batch([(S, S, np.diag(s))] * 2, ridge=[1e-3, 1e-9])
+        assert {r.rank for one in noisy for r in one} == {k}
 
     def test_rank_deficient_rest_of_a_matrix_with_zero_rows(self, rng):
         A, _ = with_singular_values(rng, 30, 30, np.ones(20))

@@ -225,6 +225,35 @@ def test_says_when_the_sweeps_ran_out() -> None:
         assert short.objectives[-1] <= full.objectives[-1]
 
 
+@pytest.mark.parametrize("unit", [5e307, 2e200, 1e-310, 5e-324])
+def test_the_unit_of_weights_does_not_matter(unit: float) -> None:
+    """Not even where their sum overflows, or the weights are subnormal."""
+    own, crosses = _moments(_features(3))
+    expected = universe(own, crosses, ridge=0.01, weights=[1, 2, 3])
+    found = universe(own, crosses, ridge=0.01, weights=[1 * unit, 2 * unit, 3 * unit])
+    for a, b in zip(found.maps, expected.maps, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+def test_weights_of_all_sizes() -> None:
+    own, crosses = _moments(_features(3))
+    found = universe(own, crosses, ridge=0.01, weights=[1e308, 1e-310, 1e-310], reference=0)
+    alone = universe(own, crosses, ridge=0.01, weights=[1, 0, 0], reference=0)
+    for a, b in zip(found.maps, alone.maps, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"ridge": 0.01}, {"gamma": 1e-3}, {"whitened": False}])
+def test_cross_moments_that_no_data_can_have(options: dict[str, Any]) -> None:
+    own, crosses = _moments(_features(3))
+    crosses[1] = crosses[1] * 300
+    with pytest.raises(ValueError, match=r"^models\[0\] with models\[2\] cannot be the cross mom"):
+        universe(own, crosses, **options)
+    good = _moments(_features(3))
+    with pytest.raises(ValueError, match=r"^problems\[1\]: models\[0\] with models\[2\] cannot be"):
+        universe_batch([good, (own, crosses)], **options)
+
+
 def test_a_batch_is_its_problems() -> None:
     problems = [_moments(_features(n, seed=n)) for n in (2, 3, 4)]
     batch = universe_batch(problems, ridge=0.1, weights=[None, [1, 2, 3], None])

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from threadpoolctl import threadpool_info
 
-    from ccamerge._core import num_threads_reason
+    from ccamerge._core import num_threads_reason, runs_on_torch_threads
     from ccamerge._threads import num_threads
     from ccamerge.card import versions
     from ccamerge.cuda import cuda_status
@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
         "platform": platform.platform(),
         "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
         "threads": f"{num_threads()} in ccamerge's core (by {num_threads_reason()}), "
-        f"{torch.get_num_threads()} in torch",
+        f"{torch.get_num_threads()} in torch; the core runs on "
+        + ("torch's, or its own while cores are busy" if runs_on_torch_threads() else "its own"),
         "BLAS": "; ".join(
             f"{pool['internal_api']} {pool['version']} ({os.path.basename(pool['filepath'])})"
             for pool in threadpool_info()

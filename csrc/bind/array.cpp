@@ -113,6 +113,12 @@ BorrowedTensor borrow_tensor(const py::handle& array, const std::string& name, i
     result.strides[a] = tensor.strides ? tensor.strides[a] : contiguous;
     contiguous *= tensor.shape[a];
   }
+  const auto item = static_cast<std::uintptr_t>(result.bits) / 8;
+  const bool any = contiguous != 0 && item > 0;
+  if (any && reinterpret_cast<std::uintptr_t>(result.data) % item != 0) {
+    throw std::invalid_argument(format_message(name, " must be aligned in memory to the ", item,
+                                               " bytes of an element; copy() is"));
+  }
   return result;
 }
 

@@ -24,7 +24,8 @@ struct BorrowedTensor {
   bool contiguous() const;  // in C order
 };
 
-// TypeError: no __dlpack__, or not to be read through it. ValueError: not where it should be.
+// TypeError: no __dlpack__, or not to be read through it. ValueError: not where it should be, or
+// elements that are not aligned.
 // `name` is for messages. Arrays on a device are exported without synchronising with any stream.
 BorrowedTensor borrow_tensor(const pybind11::handle& array, const std::string& name, int device);
 

@@ -25,11 +25,12 @@ struct DeviceMoments {
   const BlockTable& table() const { return moments->table(); }
 };
 
-template <class Fill>
-Array matrix_array(const BlockTable& table, int row, int column, Fill&& fill) {
+Array covariance(DeviceMoments& self, int row, int column, std::uintptr_t stream) {
+  const BlockTable& table = self.table();
   Array out({table.dim(table.check_model(row)), table.dim(table.check_model(column))});
   double* const data = out.mutable_data();
-  without_gil([&] { fill(data); });
+  without_gil(
+      [&] { self.moments->covariance(row, column, data, self.allocate, stream_of(stream)); });
   return out;
 }
 
@@ -115,31 +116,17 @@ void register_cuda_moments(py::module_& m) {
                 without_gil([&] { return self.moments->mean(model, stream_of(stream)); }));
           },
           py::arg("model"), py::arg("stream"), "Mean, (d,).")
+      .def("covariance", &covariance, py::arg("row"), py::arg("column"), py::arg("stream"),
+           "Second central moment over count, (d_row, d_column).")
       .def(
-          "shift",
-          [](DeviceMoments& self, int model, std::uintptr_t stream) {
-            return vector_array(
-                without_gil([&] { return self.moments->shift(model, stream_of(stream)); }));
-          },
-          py::arg("model"), py::arg("stream"), "What is subtracted before multiplying, (d,).")
-      .def(
-          "covariance",
-          [](DeviceMoments& self, int row, int column, std::uintptr_t stream) {
-            return matrix_array(self.table(), row, column, [&](double* out) {
-              self.moments->covariance(row, column, out, self.allocate, stream_of(stream));
+          "state",
+          [](DeviceMoments& self, std::uintptr_t stream) {
+            return state_of(self.table(), [&](const auto& m2) {
+              return self.moments->read(m2, self.allocate, stream_of(stream));
             });
           },
-          py::arg("row"), py::arg("column"), py::arg("stream"),
-          "Second central moment over count, (d_row, d_column).")
-      .def(
-          "second_moment",
-          [](DeviceMoments& self, int row, int column, std::uintptr_t stream) {
-            return matrix_array(self.table(), row, column, [&](double* out) {
-              self.moments->second_moment(row, column, out, self.allocate, stream_of(stream));
-            });
-          },
-          py::arg("row"), py::arg("column"), py::arg("stream"),
-          "Centred second moment, not divided.")
+          py::arg("stream"),
+          "All of it at one moment: count, means, shifts and centred second moments, not divided.")
       .def(
           "covariance_into",
           [](DeviceMoments& self, int row, int column, const py::handle& out,
@@ -188,10 +175,7 @@ void register_cuda_moments(py::module_& m) {
              const std::vector<Array>& shifts, const std::vector<Array>& blocks,
              std::uintptr_t stream) {
             const State state = checked_state(self.table(), count, means, shifts, blocks);
-            without_gil([&] {
-              self.moments->restore(state.count, state.means, state.shifts, state.m2,
-                                    stream_of(stream));
-            });
+            without_gil([&] { self.moments->restore(state.vectors, state.m2, stream_of(stream)); });
           },
           py::arg("count"), py::arg("means"), py::arg("shifts"), py::arg("blocks"),
           py::arg("stream"), "Sets everything; blocks in block_pairs() order.");

@@ -49,21 +49,18 @@ void update_many(const std::vector<Item>& items, const std::vector<std::int64_t>
   without_gil([&] { update(updates); });
 }
 
-template <class Fill>
-Array matrix_array(const Moments& moments, int row, int column, Fill&& fill) {
+Array covariance(const Moments& moments, int row, int column) {
   const BlockTable& table = moments.table();
   Array out({table.dim(table.check_model(row)), table.dim(table.check_model(column))});
   double* const data = out.mutable_data();
-  without_gil([&] { fill(data); });
+  without_gil([&] { moments.covariance(row, column, data); });
   return out;
 }
 
 void restore(Moments& moments, std::int64_t count, const std::vector<Array>& means,
              const std::vector<Array>& shifts, const std::vector<Array>& blocks) {
   State state = checked_state(moments.table(), count, means, shifts, blocks);
-  without_gil([&] {
-    moments.restore(state.count, std::move(state.means), std::move(state.shifts), state.m2);
-  });
+  without_gil([&] { moments.restore(std::move(state.vectors), state.m2); });
 }
 
 std::vector<std::string> available_kernels() {
@@ -91,26 +88,14 @@ void register_moments(py::module_& m) {
             return vector_array(without_gil([&] { return self.mean(model); }));
           },
           py::arg("model"), "Mean, (d,).")
+      .def("covariance", &covariance, py::arg("row"), py::arg("column"),
+           "Second central moment over count, (d_row, d_column).")
       .def(
-          "shift",
-          [](const Moments& self, int model) {
-            return vector_array(without_gil([&] { return self.shift(model); }));
+          "state",
+          [](const Moments& self) {
+            return state_of(self.table(), [&](const auto& m2) { return self.read(m2); });
           },
-          py::arg("model"), "What is subtracted before multiplying, (d,).")
-      .def(
-          "covariance",
-          [](const Moments& self, int row, int column) {
-            return matrix_array(self, row, column,
-                                [&](double* out) { self.covariance(row, column, out); });
-          },
-          py::arg("row"), py::arg("column"), "Second central moment over count, (d_row, d_column).")
-      .def(
-          "second_moment",
-          [](const Moments& self, int row, int column) {
-            return matrix_array(self, row, column,
-                                [&](double* out) { self.second_moment(row, column, out); });
-          },
-          py::arg("row"), py::arg("column"), "Centred second moment, not divided.")
+          "All of it at one moment: count, means, shifts and centred second moments, not divided.")
       .def(
           "merge",
           [](Moments& self, const Moments& other) { without_gil([&] { self.merge(other); }); },

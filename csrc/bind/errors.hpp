@@ -7,6 +7,7 @@
 
 #include "check.hpp"
 #include "parallel.hpp"
+#include "threads.hpp"
 
 namespace ccamerge::bind {
 
@@ -18,6 +19,7 @@ void register_errors();
 template <class F>
 auto without_gil(F&& compute) {
   namespace py = pybind11;
+  follow_torch();
   try {
     py::gil_scoped_release release;
     InterruptGuard guard([] {

@@ -84,10 +84,11 @@ State checked_state(const BlockTable& table, std::int64_t count, const std::vect
       blocks.size() != pairs.size()) {
     throw std::invalid_argument("state does not fit these moments");
   }
-  State state{count, {}, {}, {}};
+  State state{{count, {}, {}}, {}};
   for (std::size_t i = 0; i < dims.size(); ++i) {
-    state.means.push_back(checked_vector(means[i], dims[i], "mean." + std::to_string(i)));
-    state.shifts.push_back(checked_vector(shifts[i], dims[i], "shift." + std::to_string(i)));
+    state.vectors.means.push_back(checked_vector(means[i], dims[i], "mean." + std::to_string(i)));
+    state.vectors.shifts.push_back(
+        checked_vector(shifts[i], dims[i], "shift." + std::to_string(i)));
   }
   for (std::size_t b = 0; b < blocks.size(); ++b) {
     const auto [row, column] = pairs[b];

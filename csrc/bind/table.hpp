@@ -11,6 +11,7 @@
 
 #include "array.hpp"
 #include "block_table.hpp"
+#include "errors.hpp"
 
 namespace ccamerge::bind {
 
@@ -36,14 +37,30 @@ void check_axes(const std::vector<std::int64_t>& axes);
 
 // A saved state, checked against the table; m2 in the table's order, borrowed from the arrays.
 struct State {
-  std::int64_t count;
-  std::vector<std::vector<double>> means, shifts;
+  Vectors vectors;
   std::vector<const double*> m2;
 };
 State checked_state(const BlockTable& table, std::int64_t count, const std::vector<Array>& means,
                     const std::vector<Array>& shifts, const std::vector<Array>& blocks);
 
 Array vector_array(const std::vector<double>& values);
+
+// (count, means, shifts, blocks), of which `read(m2)` returns the vectors and fills the blocks, in
+// the table's order.
+template <class Read>
+pybind11::tuple state_of(const BlockTable& table, Read&& read) {
+  std::vector<Array> blocks;
+  std::vector<double*> m2;
+  for (const auto& [row, column] : table.blocks()) {
+    blocks.emplace_back(std::vector<pybind11::ssize_t>{table.dim(row), table.dim(column)});
+    m2.push_back(blocks.back().mutable_data());
+  }
+  const Vectors vectors = without_gil([&] { return read(m2); });
+  std::vector<Array> means, shifts;
+  for (const auto& values : vectors.means) means.push_back(vector_array(values));
+  for (const auto& values : vectors.shifts) shifts.push_back(vector_array(values));
+  return pybind11::make_tuple(vectors.count, means, shifts, blocks);
+}
 
 // Declares what a class of moments with a table() has of it.
 template <class M, class... Options>

@@ -1,11 +1,12 @@
 #include "cuda/libraries.hpp"
 
 #include <algorithm>
+#include <cstddef>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <vector>
 
 #include "check.hpp"
 #include "cuda/library_table.hpp"
@@ -39,11 +40,19 @@ struct Handles::Set {
 
 namespace {
 
-// Idle sets by device and stream: work still queued on one stream may use a set's workspace, so no
-// other stream gets it. Never destroyed: CUDA may be gone before static objects are.
+// Sets that are kept for when their stream comes again; as programs that make a stream for each
+// task never do, no more than these of a device.
+constexpr std::size_t kMostIdle = 16;
+
+// Never destroyed: CUDA may be gone before static objects are.
 struct Idle {
+  struct Kept {
+    int device;
+    cudaStream_t stream;
+    Handles::Set* set;
+  };
   std::mutex mutex;
-  std::multimap<std::pair<int, cudaStream_t>, Handles::Set*> sets;
+  std::vector<Kept> sets;  // the longest idle first
 };
 Idle& idle() {
   static auto* const instance = new Idle;
@@ -56,13 +65,24 @@ Handles::Handles(cudaStream_t stream) : stream_(stream), set_(nullptr) {
   const LibraryTable& library = library_table();
   if (!library.cublasCreate_v2) throw std::runtime_error("cuBLAS and cuSOLVER are not loaded");
   check(cudaGetDevice(&device_), "cudaGetDevice");
+  bool foreign = false;
   {
     std::lock_guard lock(idle().mutex);
-    if (const auto it = idle().sets.find({device_, stream}); it != idle().sets.end()) {
-      set_ = it->second;
-      idle().sets.erase(it);
+    auto& sets = idle().sets;
+    const auto here = [this](const Idle::Kept& kept) { return kept.device == device_; };
+    auto it = std::find_if(sets.begin(), sets.end(), [&](const Idle::Kept& kept) {
+      return here(kept) && kept.stream == stream;
+    });
+    foreign = it == sets.end() && std::count_if(sets.begin(), sets.end(), here) >=
+                                      static_cast<std::ptrdiff_t>(kMostIdle);
+    if (foreign) it = std::find_if(sets.begin(), sets.end(), here);
+    if (it != sets.end()) {
+      set_ = it->set;
+      sets.erase(it);
     }
   }
+  // Work still queued on a set's stream, which may be gone by now, may use its workspace.
+  if (foreign) check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   if (!set_) {
     auto fresh = std::make_unique<Set>();
     check_status(library.cublasCreate_v2(&fresh->blas), "cublasCreate");
@@ -73,7 +93,12 @@ Handles::Handles(cudaStream_t stream) : stream_(stream), set_(nullptr) {
 
 Handles::~Handles() {
   std::lock_guard lock(idle().mutex);
-  idle().sets.emplace(std::pair(device_, stream_), set_);
+  idle().sets.push_back({device_, stream_, set_});
+}
+
+std::size_t Handles::idle_sets() {
+  std::lock_guard lock(idle().mutex);
+  return idle().sets.size();
 }
 
 void Handles::multiply(Number number, int m, int n, int k, double alpha, Operand a, Operand b,

@@ -47,7 +47,8 @@ class Handles {
   void eigh(bool vectors, int n, double* a, int lda, long long stride, double* w, int count,
             int* info, const std::function<void*(std::size_t)>& allocate) const;
 
-  struct Set;  // what is lent
+  struct Set;                      // what is lent
+  static std::size_t idle_sets();  // how many are kept, for tests
 
  private:
   int device_ = 0;

@@ -140,6 +140,8 @@ concept Backend =
       // its lower triangle; without vectors that is destroyed. Returns LAPACK's info of each
       // member.
       { b.eigh(true, c, c) } -> std::same_as<std::vector<int>>;
+      // The largest order for vectors.
+      { B::most_eigenvectors } -> std::convertible_to<int>;
       // The same of the k largest: w (k, 1), z (n, k), both ascending; destroys the first.
       { b.eigh_top(c, 1, c, c) } -> std::same_as<std::vector<int>>;
 

@@ -1,6 +1,7 @@
 // Canonical correlation analysis of many pairs of feature spaces, and the maps between them.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -11,6 +12,7 @@
 #include "solve/backend.hpp"
 #include "solve/covariance.hpp"
 #include "solve/operands.hpp"
+#include "solve/plausible.hpp"
 #include "solve/polar.hpp"
 #include "solve/shared_covariances.hpp"
 #include "solve/thin_svd.hpp"
@@ -46,8 +48,8 @@ struct CcaSolution {
 // Every problem with every regulariser, problem-major; those of equal shapes in lock-step. A
 // covariance that several problems share (by address) is checked and factored once. `names` are as
 // in "problems[3]: ", one for each problem, and start the messages of errors: std::invalid_argument
-// for non-finite or asymmetric input, NumericalError for covariances too ill-conditioned to solve
-// with.
+// for non-finite or asymmetric input and cross moments that no data can have, NumericalError for
+// covariances too ill-conditioned to solve with.
 //
 // Source: Horoi et al., "Harmony in Diversity: Merging Neural Networks with Canonical Correlation
 // Analysis", ICML 2024; any square root of the covariances gives the same map.
@@ -64,14 +66,18 @@ void hand_out(std::vector<M> members, std::vector<S>& to, M S::* field) {
   for (std::size_t k = 0; k < members.size(); ++k) to[k].*field = std::move(members[k]);
 }
 
-// One solution for each member of k, the cross moments (q, p), given the factors of both sides.
+// One solution for each member of k, the cross moments (q, p), called so, given the factors of both
+// sides.
 template <Backend B>
 std::vector<CcaSolution<B>> solve_cca_stack(B& b, typename B::Matrix k, const SharedFactors<B>& x,
-                                            const SharedFactors<B>& y, const CcaOptions& options) {
+                                            const SharedFactors<B>& y, const CcaOptions& options,
+                                            const std::vector<std::string>& called) {
   using Solution = CcaSolution<B>;
   std::vector<Solution> out(x.conditions().size());
+  check_entries(b, k.view(), y.deviations(), x.deviations(), called);
   y.factor().solve_left(k.view());
   x.factor().solve_right_transposed(k.view());  // K^T
+  check_correlations(b, k.view(), y.conditions(), x.conditions(), called);
   b.poll();
 
   // K = Lx^-1 Sxy Ly^-T carries the rounding errors of Sxy, enlarged by both inverses; singular
@@ -91,7 +97,8 @@ std::vector<CcaSolution<B>> solve_cca_stack(B& b, typename B::Matrix k, const Sh
   b.poll();
 
   if (options.correlations || options.weights) {
-    ThinSvd<B> svd = svd_from_polar(b, k.view(), p.q.view(), options.weights);
+    // What rounding errors of the moments have made larger than a correlation can be is 1.
+    ThinSvd<B> svd = svd_from_polar(b, k.view(), p.q.view(), options.weights, 1.0);
     hand_out(b.split(std::move(svd.s)), out, &Solution::correlations);
     if (options.weights) {
       auto x_weights = transpose_of(b, svd.v.view()), y_weights = transpose_of(b, svd.u.view());
@@ -119,6 +126,9 @@ std::vector<CcaSolution<B>> solve_cca(B& b, const std::vector<CcaProblem>& probl
                                       const std::vector<std::string>& names,
                                       const std::vector<Regulariser>& regularisers,
                                       const CcaOptions& options) {
+  for (std::size_t i = 0; options.weights && i < problems.size(); ++i) {
+    check_eigen_order<B>(std::min(problems[i].syx.rows, problems[i].syx.cols), names[i] + "Sxy");
+  }
   SharedCovariances<B> covariances;
   std::vector<std::size_t> x_side, y_side;
   for (std::size_t i = 0; i < problems.size(); ++i) {
@@ -152,7 +162,7 @@ std::vector<CcaSolution<B>> solve_cca(B& b, const std::vector<CcaProblem>& probl
     auto k = b.stack(crosses);
     check_finite(b, k.view(), called);
     auto solutions = detail::solve_cca_stack(b, std::move(k), covariances.gather(b, x),
-                                             covariances.gather(b, y), options);
+                                             covariances.gather(b, y), options, called);
     for (std::size_t i = 0; i < group.size(); ++i) out[group[i]] = std::move(solutions[i]);
   });
   return out;

@@ -24,16 +24,24 @@ struct Regulariser {
   double value = 0.0;  // >= 0, finite
   bool absolute = false;
 
-  double gamma(double trace, int order) const { return absolute ? value : value * trace / order; }
+  double gamma(double mean_diagonal) const { return absolute ? value : value * mean_diagonal; }
 };
 
 // Condition numbers beyond this are refused: the solution would keep fewer than three digits.
 inline constexpr double kConditionLimit = 1e13;
 
+// Below it, norms of inverses may overflow.
+inline constexpr double kLeastNorm = 1e-290;
+
 inline constexpr double kAsymmetry = 1e-6;  // relative; float32 second moments stay well below it
 
+// What second moments of single features may be wrong by, relative to their mean squares: their
+// means may be larger than their deviations.
+inline constexpr double kEntryError = 1e-3;
+
 struct CovarianceSizes {
-  double trace = 0, norm1 = 0;
+  double mean_diagonal = 0, norm1 = 0;
+  std::vector<double> diagonal;
 };
 
 // Symmetric parts, with what is known of each member.
@@ -43,10 +51,21 @@ struct Covariances {
   std::vector<CovarianceSizes> sizes;
 };
 
+// Throws std::invalid_argument if a matrix is too large for the backend's eigenvectors: before
+// anything of its size is allocated.
+template <Backend B>
+void check_eigen_order(int order, const std::string& name) {
+  if (order <= B::most_eigenvectors) return;
+  throw std::invalid_argument(format_message(
+      name, " has order ", order, ", but LAPACK's 32-bit workspace for eigenvectors ", "ends at ",
+      B::most_eigenvectors, "; a CUDA device takes more"));
+}
+
 template <Backend B>
 struct FactoredCovariances {
-  Cholesky<B> cholesky;            // L L^T = s + gamma I
-  std::vector<double> conditions;  // estimated, in the 1-norm
+  Cholesky<B> cholesky;                         // L L^T = s + gamma I
+  std::vector<double> conditions;               // estimated, in the 1-norm
+  std::vector<std::vector<double>> deviations;  // of the features of each member, without gamma
 };
 
 // Throws std::invalid_argument, naming the member, unless every entry is finite.
@@ -82,7 +101,9 @@ Covariances<B> checked_covariances(B& b, const std::vector<ConstView>& members,
           format_message(name, " must be symmetric, got entries that differ by ", apart,
                          " across the diagonal (largest entry ", largest, ")"));
     }
-    out.sizes.push_back({trace(columns), norm1(columns)});
+    CovarianceSizes sizes{mean_diagonal(columns), norm1(columns), {}};
+    for (const ColumnSums& c : columns) sizes.diagonal.push_back(c.diagonal);
+    out.sizes.push_back(std::move(sizes));
   }
   return out;
 }
@@ -94,20 +115,32 @@ struct CovarianceCase {
   Regulariser regulariser;
   std::string name;
 
-  double gamma() const { return regulariser.gamma(sizes.trace, s.rows); }
+  double gamma() const { return regulariser.gamma(sizes.mean_diagonal); }
   double norm1() const { return sizes.norm1 + std::max(0.0, gamma()); }  // once regularised
+
+  // Of each feature, at least as large as errors that gamma allows for could make it.
+  std::vector<double> deviations() const {
+    const double error = kEntryError * sizes.mean_diagonal;
+    const double margin = error > 0 ? std::min(gamma(), error) : gamma();
+    std::vector<double> out;
+    for (const double square : sizes.diagonal) {
+      out.push_back(std::sqrt(std::max(0.0, square) + margin));
+    }
+    return out;
+  }
 
   // What to tell someone whose covariance cannot be solved with, and the gamma that would bound the
   // condition number by a tenth of the limit, in the units that they regularise in.
   [[noreturn]] void refuse(const std::string& what) const {
     const char* const unit = regulariser.absolute ? "gamma" : "ridge";
     std::string cure = "every feature is constant: leave this space out, or use gamma";
-    if (sizes.trace > 0) {
+    if (sizes.mean_diagonal > 0) {
       const double gamma = sizes.norm1 / (0.1 * kConditionLimit);
-      const double least = regulariser.absolute ? gamma : gamma * s.rows / sizes.trace;
+      const double least = regulariser.absolute ? gamma : gamma / sizes.mean_diagonal;
       cure =
           format_message("raise ", unit, " to at least ", std::max(least, 2 * regulariser.value));
     }
+    if (sizes.norm1 > 0 && norm1() < kLeastNorm) cure = "it underflows: rescale the features";
     throw NumericalError(format_message(name, " (order ", s.rows, ") with ", unit, " = ",
                                         regulariser.value, " ", what, "; ", cure));
   }
@@ -164,7 +197,9 @@ FactoredCovariances<B> factor_covariances(B& b, const std::vector<CovarianceCase
     conditions[k] = std::max(1.0, conditions[k] * cases[k].norm1());
     cases[k].check_condition(conditions[k]);
   }
-  return {std::move(cholesky), std::move(conditions)};
+  std::vector<std::vector<double>> deviations;
+  for (const CovarianceCase& one : cases) deviations.push_back(one.deviations());
+  return {std::move(cholesky), std::move(conditions), std::move(deviations)};
 }
 
 }  // namespace ccamerge

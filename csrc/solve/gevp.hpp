@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -47,7 +48,7 @@ template <Backend B>
 TopPairs<B> top_pairs(B& b, typename B::Matrix c, int k, const std::vector<std::string>& names) {
   const int n = c.rows(), count = c.count();
   // Divide and conquer is faster for all of them, and for most.
-  const bool all = 2 * k > n;
+  const bool all = 2 * static_cast<std::int64_t>(k) > n;
   auto values = b.matrix(all ? n : k, 1, count);
   typename B::Matrix some;
   if (!all) some = b.matrix(n, k, count);
@@ -74,8 +75,10 @@ std::vector<GevpSolution<B>> solve_gevp(B& b, const std::vector<GevpProblem>& pr
                                         const std::vector<std::string>& names,
                                         const Regulariser& regulariser) {
   std::vector<WorkItem> items;
-  for (const GevpProblem& problem : problems) {
+  for (std::size_t i = 0; i < problems.size(); ++i) {
+    const GevpProblem& problem = problems[i];
     const int n = problem.a.rows;
+    if (2 * static_cast<std::int64_t>(problem.k) > n) check_eigen_order<B>(n, names[i] + "A");
     items.push_back({{n, problem.k, 0},
                      std::pow(n, 3),
                      8 * static_cast<std::size_t>(n) * static_cast<std::size_t>(n)});

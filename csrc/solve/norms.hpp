@@ -34,10 +34,11 @@ inline std::vector<int> alive(ColumnsOf columns) {
   return out;
 }
 
-inline double trace(ColumnsOf columns) {
-  double sum = 0;
-  for (const ColumnSums& c : columns) sum += c.diagonal;
-  return sum;
+// The mean of the diagonal, whose sum may overflow.
+inline double mean_diagonal(ColumnsOf columns) {
+  double mean = 0;
+  for (const ColumnSums& c : columns) mean += c.diagonal / static_cast<double>(columns.size());
+  return mean;
 }
 
 inline double norm1(ColumnsOf columns) {

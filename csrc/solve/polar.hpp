@@ -30,7 +30,8 @@ struct Polar {
 // a (m, n), finite. Singular values at or below rank_tolerance * (the largest) count as zero; there
 // the factor is not unique, and the one nearest the identity among the choices is returned:
 // U1 V1^T + U2 polar(U2^T I V2) V2^T, with the null spaces U2, V2 and I = eye(m, n). A tolerance
-// below max(m, n) * eps means that. NumericalError if an SVD does not converge.
+// below max(m, n) * eps means that. NumericalError if an SVD does not converge. Memory grows as the
+// matrices do, never as the square of their longer side.
 template <Backend B>
 Polar<B> polar(B& b, ConstView a, const Coefficients& rank_tolerance = 0.0);
 
@@ -65,32 +66,40 @@ Matrix on_host(B& b, ConstView a) {
   return out;
 }
 
+// Whether a member has no singular value that counts as zero, as far as the iteration tells.
+template <Backend B>
+bool regular(const Qdwh<B>& found, std::size_t member, double rank_tolerance) {
+  return found.converged[member] && found.least[member] > rank_tolerance;
+}
+
 // The polar factor of one a with zero rows or columns: of the rest, then linked. False if the rest
 // is rank-deficient too.
 template <Backend B>
-bool polar_of_alive(B& b, ConstView a, const Alive& alive, View q) {
-  const int r = static_cast<int>(alive.rows.size()), c = static_cast<int>(alive.cols.size());
+bool polar_of_alive(B& b, ConstView a, const Alive& alive, double rank_tolerance, View q) {
+  const bool tall = a.rows >= a.cols;
+  // Of the shorter side; its coordinates that are left are alive or missing in the rest's factor.
+  const std::vector<int>& own = tall ? alive.cols : alive.rows;
+  const std::size_t other = tall ? alive.rows.size() : alive.cols.size();
   b.combine(q, 0.0);
-  Matrix u, v;  // what the wider side of the rest misses
-  if (r > 0) {
-    auto rest = b.matrix(r, c);
+  Matrix missing;
+  if (other > 0) {
+    auto rest = b.matrix(static_cast<int>(alive.rows.size()), static_cast<int>(alive.cols.size()));
     b.gather(a, alive.rows, alive.cols, rest.view());
     const Qdwh<B> found = qdwh(b, rest.view());
-    if (!found.converged.front()) return false;
+    if (!regular(found, 0, rank_tolerance)) return false;
     b.scatter(found.q.view(), alive.rows, alive.cols, q);
-    if (r > c && c < a.cols) u = complement_of(on_host(b, found.q.view()).view());
-    if (r < c && r < a.rows) {
-      v = complement_of(on_host(b, transpose_of(b, found.q.view()).view()).view());
+    if (other < own.size()) {
+      const Matrix side = on_host(b, found.q.view());
+      missing = complement_of(tall ? transpose_of(side.view()).view() : side.view());
     }
   }
-  const NullSpaceLink link = link_null_spaces(null_space(a.rows, alive.rows, u).view(),
-                                              null_space(a.cols, alive.cols, v).view());
-  if (link.left.empty()) return true;
-  auto left = b.matrix(link.left.rows(), link.left.cols());
-  auto right = b.matrix(link.right.rows(), link.right.cols());
-  b.upload(link.left.data(), left.view());
-  b.upload(link.right.data(), right.view());
-  b.multiply(false, left.view(), false, right.view(), q, 1.0, 1.0);
+  const Matrix basis = null_space(std::min(a.rows, a.cols), own, missing);
+  if (basis.cols() == 0) return true;
+  Matrix host = on_host(b, q);
+  if (!tall) host = transpose_of(host.view());
+  link_null_spaces(host.view(), basis.view());
+  if (!tall) host = transpose_of(host.view());
+  b.upload(host.data(), q);
   return true;
 }
 
@@ -119,16 +128,17 @@ Polar<B> polar(B& b, ConstView a, const Coefficients& rank_tolerance) {
     out.q = transpose_of(b, out.q.view());
   }
   for (std::size_t k = 0; k < count; ++k) {
-    if (found.converged[k]) continue;
     const int member = static_cast<int>(k);
+    const double tolerance = rank_tolerance[member];
+    if (detail::regular(found, k, tolerance)) continue;
     const View q = out.q.view().member(member);
-    if (!parts[k].all(a) && detail::polar_of_alive(b, a.member(member), parts[k], q)) {
+    if (!parts[k].all(a) && detail::polar_of_alive(b, a.member(member), parts[k], tolerance, q)) {
       out.rank[k] = static_cast<int>(std::min(parts[k].rows.size(), parts[k].cols.size()));
       continue;
     }
     const double least = std::max(m, n) * std::numeric_limits<double>::epsilon();
     const SvdPolar svd =
-        polar_by_svd(detail::on_host(b, a.member(member)), std::max(rank_tolerance[member], least));
+        polar_by_svd(detail::on_host(b, a.member(member)), std::max(tolerance, least));
     b.upload(svd.q.data(), q);
     out.rank[k] = svd.rank;
     out.method[k] = PolarMethod::svd;

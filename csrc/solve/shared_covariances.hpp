@@ -20,14 +20,18 @@ namespace ccamerge {
 template <Backend B>
 class SharedFactors {
  public:
-  SharedFactors(B& b, const std::vector<Triangular<B>>& members, std::vector<double> conditions)
+  SharedFactors(B& b, const std::vector<Triangular<B>>& members, std::vector<double> conditions,
+                std::vector<double> deviations)
       : b_(&b),
         l_(b, views_of(members, &Triangular<B>::lower)),
         inverse_(b, views_of(members, &Triangular<B>::inverse)),
-        conditions_(std::move(conditions)) {}
+        conditions_(std::move(conditions)),
+        deviations_(std::move(deviations)) {}
 
   Triangular<B> factor() const { return {*b_, l_.view(), inverse_.view()}; }
   const std::vector<double>& conditions() const { return conditions_; }
+  // Of all features, one member after the other.
+  const std::vector<double>& deviations() const { return deviations_; }
 
  private:
   static std::vector<ConstView> views_of(const std::vector<Triangular<B>>& members,
@@ -39,7 +43,7 @@ class SharedFactors {
 
   B* b_;
   Gathered<B> l_, inverse_;
-  std::vector<double> conditions_;
+  std::vector<double> conditions_, deviations_;
 };
 
 template <Backend B>
@@ -61,13 +65,15 @@ class SharedCovariances {
 
   SharedFactors<B> gather(B& b, const std::vector<Which>& members) const {
     std::vector<Triangular<B>> factors;
-    std::vector<double> conditions;
+    std::vector<double> conditions, deviations;
     for (const Which which : members) {
       const auto& [stack, member] = factors_[which.covariance * values_ + which.regulariser];
       factors.push_back(stack->cholesky.factor().member(static_cast<int>(member)));
       conditions.push_back(stack->conditions[member]);
+      const std::vector<double>& own = stack->deviations[member];
+      deviations.insert(deviations.end(), own.begin(), own.end());
     }
-    return {b, factors, std::move(conditions)};
+    return {b, factors, std::move(conditions), std::move(deviations)};
   }
 
   // Doubles of one factor.

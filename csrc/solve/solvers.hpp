@@ -13,7 +13,7 @@
   PREFIX template class Cholesky<B>;                                                             \
   PREFIX template Qdwh<B> qdwh<B>(B&, ConstView);                                                \
   PREFIX template Polar<B> polar<B>(B&, ConstView, const Coefficients&);                         \
-  PREFIX template ThinSvd<B> svd_from_polar<B>(B&, ConstView, ConstView, bool);                  \
+  PREFIX template ThinSvd<B> svd_from_polar<B>(B&, ConstView, ConstView, bool, double);          \
   PREFIX template std::vector<PolarFactor<B>> solve_polar<B>(B&, const std::vector<ConstView>&,  \
                                                              const std::vector<std::string>&);   \
   PREFIX template Whitening<B> whiten<B>(B&, const std::vector<ConstView>&, const Regulariser&,  \

@@ -20,9 +20,10 @@ struct ThinSvd {
 };
 
 // a = U S V^T from the polar factors q of a, by the eigenvectors of the Hermitian factor
-// (Nakatsukasa & Higham 2013). NumericalError if those do not converge.
+// (Nakatsukasa & Higham 2013). Values above `most` become that. NumericalError if those do not
+// converge.
 template <Backend B>
-ThinSvd<B> svd_from_polar(B& b, ConstView a, ConstView q, bool vectors) {
+ThinSvd<B> svd_from_polar(B& b, ConstView a, ConstView q, bool vectors, double most) {
   // a = q h for a tall a, a = h q for a wide one, h symmetric positive semidefinite.
   const bool tall = a.rows >= a.cols;
   const int k = std::min(a.rows, a.cols);
@@ -39,7 +40,7 @@ ThinSvd<B> svd_from_polar(B& b, ConstView a, ConstView q, bool vectors) {
   std::vector<double> values = downloaded(b, w.view());
   for (auto first = values.begin(); first != values.end(); first += k) {
     std::reverse(first, first + k);
-    std::transform(first, first + k, first, [](double s) { return std::max(0.0, s); });
+    std::transform(first, first + k, first, [=](double s) { return std::clamp(s, 0.0, most); });
   }
   ThinSvd<B> out;
   out.s = std::move(w);

@@ -17,6 +17,7 @@
 #include "solve/covariance.hpp"
 #include "solve/norms.hpp"
 #include "solve/operands.hpp"
+#include "solve/plausible.hpp"
 #include "solve/polar.hpp"
 #include "solve/spectral.hpp"
 
@@ -73,6 +74,8 @@ struct Whitened {
 };
 
 inline std::vector<double> with_mean_one(std::vector<double> weights) {
+  const double largest = *std::max_element(weights.begin(), weights.end());
+  for (double& w : weights) w /= largest;  // their sum could overflow, and vanishes if they do
   const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
   for (double& w : weights) w *= static_cast<double>(weights.size()) / sum;
   return weights;
@@ -86,12 +89,16 @@ Whitened<B> whitened(B& b, const UniverseProblem& problem, const std::string& na
   for (const ConstView s : problem.own) widths.push_back(s.rows);
   Whitened<B> out{Blocks<B>(widths, with_mean_one(problem.weights)), {}, 0, 0};
   if (problem.regulariser) out.factors.resize(n);
+  std::vector<std::vector<double>> deviations(n);
   std::vector<double> largest(n, 1.0);  // a bound on the eigenvalues of the whitened covariance
   b.each(n, [&](std::size_t i) {
     const std::vector<std::string> called = {name + model(i)};
     const Covariances<B> checked = checked_covariances(b, {problem.own[i]}, called);
+    const Regulariser regulariser = problem.regulariser.value_or(Regulariser{kEntryError, false});
+    const std::vector<CovarianceCase> cases = cases_of(checked, regulariser, called);
+    deviations[i] = cases.front().deviations();
     if (problem.regulariser) {
-      out.factors[i] = factor_covariances(b, cases_of(checked, *problem.regulariser, called));
+      out.factors[i] = factor_covariances(b, cases);
     } else {
       largest[i] = frobenius_norms(b, checked.s.view()).front();
     }
@@ -112,11 +119,15 @@ Whitened<B> whitened(B& b, const UniverseProblem& problem, const std::string& na
   }
   b.each(pairs.size(), [&](std::size_t p) {
     const auto [i, j] = pairs[p];
-    check_finite(b, problem.crosses[p], {name + model(i) + " with " + model(j)});
+    const std::vector<std::string> called = {name + model(i) + " with " + model(j)};
+    check_finite(b, problem.crosses[p], called);
     auto k = copy_of(b, problem.crosses[p]);
+    check_entries(b, k.view(), deviations[j], deviations[i], called);
     if (problem.regulariser) {
-      out.factors[j]->cholesky.factor().solve_left(k.view());
-      out.factors[i]->cholesky.factor().solve_right_transposed(k.view());
+      const FactoredCovariances<B>&x = *out.factors[i], &y = *out.factors[j];
+      y.cholesky.factor().solve_left(k.view());
+      x.cholesky.factor().solve_right_transposed(k.view());
+      check_correlations(b, k.view(), y.conditions, x.conditions, called);
     }
     out.blocks.cross(static_cast<int>(i), static_cast<int>(j)) = std::move(k);
   });

@@ -28,6 +28,7 @@ template <Backend B>
 Whitening<B> whiten(B& b, const std::vector<ConstView>& covariances, const Regulariser& regulariser,
                     WhiteningKind kind, const std::vector<std::string>& names) {
   const int n = covariances.front().rows, count = static_cast<int>(covariances.size());
+  if (kind == WhiteningKind::symmetric) check_eigen_order<B>(n, names.front());
   const Covariances<B> checked = checked_covariances(b, covariances, names);
   const std::vector<CovarianceCase> cases = cases_of(checked, regulariser, names);
   if (kind == WhiteningKind::cholesky) {

@@ -268,7 +268,7 @@ void check_bad_values() {
                         nullptr);
       }
       cuda::update({given}, "batch " + std::to_string(update), allocate, nullptr);
-      if (update == 0) moments.second_moment(0, 1, before.data(), allocate, nullptr);
+      if (update == 0) moments.covariance(0, 1, before.data(), allocate, nullptr);
     }
     std::string message;
     try {
@@ -279,7 +279,7 @@ void check_bad_values() {
     EXPECT(message.rfind("batch 1: features of model 1", 0) == 0);
     EXPECT(message.find("sample 5, feature 2") != std::string::npos);
     EXPECT(moments.count(nullptr) == 33);
-    moments.second_moment(0, 1, after.data(), allocate, nullptr);
+    moments.covariance(0, 1, after.data(), allocate, nullptr);
     EXPECT(before == after);
   }
 }

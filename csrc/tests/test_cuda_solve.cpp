@@ -1,5 +1,7 @@
 // The solvers on a device against the same on the CPU.
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 
 #include "cpu/solve/instances.hpp"
 #include "cuda/solve/instances.hpp"
@@ -152,6 +154,24 @@ void check_failures() {
   EXPECT(message.rfind("second", 0) == 0);
 }
 
+#ifdef CCAMERGE_EMULATED
+// Streams come and go, as in a program that makes one for each task; here they are only numbers.
+void check_streams() {
+  std::size_t most = 0;
+  for (std::uintptr_t stream = 1; stream <= 200; ++stream) {
+    const cuda::Handles handles(reinterpret_cast<cudaStream_t>(stream << 4));
+    EXPECT(handles.stream() == reinterpret_cast<cudaStream_t>(stream << 4));
+    most = std::max(most, cuda::Handles::idle_sets());
+  }
+  EXPECT(most >= 8 && most <= 16);
+  {
+    const cuda::Handles first(nullptr), second(nullptr);  // at the same time, on one stream
+    EXPECT(cuda::Handles::idle_sets() <= 16);
+  }
+  EXPECT(cuda::Handles::idle_sets() <= 18);
+}
+#endif
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -160,5 +180,8 @@ int main(int argc, char** argv) {
   check_polar_of_singular();
   check_gevp_and_whitening();
   check_failures();
+#ifdef CCAMERGE_EMULATED
+  check_streams();
+#endif
   return result();
 }

@@ -199,6 +199,25 @@ void test_whiten() {
   }
 }
 
+// Refused before anything of such a size is read or allocated.
+void test_orders_beyond_workspace() {
+  Cpu cpu;
+  const int n = Cpu::most_eigenvectors + 1;
+  const ConstView large{nullptr, n, n, n};
+  const auto refused = [](const auto& solve, const std::string& name) {
+    std::string message;
+    try {
+      solve();
+    } catch (const std::invalid_argument& error) {
+      message = error.what();
+    }
+    expect(message.rfind(name + " has order 32767", 0) == 0, name + ": " + message);
+  };
+  refused([&] { whiten(cpu, {large}, {}, WhiteningKind::symmetric, {"S"}); }, "S");
+  refused([&] { solve_gevp(cpu, {{large, large, n}}, {"problems[1]: "}, {}); }, "problems[1]: A");
+  refused([&] { solve_cca(cpu, {{large, large, large}}, {""}, {{}}, {true, true}); }, "Sxy");
+}
+
 }  // namespace
 
 int main() {
@@ -208,5 +227,6 @@ int main() {
   test_cca();
   test_gevp();
   test_whiten();
+  test_orders_beyond_workspace();
   std::puts("ok");
 }

@@ -1,6 +1,8 @@
 #include "cpu/moments/moments.hpp"
 
 #include <algorithm>
+#include <limits>
+#include <mutex>
 
 #include "check.hpp"
 
@@ -29,6 +31,13 @@ Moments::Moments(const Moments& other) : table_(other.table_) {
   blocks_ = other.blocks_;
 }
 
+void check_total(double square, int model, std::int64_t feature) {
+  if (square <= std::numeric_limits<double>::max() / 16) return;
+  throw std::invalid_argument(
+      format_message("features of model ", model, " are too large: the sum of squares of feature ",
+                     feature, " over all samples overflows float64; scale the features down"));
+}
+
 void Moments::merge(const Moments& other) {
   if (this == &other) return merge(Moments(other));
   table_.check_same(other.table_);
@@ -49,6 +58,16 @@ void Moments::merge(const Moments& other) {
     for (std::size_t f = 0; f < deltas[i].size(); ++f) deltas[i][f] -= means_[i][f];
   }
   const double weight = n / (n + m) * m;
+  for (std::size_t b = 0; b < blocks_.size(); ++b) {  // before anything changes
+    const Block& block = blocks_[b];
+    if (block.row != block.column) continue;  // no larger than the diagonals
+    const auto& delta = deltas[block.row];
+    for (std::int64_t i = 0; i < block.rows; ++i) {
+      const std::int64_t at = i * block.columns + i;
+      const double added = other.blocks_[b].m2[at] + weight * delta[i] * delta[i];
+      check_total(block.m2[at] + added, block.row, i);
+    }
+  }
   for (std::size_t b = 0; b < blocks_.size(); ++b) {
     Block& block = blocks_[b];
     const double* const from = other.blocks_[b].m2.data();
@@ -95,12 +114,6 @@ std::vector<double> Moments::mean(int model) const {
   return means_[model];
 }
 
-std::vector<double> Moments::shift(int model) const {
-  table_.check_model(model);
-  std::lock_guard lock(mutex_);
-  return shifts_[model];
-}
-
 void Moments::copy_block(BlockTable::Place place, double divisor, double* out) const {
   const Block& block = blocks_[place.index];
   const bool own = block.row == block.column;
@@ -114,24 +127,23 @@ void Moments::copy_block(BlockTable::Place place, double divisor, double* out) c
   }
 }
 
-void Moments::second_moment(int row, int column, double* out) const {
-  std::lock_guard lock(mutex_);
-  copy_block(table_.place(row, column), 1.0, out);
-}
-
 void Moments::covariance(int row, int column, double* out) const {
   std::lock_guard lock(mutex_);
   if (count_ == 0) throw std::invalid_argument("no samples yet: call update() first");
   copy_block(table_.place(row, column), static_cast<double>(count_), out);
 }
 
-void Moments::restore(std::int64_t count, std::vector<std::vector<double>> means,
-                      std::vector<std::vector<double>> shifts,
-                      const std::vector<const double*>& m2) {
+Vectors Moments::read(const std::vector<double*>& m2) const {
   std::lock_guard lock(mutex_);
-  count_ = count;
-  means_ = std::move(means);
-  shifts_ = std::move(shifts);
+  for (std::size_t b = 0; b < blocks_.size(); ++b) copy_block({b, false}, 1.0, m2[b]);
+  return {count_, means_, shifts_};
+}
+
+void Moments::restore(Vectors vectors, const std::vector<const double*>& m2) {
+  std::lock_guard lock(mutex_);
+  count_ = vectors.count;
+  means_ = std::move(vectors.means);
+  shifts_ = std::move(vectors.shifts);
   for (std::size_t b = 0; b < blocks_.size(); ++b) {
     std::copy(m2[b], m2[b] + blocks_[b].m2.size(), blocks_[b].m2.data());
   }

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <mutex>
 #include <vector>
 
 #include "block_table.hpp"
+#include "call_mutex.hpp"
 #include "view.hpp"
 
 namespace ccamerge {
@@ -29,6 +29,7 @@ class Moments {
   const BlockTable& table() const { return table_; }
 
   // Chan, Golub & LeVeque (1983): afterwards as if all of other's samples had been seen here too.
+  // Throws std::invalid_argument, and changes nothing, if totals would overflow.
   void merge(const Moments& other);
 
   // Throws std::invalid_argument if a needed block was not collected or an index is out of range.
@@ -36,30 +37,35 @@ class Moments {
 
   // Readers lock; the arrays are copied out.
   std::int64_t count() const;
-  std::vector<double> mean(int model) const;                   // (d,)
-  std::vector<double> shift(int model) const;                  // (d,)
-  void covariance(int row, int column, double* out) const;     // (d_row, d_column) row-major
-  void second_moment(int row, int column, double* out) const;  // the same, not divided
+  std::vector<double> mean(int model) const;                // (d,)
+  void covariance(int row, int column, double* out) const;  // (d_row, d_column) row-major
 
-  // Sets everything, for loading: means and shifts (models of (d,)), m2 in the table's order.
-  void restore(std::int64_t count, std::vector<std::vector<double>> means,
-               std::vector<std::vector<double>> shifts, const std::vector<const double*>& m2);
+  // All of it at one moment, between two updates. m2[b] (rows, columns) row-major gets the b-th
+  // block of the table, not divided. Returns what does not need so much room.
+  Vectors read(const std::vector<double*>& m2) const;
+
+  // Sets everything, for loading: m2 in the table's order.
+  void restore(Vectors vectors, const std::vector<const double*>& m2);
 
  private:
   friend class Updater;
-  friend class Rollback;
+  friend class Undertaking;
 
   // No lock.
   void copy_block(BlockTable::Place place, double divisor, double* out) const;
 
   BlockTable table_;
-  mutable std::mutex mutex_;
+  mutable CallMutex mutex_;
   std::int64_t count_ = 0;
   std::vector<std::vector<double>> means_;
   // Subtracted from samples before they are multiplied in float32: any value near the mean will do.
   std::vector<std::vector<double>> shifts_;
   std::vector<Block> blocks_;
 };
+
+// Throws std::invalid_argument if a feature's centred sum of squares is beyond what is kept. (Sums
+// of products are no larger.)
+void check_total(double square, int model, std::int64_t feature);
 
 // One update of one accumulator: a view for each of its models, with equal sample shapes.
 struct Update {

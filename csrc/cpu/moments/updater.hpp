@@ -5,8 +5,10 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <condition_variable>
+#include <cstring>
 #include <limits>
 #include <mutex>
 
@@ -18,13 +20,26 @@
 
 namespace ccamerge {
 
+// What moments are but for their blocks, as a call goes on: what it decides depends on nothing
+// else, so a course can be run through before anything is added. The moments take it over at the
+// end.
+struct Course {
+  Vectors vectors;
+  std::vector<std::vector<double>> squares;  // centred, of each model's features: own diagonals
+};
+
+// Squares of features vanish in float32: they have to be formed in float64.
+struct Underflow {};
+
 // One accumulator's part of a call. Friend of Moments.
 class Updater {
  public:
-  explicit Updater(const Update& update)
+  // `wide` has float32 features multiplied in float64, too.
+  Updater(const Update& update, bool wide)
       : moments_(*update.moments),
         list_(update.features[0].samples(), update.mask),
-        double_(std::any_of(update.features.begin(), update.features.end(),
+        double_(wide ||
+                std::any_of(update.features.begin(), update.features.end(),
                             [](const FeatureView& view) { return view.dtype == DType::float64; })),
         kernels_(kernels()),
         tiles_(tiles_of(moments_.blocks_)) {
@@ -112,19 +127,21 @@ class Updater {
     return bytes;
   }
 
-  // Throws what run would, without changing anything.
-  void check() {
-    for (std::int64_t c = 0; c < chunks(); ++c) pack_chunk(c, true);
+  // Throws what run would, without changing totals.
+  void check(Course& course) {
+    for (std::int64_t c = 0; c < chunks(); ++c) prepare(c, course);
   }
 
-  void run(bool interruptible) {
+  // Adds to the totals. Throws std::invalid_argument, or Underflow, for a chunk before anything of
+  // it is added.
+  void run(Course& course, bool interruptible) {
     for (std::int64_t c = 0; c < chunks(); ++c) {
-      pack_chunk(c, false);
+      const Weights weights = prepare(c, course);
       if (interruptible) {
-        add_chunk(c);
+        add_chunk(c, weights);
       } else {
         const InterruptPause pause;
-        add_chunk(c);
+        add_chunk(c, weights);
       }
     }
   }
@@ -145,26 +162,33 @@ class Updater {
 
   double rounded(double shift) const { return double_ ? shift : static_cast<float>(shift); }
 
-  // Packs the chunk. Anything wrong with the input is found here, before a total is touched.
-  void pack_chunk(std::int64_t chunk, bool check_only) {
+  // A chunk's number of samples, and what its means' distance from those before counts.
+  struct Weights {
+    double samples, delta;
+  };
+
+  // Packs the chunk and moves the course on. Anything wrong with the input is found here.
+  Weights prepare(std::int64_t chunk, Course& course) {
     std::vector<std::size_t> all;
     for (std::size_t m = 0; m < models_.size(); ++m) all.push_back(m);
-    pack_models(chunk, all);
+    pack_models(chunk, all, course);
     std::vector<std::size_t> off_centre;
     for (const std::size_t m : all) {
       sum_up(chunk, m);
       check_finite(m);
-      if (!check_only && recentre(chunk, m)) off_centre.push_back(m);
+      if (recentre(chunk, m, course.vectors.shifts[m])) off_centre.push_back(m);
     }
-    if (off_centre.empty()) return;
-    pack_models(chunk, off_centre);
+    if (!off_centre.empty()) pack_models(chunk, off_centre, course);
     for (const std::size_t m : off_centre) sum_up(chunk, m);
+    if (!double_) check_underflow(chunk);
+    return advance(chunk, course);
   }
 
-  void pack_models(std::int64_t chunk, const std::vector<std::size_t>& which) {
+  void pack_models(std::int64_t chunk, const std::vector<std::size_t>& which,
+                   const Course& course) {
     for (const std::size_t m : which) {
       ModelPart& part = models_[m];
-      const auto& shift = moments_.shifts_[m];
+      const auto& shift = course.vectors.shifts[m];
       for (std::size_t f = 0; f < shift.size(); ++f) {
         if (double_) {
           reinterpret_cast<double*>(part.shift.data())[f] = shift[f];
@@ -239,9 +263,8 @@ class Updater {
   // Moves the shift to the chunk's mean if a feature lies more than a standard deviation off, since
   // rounding errors grow with the mean square. True if the chunk has to be packed again. What is
   // below the rounding of the shift itself (a constant feature, say) cannot be improved.
-  bool recentre(std::int64_t chunk, std::size_t m) {
+  bool recentre(std::int64_t chunk, std::size_t m, std::vector<double>& shift) const {
     const ModelPart& part = models_[m];
-    auto& shift = moments_.shifts_[m];
     const auto n = static_cast<double>(samples_in(chunk));
     auto off = [&](std::size_t f) {
       const double mean = part.sum[f] / n, square = part.square[f] / n;
@@ -271,18 +294,81 @@ class Updater {
     return (blocks_in(chunk) - 1) * block_samples + list_.samples(last);
   }
 
-  void add_chunk(std::int64_t chunk) {
-    const auto m = static_cast<double>(samples_in(chunk));
-    const auto n = static_cast<double>(moments_.count_);
-    for (std::size_t i = 0; i < models_.size(); ++i) {
-      ModelPart& part = models_[i];
+  // Products are exact to float32 where the mean square of what is multiplied is a normal number.
+  void check_underflow(std::int64_t chunk) const {
+    const auto n = static_cast<double>(samples_in(chunk));
+    std::vector<std::pair<std::size_t, std::int64_t>> panels;  // of what may be zero throughout
+    for (std::size_t m = 0; m < models_.size(); ++m) {
+      const ModelPart& part = models_[m];
+      if (part.view.dtype == DType::float16) continue;  // its least numbers have normal squares
       for (std::int64_t f = 0; f < part.features; ++f) {
-        part.delta[f] = rounded(moments_.shifts_[i][f]) + part.sum[f] / m - moments_.means_[i][f];
+        if (part.square[f] >= n * std::numeric_limits<float>::min()) continue;
+        if (part.square[f] > 0 || part.sum[f] != 0) throw Underflow();
+        const std::pair at(m, f / panel_width * panel_width);
+        if (panels.empty() || panels.back() != at) panels.push_back(at);
       }
     }
+    // Sums of zero may be of what cancels.
+    std::atomic<bool> found{false};
+    parallel_for(panels.size(), [&](std::size_t p) {
+      const auto [m, first] = panels[p];
+      const ModelPart& part = models_[m];
+      std::uint32_t any[panel_width] = {};
+      for (std::int64_t b = 0; b < blocks_in(chunk) && !found; ++b) {
+        const std::byte* const at = panel(part, b, first);
+        const std::int64_t count = list_.samples(first_block(chunk) + b) * panel_width;
+        for (std::int64_t k = 0; k < count; k += panel_width) {
+          std::uint32_t row[panel_width];
+          std::memcpy(row, at + static_cast<std::size_t>(k) * sizeof(float), sizeof row);
+          for (std::ptrdiff_t i = 0; i < panel_width; ++i) any[i] |= row[i];
+        }
+      }
+      for (std::int64_t f = first; f < std::min(part.features, first + panel_width); ++f) {
+        const bool zero = part.square[f] == 0 && part.sum[f] == 0;
+        if (zero && (any[f - first] & 0x7fffffffu) != 0) found = true;
+      }
+    });
+    if (found) throw Underflow();
+  }
+
+  // Adds what is known of the chunk without its products: afterwards the course is that of after
+  // it. Leaves the differences of the means.
+  Weights advance(std::int64_t chunk, Course& course) {
+    Vectors& vectors = course.vectors;
+    const auto m = static_cast<double>(samples_in(chunk));
+    const auto n = static_cast<double>(vectors.count);
     const double weight = n / (n + m) * m;
+    for (std::size_t i = 0; i < models_.size(); ++i) {
+      ModelPart& part = models_[i];
+      double largest = 0;
+      bool varies = false;
+      for (std::int64_t f = 0; f < part.features; ++f) {
+        double& mean = vectors.means[i][f];
+        double& square = course.squares[i][f];
+        const double delta = rounded(vectors.shifts[i][f]) + part.sum[f] / m - mean;
+        square += std::max(0.0, part.square[f] - part.sum[f] / m * part.sum[f]);
+        square += weight * delta * delta;
+        check_total(square, static_cast<int>(i), f);
+        part.delta[f] = delta;
+        mean += m / (n + m) * delta;
+        largest = std::max(largest, square);
+        varies |= part.sum[f] != 0 || part.square[f] != 0 || (n > 0 && delta != 0);
+      }
+      const bool last = chunk + 1 == chunks();
+      if (last && varies && largest < (n + m) * std::numeric_limits<double>::min()) {
+        throw std::invalid_argument(
+            format_message("features of model ", i,
+                           " are too small: their squares underflow float64; scale them up"));
+      }
+    }
+    vectors.count += samples_in(chunk);
+    return {m, weight};
+  }
+
+  void add_chunk(std::int64_t chunk, Weights weights) {
+    const auto [m, weight] = weights;
     if (slices_ == 1) {
-      parallel_for(tiles_.size(), [&](std::size_t t) {
+      parallel_for(tiles_.size(), [&, m = m, weight = weight](std::size_t t) {
         const std::size_t slot = take_slot();
         double* const acc = tile_memory_ + slot;
         multiply(tiles_[t], chunk, 0, blocks_in(chunk), acc);
@@ -297,7 +383,7 @@ class Updater {
         multiply(tiles_[t], chunk, blocks_in(chunk) * s / slices,
                  blocks_in(chunk) * (s + 1) / slices, slice(t, static_cast<std::size_t>(s)));
       });
-      parallel_for(tiles_.size(), [&](std::size_t t) {
+      parallel_for(tiles_.size(), [&, m = m, weight = weight](std::size_t t) {
         double* const acc = slice(t, 0);
         for (std::size_t s = 1; s < slices_; ++s) {
           const double* const more = slice(t, s);
@@ -306,12 +392,6 @@ class Updater {
         flush(tiles_[t], acc, m, weight);
       });
     }
-    for (std::size_t i = 0; i < models_.size(); ++i) {
-      for (std::int64_t f = 0; f < models_[i].features; ++f) {
-        moments_.means_[i][f] += m / (n + m) * models_[i].delta[f];
-      }
-    }
-    moments_.count_ += samples_in(chunk);
   }
 
   double* slice(std::size_t tile, std::size_t s) const {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "cpu/solve/blas.hpp"
 #include "cpu/solve/buffers.hpp"
 #include "cpu/solve/matrix.hpp"
 #include "solve/backend.hpp"
@@ -16,7 +17,8 @@ class Cpu {
  public:
   using Matrix = ccamerge::Matrix;
   using Info = std::vector<int>;
-  static constexpr int block = 32;   // larger ones leave too little to products
+  static constexpr int block = 32;  // larger ones leave too little to products
+  static constexpr int most_eigenvectors = blas::kMostEigenvectors;
   static constexpr int panel = 128;  // narrower products run slower
 
   Matrix matrix(int rows, int cols, int count = 1) { return {rows, cols, count}; }

@@ -124,10 +124,8 @@ int syevr(int n, double* a, int lda, int il, int iu, double* w, double* z, int l
   return info;
 }
 
-namespace {
-
-int gesdd_job(char job, int m, int n, double* a, int lda, double* s, double* u, int ldu, double* vt,
-              int ldvt) {
+int gesdd(int m, int n, double* a, int lda, double* s, double* u, int ldu, double* vt, int ldvt) {
+  char job = 'S';
   int info = 0, lwork = -1;
   double work_size = 0;
   std::vector<int> iwork(static_cast<std::size_t>(8 * std::max(1, std::min(m, n))));
@@ -138,13 +136,6 @@ int gesdd_job(char job, int m, int n, double* a, int lda, double* s, double* u, 
   table.dgesdd(&job, &m, &n, a, &lda, s, u, &ldu, vt, &ldvt, work.data(), &lwork, iwork.data(),
                &info);
   return info;
-}
-
-}  // namespace
-
-int gesdd(bool full, int m, int n, double* a, int lda, double* s, double* u, int ldu, double* vt,
-          int ldvt) {
-  return gesdd_job(full ? 'A' : 'S', m, n, a, lda, s, u, ldu, vt, ldvt);
 }
 
 int qr(int m, int n, double* a, int lda, double* r, int ldr) {

@@ -11,6 +11,10 @@ namespace ccamerge::blas {
 // the first routine that lookup does not know (nullptr).
 void bind(const std::function<void*(const char*)>& lookup);
 
+// The largest orders whose workspace LAPACK's integers can count: 1 + 6 n + 2 n^2 elements of
+// syevd with vectors, and of gesdd 4 n^2 and multiples of n that depend on its block.
+inline constexpr int kMostEigenvectors = 32766, kMostSingular = 23000;
+
 // c = alpha op(a) op(b) + beta c, c of shape (m, n), inner dimension k.
 template <class T>
 void gemm(bool trans_a, bool trans_b, int m, int n, int k, T alpha, const T* a, int lda, const T* b,
@@ -36,10 +40,9 @@ int syevd(bool vectors, int n, double* a, int lda, double* w);
 // z of shape (n, iu - il + 1). info as LAPACK's.
 int syevr(int n, double* a, int lda, int il, int iu, double* w, double* z, int ldz);
 
-// Thin SVD of a (m, n), destroyed: s of length k = min(m, n), u (m, k), vt (k, n). Pass full = true
-// for square u (m, m) and vt (n, n). info > 0: no convergence.
-int gesdd(bool full, int m, int n, double* a, int lda, double* s, double* u, int ldu, double* vt,
-          int ldvt);
+// Thin SVD of a (m, n), destroyed: s of length k = min(m, n), u (m, k), vt (k, n). info > 0: no
+// convergence.
+int gesdd(int m, int n, double* a, int lda, double* s, double* u, int ldu, double* vt, int ldvt);
 
 // Thin QR of a (m, n), m >= n: a becomes Q (m, n), r its upper triangle (n, n), zero below.
 int qr(int m, int n, double* a, int lda, double* r, int ldr);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <random>
+#include <stdexcept>
 #include <utility>
 
 #include "check.hpp"
@@ -15,33 +16,86 @@ void svd_did_not_converge(int m, int n) {
                                       ") matrix did not converge; raise the ridge"));
 }
 
-NullSpaceLink link_null_spaces(ConstView u2, ConstView v2) {
-  if (u2.cols == 0 || v2.cols == 0) return {};
-  const int r = std::min(u2.rows, v2.rows), k = std::min(u2.cols, v2.cols);
-  Matrix overlap(u2.cols, v2.cols);
-  multiply(true, u2.block(0, 0, r, u2.cols), false, v2.block(0, 0, r, v2.cols), overlap.view());
-  Matrix u(u2.cols, k), vt(k, v2.cols);
-  std::vector<double> s(static_cast<std::size_t>(k));
-  if (blas::gesdd(false, u2.cols, v2.cols, overlap.data(), u2.cols, s.data(), u.data(), u2.cols,
-                  vt.data(), k) != 0) {
-    svd_did_not_converge(u2.cols, v2.cols);
+namespace {
+
+// Directions that the identity determines by less than this are formed apart, and those below the
+// second are rounding errors.
+constexpr double kWeak = 1e-4, kNothing = 1e-12;
+
+void fill_normal(double* to, std::size_t count, std::mt19937_64& generator) {
+  std::normal_distribution<double> normal;
+  for (std::size_t i = 0; i < count; ++i) to[i] = normal(generator);
+}
+
+// x -= q q^T x, where q q^T is a projector.
+void project_out(ConstView q, View x) {
+  Matrix inner(q.cols, x.cols);
+  multiply(true, q, false, x, inner.view());
+  multiply(false, q, false, inner.view(), x, -1.0, 1.0);
+}
+
+// Orthonormal columns that span those of x, each near its own where they are orthogonal already.
+void orthonormalise(View x) {
+  Matrix triangle(x.cols, x.cols);
+  blas::qr(x.rows, x.cols, x.data, x.ld, triangle.data(), x.cols);
+  for (int j = 0; j < x.cols; ++j) {
+    if (triangle.at(j, j) < 0) std::for_each_n(x.col(j), x.rows, [](double& v) { v = -v; });
   }
-  NullSpaceLink out{Matrix(u2.rows, k), Matrix(k, v2.rows)};
-  multiply(false, u2, false, u.view(), out.left.view());
-  multiply(false, vt.view(), true, v2, out.right.view());
-  return out;
+}
+
+}  // namespace
+
+void link_null_spaces(View q, ConstView v2) {
+  const int m = q.rows, k = v2.cols;
+  if (k == 0) return;
+  // u2 polar(u2^T I v2) is the polar factor of (u2 u2^T) I v2, and u2 u2^T = I - q q^T: u2, which
+  // may be as large as the square of the rows, is never formed.
+  Matrix u(m, k), vt(k, k), x(m, k);
+  set_zero(x.view());
+  copy(v2, x.view().block(0, 0, v2.rows, k));
+  for (int pass = 0; pass < 2; ++pass) project_out(q, x.view());
+  std::vector<double> s(static_cast<std::size_t>(k));
+  if (blas::gesdd(m, k, x.data(), m, s.data(), u.data(), m, vt.data(), k) != 0) {
+    svd_did_not_converge(m, k);
+  }
+  int strong = 0;
+  while (strong < k && s[static_cast<std::size_t>(strong)] > kWeak) ++strong;
+  if (const View weak = u.view().block(0, strong, m, k - strong); weak.cols > 0) {
+    std::mt19937_64 generator(1);
+    for (int j = strong; j < k; ++j) {
+      if (s[static_cast<std::size_t>(j)] > kNothing) continue;
+      fill_normal(u.view().col(j), static_cast<std::size_t>(m), generator);
+    }
+    for (int pass = 0; pass < 2; ++pass) {
+      project_out(q, weak);
+      if (strong > 0) project_out(u.view().block(0, 0, m, strong), weak);
+      orthonormalise(weak);
+    }
+  }
+  multiply(false, u.view(), false, vt.view(), x.view());
+  multiply(false, x.view(), true, v2, q, 1.0, 1.0);
 }
 
 SvdPolar polar_by_svd(Matrix a, double rank_tolerance) {
-  const int m = a.rows(), n = a.cols(), k = std::min(m, n);
-  Matrix u(m, m), vt(n, n);
-  std::vector<double> s(static_cast<std::size_t>(k));
-  if (blas::gesdd(true, m, n, a.data(), m, s.data(), u.data(), m, vt.data(), n) != 0) {
+  const int m = a.rows(), n = a.cols();
+  if (m < n) {
+    SvdPolar turned = polar_by_svd(transpose_of(a.view()), rank_tolerance);
+    return {transpose_of(turned.q.view()), turned.rank};
+  }
+  if (n > blas::kMostSingular) {
+    throw std::invalid_argument(
+        format_message("the singular value decomposition of a (", m, ", ", n,
+                       ") matrix needs workspace beyond LAPACK's 32-bit integers: at most ",
+                       blas::kMostSingular, " features if directions are undetermined"));
+  }
+  Matrix u(m, n), vt(n, n);
+  std::vector<double> s(static_cast<std::size_t>(n));
+  if (blas::gesdd(m, n, a.data(), m, s.data(), u.data(), m, vt.data(), n) != 0) {
     svd_did_not_converge(m, n);
   }
   const double cut = rank_tolerance * s[0];
-  SvdPolar out{Matrix(m, n), 0};
-  while (out.rank < k && s[static_cast<std::size_t>(out.rank)] > cut) ++out.rank;
+  SvdPolar out{std::move(a), 0};
+  while (out.rank < n && s[static_cast<std::size_t>(out.rank)] > cut) ++out.rank;
   const int rank = out.rank;
   if (rank > 0) {
     multiply(false, u.view().block(0, 0, m, rank), false, vt.view().block(0, 0, rank, n),
@@ -49,26 +103,19 @@ SvdPolar polar_by_svd(Matrix a, double rank_tolerance) {
   } else {
     set_zero(out.q.view());
   }
-  if (rank < k) {
-    const Matrix v2 = transpose_of(vt.view().block(rank, 0, n - rank, n));
-    const NullSpaceLink link = link_null_spaces(u.view().block(0, rank, m, m - rank), v2.view());
-    multiply(false, link.left.view(), false, link.right.view(), out.q.view(), 1.0, 1.0);
-  }
+  link_null_spaces(out.q.view(), transpose_of(vt.view().block(rank, 0, n - rank, n)).view());
   return out;
 }
 
 Matrix complement_of(ConstView q) {
   // From normal random vectors with a fixed seed: their projections are independent. Twice is
   // enough.
-  const int r = q.rows, c = q.cols, k = r - c;
-  Matrix basis(r, k), triangle(k, k), inner(c, k);
+  Matrix basis(q.rows, q.rows - q.cols);
   std::mt19937_64 generator(1);
-  std::normal_distribution<double> normal;
-  for (std::size_t i = 0; i < basis.size(); ++i) basis.data()[i] = normal(generator);
+  fill_normal(basis.data(), basis.size(), generator);
   for (int pass = 0; pass < 2; ++pass) {
-    multiply(true, q, false, basis.view(), inner.view());
-    multiply(false, q, false, inner.view(), basis.view(), -1.0, 1.0);
-    blas::qr(r, k, basis.data(), r, triangle.data(), k);
+    project_out(q, basis.view());
+    orthonormalise(basis.view());
   }
   return basis;
 }

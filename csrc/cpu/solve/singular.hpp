@@ -10,13 +10,10 @@ namespace ccamerge {
 
 [[noreturn]] void svd_did_not_converge(int m, int n);
 
-// left right, to be added to q, joins null spaces u2 (m, .) and v2 (n, .) as near the identity as
-// can be: u2 polar(u2^T I v2) v2^T, with I = eye(m, n). Empty where there is nothing to join.
-struct NullSpaceLink {
-  Matrix left;   // (m, k)
-  Matrix right;  // (k, n)
-};
-NullSpaceLink link_null_spaces(ConstView u2, ConstView v2);
+// Completes q (m, n), m >= n, of orthonormal columns but for its null space v2 (n, .), by a map of
+// that on what q leaves of the rows, as near the identity as can be: adds
+// u2 polar(u2^T I v2) v2^T with the null space u2 of q^T and I = eye(m, n). Needs memory as q does.
+void link_null_spaces(View q, ConstView v2);
 
 // The polar factor of a, singular values at or below rank_tolerance * (the largest) counting as
 // zero, with linked null spaces. NumericalError if the SVD does not converge.

@@ -12,8 +12,10 @@ constexpr int kLanes = 32, kRows = 32;  // of blocks that look at a feature a la
 constexpr int kThreads = 256;
 constexpr int kProbes = 4;  // that a thread reads
 constexpr std::int64_t kProbed = kRows * kProbes;
-constexpr int kExponent = 14;       // of the largest difference once scaled
-constexpr int kMostExponent = 126;  // of a scale, which is a normal number of float32
+constexpr int kExponent = 14;             // of the largest difference once scaled
+constexpr int kMostExponent = 126;        // of a scale, which is a normal number of float32
+// Of elements whose squares are normal numbers of float32, and of float64.
+constexpr double kLeastSpread = 0x1p-62, kLeastDoubleSpread = 0x1p-510;
 
 __device__ double infinity() { return static_cast<double>(infinity32()); }
 
@@ -119,7 +121,7 @@ __global__ void __launch_bounds__(kLanes* kRows)
     derive_kernel(const __grid_constant__ Batch batch, Form form, const __grid_constant__ Sums sums,
                   const __grid_constant__ ConstPointers mean,
                   const __grid_constant__ Centres centres, const __grid_constant__ Pointers chosen,
-                  State* state, long long update) {
+                  State* state) {
   const int z = static_cast<int>(blockIdx.y);
   const std::int64_t count = batch.features[z].count;
   const std::int64_t f = static_cast<std::int64_t>(blockIdx.x) * kLanes + threadIdx.x;
@@ -145,6 +147,11 @@ __global__ void __launch_bounds__(kLanes* kRows)
     } else {
       shift = batch.shift[z][f];
     }
+    // What is scaled is in range.
+    const double least = form == Form::doubles ? kLeastDoubleSpread : kLeastSpread;
+    if (!batch.scale[z] && varies && own.highest - own.lowest < least) {
+      note(state, batch.first + z, kTooSmall, f);
+    }
     double unit = varies ? 1 : 0;
     if (batch.scale[z]) {
       const double above = own.highest - shift, below = shift - own.lowest;
@@ -165,7 +172,6 @@ __global__ void __launch_bounds__(kLanes* kRows)
   if (f == 0 && z == 0 && batch.first == 0) {
     state->before = state->count;
     state->selected = static_cast<long long>(m);
-    if (state->bad && !state->failed) state->failed = update;
   }
 }
 
@@ -173,15 +179,20 @@ __global__ void __launch_bounds__(kThreads)
     finish_kernel(const __grid_constant__ Batch batch, const __grid_constant__ Centres centres,
                   const __grid_constant__ ConstPointers chosen,
                   const __grid_constant__ Pointers shift, const __grid_constant__ Pointers mean,
-                  State* state, bool last) {
-  if (state->failed || state->selected == 0) return;
+                  State* state, bool last, long long update) {
+  const bool first_thread = blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0;
+  if (state->bad) {  // of this update, or of one that has failed
+    if (last && first_thread && !state->failed) state->failed = update;
+    return;
+  }
+  if (state->selected == 0) return;
   const int z = static_cast<int>(blockIdx.y);
   const std::int64_t f = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (f < batch.features[z].count) {
     mean.of[z][f] = moved_mean(*state, mean.of[z][f], centres.of[z].delta[f]);
     if (chosen.of[z]) shift.of[z][f] = chosen.of[z][f];
   }
-  if (last && f == 0 && z == 0) state->count = state->before + state->selected;
+  if (last && first_thread) state->count = state->before + state->selected;
 }
 
 template <class Table, class Source>
@@ -204,21 +215,21 @@ void guess_shifts(const Batch& batch, double* const* chosen, cudaStream_t stream
 }
 
 void derive_centres(const Batch& batch, Form form, const Sums& sums, const double* const* mean,
-                    const Centre* centres, double* const* chosen, State* state, long long update,
+                    const Centre* centres, double* const* chosen, State* state,
                     cudaStream_t stream) {
   launch(derive_kernel, lanes_grid(batch), {kLanes, kRows}, 0, stream, batch, form, sums,
          table_of<ConstPointers>(mean, batch.models), table_of<Centres>(centres, batch.models),
-         table_of<Pointers>(chosen, batch.models), state, update);
+         table_of<Pointers>(chosen, batch.models), state);
 }
 
 void finish(const Batch& batch, const Centre* centres, const double* const* chosen,
-            double* const* shift, double* const* mean, State* state, bool last,
+            double* const* shift, double* const* mean, State* state, bool last, long long update,
             cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div<std::int64_t>(batch.widest(), kThreads)),
                   static_cast<unsigned>(batch.models));
   launch(finish_kernel, grid, kThreads, 0, stream, batch, table_of<Centres>(centres, batch.models),
          table_of<ConstPointers>(chosen, batch.models), table_of<Pointers>(shift, batch.models),
-         table_of<Pointers>(mean, batch.models), state, last);
+         table_of<Pointers>(mean, batch.models), state, last, update);
 }
 
 }  // namespace ccamerge::cuda

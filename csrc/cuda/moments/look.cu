@@ -11,7 +11,7 @@ namespace {
 constexpr int kThreads = 256, kLanes = 32;
 constexpr std::int64_t kLeastPart = 256, kMostParts = 1024;
 
-constexpr double kLargestDouble = 1e150;  // beyond it, sums of squares could overflow
+constexpr double kLargestDouble = 1e145;  // beyond it, sums of squares could overflow
 __device__ float largest(float) { return kLargestFloat; }
 __device__ double largest(double) { return kLargestDouble; }
 

@@ -1,6 +1,8 @@
 #include "cuda/moments/moments.hpp"
 
 #include <algorithm>
+#include <mutex>
+#include <set>
 
 #include "check.hpp"
 
@@ -47,32 +49,51 @@ void Moments::accept(const State& state, cudaStream_t stream) {
   };
   const State mended{state.count, 0, 0, 0, 0};
   to_device(storage_.state, &mended, sizeof(mended), stream);
-  throw std::invalid_argument(format_message(
-      label.empty() ? "" : label + ": ", "features of model ",
-      bits(kFeatureBits + kSampleBits, kModelBits),
-      " are not finite, or too large to be squared: first at sample ",
-      bits(kFeatureBits, kSampleBits), ", feature ", bits(0, kFeatureBits),
-      "; mask such samples out or mend the model. This update and later ones were not added"));
+  const std::int64_t sample = bits(kFeatureBits, kSampleBits), feature = bits(0, kFeatureBits);
+  const std::string what =
+      sample == kTooSmall
+          ? format_message(" are too small: squares of feature ", feature,
+                           " underflow; scale the features up, or pass them as float64")
+          : format_message(" are not finite, or too large to be squared: first at sample ", sample,
+                           ", feature ", feature, "; mask such samples out or mend the model");
+  throw std::invalid_argument(format_message(label.empty() ? "" : label + ": ",
+                                             "features of model ",
+                                             bits(kFeatureBits + kSampleBits, kModelBits), what,
+                                             ". This update and later ones were not added"));
+}
+
+void Moments::forget_labels(cudaStream_t stream) {
+  State state;
+  to_host(&state, storage_.state, sizeof(state), stream);
+  std::vector<std::string> kept;
+  if (state.failed) {
+    kept.push_back(std::move(labels_.at(static_cast<std::size_t>(state.failed - 1))));
+    state.failed = 1;
+    to_device(storage_.state, &state, sizeof(state), stream);
+  }
+  labels_.swap(kept);
 }
 
 std::vector<std::int64_t> check_all(const std::vector<Moments*>& moments, const Allocate& allocate,
                                     cudaStream_t stream) {
   if (moments.empty()) return {};
   const DeviceGuard guard(moments.front()->device());
-  std::vector<const State*> places;
-  for (const Moments* one : moments) {
+  std::set<Moments*> distinct(moments.begin(), moments.end());  // one order of locking for all
+  std::vector<std::unique_lock<CallMutex>> locks;
+  for (Moments* one : distinct) {
     if (one->device() != moments.front()->device()) {
       throw std::invalid_argument("moments to be checked together must be on one device");
     }
-    places.push_back(one->storage_.state);
+    locks.emplace_back(one->mutex_);
   }
+  std::vector<const State*> places;
+  for (const Moments* one : moments) places.push_back(one->storage_.state);
   const Buffer gathered = allocate(places.size() * sizeof(State));
   gather_states(places, gathered.as<State>(), stream);
   std::vector<State> states(places.size());
   to_host(states.data(), gathered.data, states.size() * sizeof(State), stream);
   std::vector<std::int64_t> counts;
   for (std::size_t i = 0; i < moments.size(); ++i) {
-    std::lock_guard lock(moments[i]->mutex_);
     moments[i]->accept(states[i], stream);
     counts.push_back(states[i].count);
   }
@@ -107,43 +128,42 @@ std::vector<double> Moments::mean(int model, cudaStream_t stream) {
   return vector_of(storage_.means[static_cast<std::size_t>(model)], model, stream);
 }
 
-std::vector<double> Moments::shift(int model, cudaStream_t stream) {
-  table_.check_model(model);
-  std::lock_guard lock(mutex_);
-  const DeviceGuard guard(device_);
-  checked(stream);
-  return vector_of(storage_.shifts[static_cast<std::size_t>(model)], model, stream);
-}
-
-void Moments::copy_out(int row, int column, bool divided, double* out, const Allocate& allocate,
+void Moments::copy_out(BlockTable::Place place, bool divided, double* out, const Allocate& allocate,
                        cudaStream_t stream) {
-  const auto place = table_.place(row, column);
-  std::lock_guard lock(mutex_);
-  const DeviceGuard guard(device_);
-  const State state = checked(stream);
-  if (divided) demand_samples(state);
   const Total& total = storage_.totals[place.index];
-  const std::size_t bytes = features(row) * features(column) * sizeof(double);
+  const std::size_t bytes = static_cast<std::size_t>(total.rows * total.columns) * sizeof(double);
   const Buffer copy = allocate(bytes);
-  read(total, place.transposed, divided, storage_.state, copy.as<double>(), stream);
+  cuda::read(total, place.transposed, divided, storage_.state, copy.as<double>(), stream);
   to_host(out, copy.data, bytes, stream);
 }
 
 void Moments::covariance(int row, int column, double* out, const Allocate& allocate,
                          cudaStream_t stream) {
-  copy_out(row, column, true, out, allocate, stream);
+  const auto place = table_.place(row, column);
+  std::lock_guard lock(mutex_);
+  const DeviceGuard guard(device_);
+  demand_samples(checked(stream));
+  copy_out(place, true, out, allocate, stream);
 }
 
-void Moments::second_moment(int row, int column, double* out, const Allocate& allocate,
-                            cudaStream_t stream) {
-  copy_out(row, column, false, out, allocate, stream);
+Vectors Moments::read(const std::vector<double*>& m2, const Allocate& allocate,
+                      cudaStream_t stream) {
+  std::lock_guard lock(mutex_);
+  const DeviceGuard guard(device_);
+  Vectors out{checked(stream).count, {}, {}};
+  for (int i = 0; i < table_.models(); ++i) {
+    out.means.push_back(vector_of(storage_.means[static_cast<std::size_t>(i)], i, stream));
+    out.shifts.push_back(vector_of(storage_.shifts[static_cast<std::size_t>(i)], i, stream));
+  }
+  for (std::size_t b = 0; b < m2.size(); ++b) copy_out({b, false}, false, m2[b], allocate, stream);
+  return out;
 }
 
 void Moments::covariance_into(int row, int column, double* out, cudaStream_t stream) {
   const auto place = table_.place(row, column);
   std::lock_guard lock(mutex_);
   const DeviceGuard guard(device_);
-  read(storage_.totals[place.index], place.transposed, true, storage_.state, out, stream);
+  cuda::read(storage_.totals[place.index], place.transposed, true, storage_.state, out, stream);
 }
 
 void Moments::mean_into(int model, double* out, cudaStream_t stream) {
@@ -214,8 +234,8 @@ std::unique_ptr<Moments> Moments::subset(const std::vector<int>& models, Pairs p
   const DeviceGuard guard(device_);
   const State state = checked(stream);
   for (std::size_t b = 0; b < places.size(); ++b) {
-    read(storage_.totals[places[b].index], places[b].transposed, false, storage_.state,
-         result->storage_.totals[b].data, stream);
+    cuda::read(storage_.totals[places[b].index], places[b].transposed, false, storage_.state,
+               result->storage_.totals[b].data, stream);
   }
   for (std::size_t i = 0; i < models.size(); ++i) {
     const auto m = static_cast<std::size_t>(models[i]);
@@ -230,17 +250,18 @@ std::unique_ptr<Moments> Moments::subset(const std::vector<int>& models, Pairs p
   return result;
 }
 
-void Moments::restore(std::int64_t count, const std::vector<std::vector<double>>& means,
-                      const std::vector<std::vector<double>>& shifts,
-                      const std::vector<const double*>& m2, cudaStream_t stream) {
+void Moments::restore(const Vectors& vectors, const std::vector<const double*>& m2,
+                      cudaStream_t stream) {
   std::lock_guard lock(mutex_);
   const DeviceGuard guard(device_);
   labels_.clear();
-  const State state{count, 0, 0, 0, 0};
+  const State state{vectors.count, 0, 0, 0, 0};
   to_device(storage_.state, &state, sizeof(state), stream);
-  for (std::size_t i = 0; i < means.size(); ++i) {
-    to_device(storage_.means[i], means[i].data(), means[i].size() * sizeof(double), stream);
-    to_device(storage_.shifts[i], shifts[i].data(), shifts[i].size() * sizeof(double), stream);
+  for (int i = 0; i < table_.models(); ++i) {
+    const auto m = static_cast<std::size_t>(i);
+    const std::size_t bytes = features(i) * sizeof(double);
+    to_device(storage_.means[m], vectors.means[m].data(), bytes, stream);
+    to_device(storage_.shifts[m], vectors.shifts[m].data(), bytes, stream);
   }
   for (std::size_t b = 0; b < m2.size(); ++b) {
     const Total& total = storage_.totals[b];

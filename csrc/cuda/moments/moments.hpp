@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "block_table.hpp"
+#include "call_mutex.hpp"
 #include "cuda/memory.hpp"
 #include "cuda/moments/state.hpp"
 #include "cuda/moments/totals.hpp"
@@ -37,10 +38,9 @@ class Moments {
   // All of these wait and check first, as check_all does.
   std::int64_t count(cudaStream_t stream);
   std::vector<double> mean(int model, cudaStream_t stream);
-  std::vector<double> shift(int model, cudaStream_t stream);
   void covariance(int row, int column, double* out, const Allocate& allocate, cudaStream_t stream);
-  void second_moment(int row, int column, double* out, const Allocate& allocate,
-                     cudaStream_t stream);
+  // All of it at one moment, into host memory: see the CPU's.
+  Vectors read(const std::vector<double*>& m2, const Allocate& allocate, cudaStream_t stream);
   void merge(Moments& other, const Allocate& allocate, cudaStream_t stream);
   std::unique_ptr<Moments> subset(const std::vector<int>& models, Pairs pairs, int reference,
                                   const Allocate& allocate, cudaStream_t stream);
@@ -49,17 +49,16 @@ class Moments {
   void covariance_into(int row, int column, double* out, cudaStream_t stream);
   void mean_into(int model, double* out, cudaStream_t stream);
 
-  // Sets everything, from host memory: means and shifts (models of (d,)), m2 in the table's order.
-  void restore(std::int64_t count, const std::vector<std::vector<double>>& means,
-               const std::vector<std::vector<double>>& shifts, const std::vector<const double*>& m2,
-               cudaStream_t stream);
+  // Sets everything, from host memory: m2 in the table's order.
+  void restore(const Vectors& vectors, const std::vector<const double*>& m2, cudaStream_t stream);
 
   // For updates: holds off other calls while `run(storage, number)` queues one. The label goes into
   // the message of a bad element.
   template <class Run>
-  void updating(const std::string& label, Run&& run) {
+  void updating(const std::string& label, cudaStream_t stream, Run&& run) {
     std::lock_guard lock(mutex_);
     const DeviceGuard guard(device_);
+    if (labels_.size() >= kMostLabels) forget_labels(stream);
     labels_.push_back(label);
     run(static_cast<const Storage&>(storage_), static_cast<long long>(labels_.size()));
   }
@@ -70,17 +69,21 @@ class Moments {
 
   std::size_t features(int model) const { return static_cast<std::size_t>(table_.dim(model)); }
   std::vector<double> vector_of(const double* from, int model, cudaStream_t stream);
-  void copy_out(int row, int column, bool divided, double* out, const Allocate& allocate,
+  // No lock, as all that follow.
+  void copy_out(BlockTable::Place place, bool divided, double* out, const Allocate& allocate,
                 cudaStream_t stream);
-  State checked(cudaStream_t stream);  // no lock, as the next
+  State checked(cudaStream_t stream);
   void accept(const State& state, cudaStream_t stream);
+  void forget_labels(cudaStream_t stream);  // waits, and keeps that of an update that has failed
+
+  static constexpr std::size_t kMostLabels = 4096;
 
   BlockTable table_;
   int device_;
   Buffer memory_;
   Storage storage_;
   std::vector<std::string> labels_;  // of updates since the last check
-  std::mutex mutex_;
+  CallMutex mutex_;
 };
 
 // Waits once for all, which are on one device; returns the counts. Throws std::invalid_argument for

@@ -40,13 +40,22 @@ std::size_t most_shared(int device) {
   return static_cast<std::size_t>(bytes) - kStaticShared;
 }
 
+// What is known of how a feature's elements differ from the shift.
+enum Varies {
+  kNever = 0,
+  kSlightly = 1,  // by so little that squares are no normal numbers of float32
+  kVaries = 2,
+};
+// Bits of float32 of which a number from 2^-63 on has at least one.
+constexpr std::uint32_t kNormalSquare = 0x60000000u;
+
 // What a thread block works with in shared memory. In the place of the filling is what is somewhere
 // else, too: of its products none is wanted.
 template <class Source>
 struct Shared {
   const Source** feature_at;
   float* shift;
-  int* varies;            // whether any element differs from the shift
+  int* varies;            // see Varies
   std::uint16_t* staged;  // (parts, features, pitch)
 };
 
@@ -84,10 +93,10 @@ struct Reader {
   int pair, first;
   bool used[2];
   Source x[slots][2];
-  float sum[slots];  // of x - shift
-  std::uint32_t varies;
+  float sum[slots];              // of x - shift
+  std::uint32_t varies, normal;  // a bit for each slot
 
-  __device__ explicit Reader(bool by_samples) : sum{}, varies(0) {
+  __device__ explicit Reader(bool by_samples) : sum{}, varies(0), normal(0) {
     const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes,
               warp = thread / kLanes;
     constexpr int side = 8, warps = pairs / (kLanes / side);
@@ -136,6 +145,8 @@ struct Reader {
       }
       sum[k] += y[0] + y[1];
       varies |= static_cast<std::uint32_t>(y[0] != 0 || y[1] != 0) << k;
+      const bool square = ((bits_of(y[0]) | bits_of(y[1])) & kNormalSquare) != 0;
+      normal |= static_cast<std::uint32_t>(square) << k;
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {
         const std::uint32_t word = paired(y[0], y[1], Bfloat{});
@@ -326,16 +337,20 @@ __global__ void __launch_bounds__(kThreads, tiles_per_warp == 1 ? 2 : 1)
 
 #pragma unroll
   for (int k = 0; k < slots; ++k) {
-    if (reader.varies >> k & 1u) atomicMax(&shared.varies[reader.first + k * Own::step], 1);
+    const int found = reader.normal >> k & 1u ? kVaries : reader.varies >> k & 1u ? kSlightly : 0;
+    if (found) atomicMax(&shared.varies[reader.first + k * Own::step], found);
   }
   __syncthreads();
   if (thread < layout.features) {
     for (int m = 0; m < layout.models; ++m) {
       const int f = thread - layout.start[m];
       if (f < 0 || f >= layout.width[m]) continue;
-      const double all = batch.shift[m][f], most = static_cast<double>(infinity32());
+      const double all = batch.shift[m][f];
+      // A spread that says how far elements vary: see derive_centres.
+      const int varies = shared.varies[thread];
+      const double most = varies == kVaries ? static_cast<double>(infinity32()) : 0x1p-64;
       out.partials[m][static_cast<std::int64_t>(blockIdx.x) * layout.width[m] + f] =
-          shared.varies[thread] ? Partial{total, -most, most} : Partial{0, all, all};
+          varies ? Partial{total, all - most, all + most} : Partial{0, all, all};
     }
   }
   if (thread == 0) out.selected[blockIdx.x] = end - begin;

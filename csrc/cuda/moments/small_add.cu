@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kSmallTile* kShares)
                const double* products, const __grid_constant__ Targets targets,
                const State* state) {
   __shared__ double shared[kShares][kSmallTile];
-  if (state->failed || state->selected == 0) return;
+  if (state->bad || state->selected == 0) return;
   const int tile = static_cast<int>(blockIdx.x) / kSmallTile;
   const int i = static_cast<int>(blockIdx.x) % kSmallTile, j = static_cast<int>(threadIdx.x);
   const std::int64_t size = static_cast<std::int64_t>(layout.tiles) * kSmallTile * kSmallTile;

@@ -13,12 +13,15 @@ struct State {
   long long count;             // samples in the totals
   long long before, selected;  // of the update under way: samples before it, and its own
   unsigned long long bad;      // of the update under way: see kModelBits; 0 if nothing is bad
-  long long failed;            // number of the update that held a bad element, from 1 on, or 0
+  long long failed;            // number of the update that held a bad element, from 1 on, or 0: set
+                               // when it ends
 };
 
 // Where a bad element is: model, sample and feature, from the high bits of a number to the low
 // ones. Its complement is kept, so that the largest kept is the first of all.
 inline constexpr int kModelBits = 10, kSampleBits = 34, kFeatureBits = 20;
+// In the place of a sample: the feature as a whole varies by too little, for its squares vanish.
+inline constexpr std::int64_t kTooSmall = (std::int64_t{1} << kSampleBits) - 1;
 
 // A feature's partial sums over some samples, of x or of x - shift; lowest and highest are of x.
 struct Partial {

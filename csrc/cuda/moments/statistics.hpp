@@ -57,20 +57,21 @@ void look(const Batch& batch, Form form, const Sums& sums, State* state, cudaStr
 // standard deviation off. chosen[i] (features,) are numbers of float32. There must be no mask.
 void guess_shifts(const Batch& batch, double* const* chosen, cudaStream_t stream);
 
-// Adds up the partials (in a fixed order) and derives the centres; `update` is the update's number,
-// mean each model's. With `chosen`, the sums are about zero, and chosen[i] (features,) get the
-// shifts: the means in the form's numbers, for the narrow form only where all elements lie between
-// the mean's half and its double, else zero: then differences are numbers of the same type, and
-// none is rounded (Sterbenz 1974). Where the batch has scales, the largest difference times its
-// scale lies between 2^14 and 2^15, unless float32 has no such scale, and the centres' units are
-// their inverses.
+// Adds up the partials (in a fixed order) and derives the centres; mean is each model's. Features
+// that vary by less than 2^-62 are noted in the state unless they have a scale, or are float64.
+// With `chosen`, the sums are about zero, and chosen[i] (features,) get the shifts: the means in
+// the form's numbers, for the narrow form only where all elements lie between the mean's half and
+// its double, else zero: then differences are numbers of the same type, and none is rounded
+// (Sterbenz 1974). Where the batch has scales, the largest difference times its scale lies between
+// 2^14 and 2^15, unless float32 has no such scale, and the centres' units are their inverses.
 void derive_centres(const Batch& batch, Form form, const Sums& sums, const double* const* mean,
-                    const Centre* centres, double* const* chosen, State* state, long long update,
+                    const Centre* centres, double* const* chosen, State* state,
                     cudaStream_t stream);
 
-// Adds the update to count and means, and takes over the chosen shifts if given.
+// Adds the update to count and means, and takes over the chosen shifts if given. With `last`, notes
+// the update's number if it has failed.
 void finish(const Batch& batch, const Centre* centres, const double* const* chosen,
-            double* const* shift, double* const* mean, State* state, bool last,
+            double* const* shift, double* const* mean, State* state, bool last, long long update,
             cudaStream_t stream);
 
 }  // namespace ccamerge::cuda

@@ -63,7 +63,7 @@ template <class T, bool shared_parts>
 __global__ void __launch_bounds__(kLanes* kShares)
     add_kernel(const __grid_constant__ Addends<T> addends, const State* state) {
   __shared__ double shared[shared_parts ? kShares : 1][kLanes][kSide];
-  if (state->failed || state->selected == 0) return;
+  if (state->bad || state->selected == 0) return;
   const Addend<T>& a = addends.of[blockIdx.z];
   const int lane = static_cast<int>(threadIdx.x), share = static_cast<int>(threadIdx.y);
   const std::int64_t column = (static_cast<std::int64_t>(blockIdx.x) * kLanes + lane) * kSide;

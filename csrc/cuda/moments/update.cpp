@@ -9,8 +9,9 @@ namespace {
 
 void check_sizes(const Update& one) {
   if (one.moments->table().models() > 1 << kModelBits ||
-      one.features.front().samples() > std::int64_t{1} << kSampleBits) {
-    throw std::invalid_argument("an update on a device takes at most 1024 models and 2^34 samples");
+      one.features.front().samples() > kTooSmall) {
+    throw std::invalid_argument(
+        "an update on a device takes at most 1024 models and 2^34 - 1 samples");
   }
 }
 
@@ -48,7 +49,7 @@ void update(const std::vector<Update>& updates, const std::string& label, const 
   }
   for (std::size_t i = 0; i < updates.size(); ++i) {
     if (!routes[i]) continue;
-    updates[i].moments->updating(label, [&](const Storage& storage, long long number) {
+    updates[i].moments->updating(label, stream, [&](const Storage& storage, long long number) {
       routes[i]->queue(storage, number, stream);
     });
   }

@@ -37,7 +37,7 @@ class ProductUpdate final : public UpdateRoute {
     for (Batch& batch : batches) {
       const auto first = static_cast<std::size_t>(batch.first);
       derive_centres(batch, input_.form, sums_of(batch), &storage.means[first], &centres_[first],
-                     &chosen_[first], storage.state, number, stream);
+                     &chosen_[first], storage.state, stream);
       std::copy_n(&chosen_[first], batch.models, batch.shift);
     }
     const Handles handles(stream);
@@ -51,7 +51,7 @@ class ProductUpdate final : public UpdateRoute {
     for (const Batch& batch : batches) {
       const auto first = static_cast<std::size_t>(batch.first);
       finish(batch, &centres_[first], nullptr, &storage.shifts[first], &storage.means[first],
-             storage.state, &batch == &batches.back(), stream);
+             storage.state, &batch == &batches.back(), number, stream);
     }
   }
 

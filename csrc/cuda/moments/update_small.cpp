@@ -21,11 +21,11 @@ class SmallUpdate final : public UpdateRoute {
     std::copy_n(chosen_, batch.models, batch.shift);
     small_products(batch, layout_, plan_, sums_, products_, storage.state, stream);
     derive_centres(batch, Form::singles, sums_, storage.means.data(), centres_, nullptr,
-                   storage.state, number, stream);
+                   storage.state, stream);
     small_add(layout_, plan_, products_, storage.totals.data(), storage.totals.size(), centres_,
               storage.state, stream);
     finish(batch, centres_, chosen_, storage.shifts.data(), storage.means.data(), storage.state,
-           true, stream);
+           true, number, stream);
   }
 
  private:

@@ -71,6 +71,7 @@ class Gpu {
     std::shared_ptr<Buffer> memory;
     int count = 0;
   };
+  static constexpr int most_eigenvectors = std::numeric_limits<int>::max();
   static constexpr int block = kCholeskyBlock;
   static constexpr int panel = std::numeric_limits<int>::max();
 
