@@ -24,6 +24,8 @@ namespace {
              int*, double*, double*, int*, int*, double*, int*, int*, int*, int*))              \
   X(dgesdd, (char*, int*, int*, double*, int*, double*, double*, int*, double*, int*, double*,  \
              int*, int*, int*))                                                                 \
+  X(dgesvd, (char*, char*, int*, int*, double*, int*, double*, double*, int*, double*, int*,    \
+             double*, int*, int*))                                                              \
   X(dgeqrf, (int*, int*, double*, int*, double*, double*, int*, int*))                          \
   X(dorgqr, (int*, int*, int*, double*, int*, double*, double*, int*, int*))
 
@@ -40,6 +42,32 @@ T* mut(const T* p) {
 }
 
 char op(bool trans) { return trans ? 'T' : 'N'; }
+
+// Both leave nothing of a.
+int gesdd(int m, int n, double* a, int lda, double* s, double* u, int ldu, double* vt, int ldvt) {
+  char job = 'S';
+  int info = 0, lwork = -1;
+  double work_size = 0;
+  std::vector<int> iwork(static_cast<std::size_t>(8 * std::max(1, std::min(m, n))));
+  table.dgesdd(&job, &m, &n, a, &lda, s, u, &ldu, vt, &ldvt, &work_size, &lwork, iwork.data(),
+               &info);
+  lwork = static_cast<int>(work_size);
+  std::vector<double> work(static_cast<std::size_t>(std::max(1, lwork)));
+  table.dgesdd(&job, &m, &n, a, &lda, s, u, &ldu, vt, &ldvt, work.data(), &lwork, iwork.data(),
+               &info);
+  return info;
+}
+
+int gesvd(int m, int n, double* a, int lda, double* s, double* u, int ldu, double* vt, int ldvt) {
+  char job = 'S';
+  int info = 0, lwork = -1;
+  double work_size = 0;
+  table.dgesvd(&job, &job, &m, &n, a, &lda, s, u, &ldu, vt, &ldvt, &work_size, &lwork, &info);
+  lwork = static_cast<int>(work_size);
+  std::vector<double> work(static_cast<std::size_t>(std::max(1, lwork)));
+  table.dgesvd(&job, &job, &m, &n, a, &lda, s, u, &ldu, vt, &ldvt, work.data(), &lwork, &info);
+  return info;
+}
 
 }  // namespace
 
@@ -124,17 +152,18 @@ int syevr(int n, double* a, int lda, int il, int iu, double* w, double* z, int l
   return info;
 }
 
-int gesdd(int m, int n, double* a, int lda, double* s, double* u, int ldu, double* vt, int ldvt) {
-  char job = 'S';
-  int info = 0, lwork = -1;
-  double work_size = 0;
-  std::vector<int> iwork(static_cast<std::size_t>(8 * std::max(1, std::min(m, n))));
-  table.dgesdd(&job, &m, &n, a, &lda, s, u, &ldu, vt, &ldvt, &work_size, &lwork, iwork.data(),
-               &info);
-  lwork = static_cast<int>(work_size);
-  std::vector<double> work(static_cast<std::size_t>(std::max(1, lwork)));
-  table.dgesdd(&job, &m, &n, a, &lda, s, u, &ldu, vt, &ldvt, work.data(), &lwork, iwork.data(),
-               &info);
+int svd(int m, int n, const double* a, int lda, double* s, double* u, int ldu, double* vt,
+        int ldvt) {
+  std::vector<double> copy(static_cast<std::size_t>(m) * static_cast<std::size_t>(n));
+  const auto fill = [&] {
+    for (std::ptrdiff_t j = 0; j < n; ++j) std::copy_n(a + j * lda, m, copy.data() + j * m);
+  };
+  fill();
+  int info = gesdd(m, n, copy.data(), m, s, u, ldu, vt, ldvt);
+  if (info > 0) {
+    fill();
+    info = gesvd(m, n, copy.data(), m, s, u, ldu, vt, ldvt);
+  }
   return info;
 }
 

@@ -40,9 +40,11 @@ int syevd(bool vectors, int n, double* a, int lda, double* w);
 // z of shape (n, iu - il + 1). info as LAPACK's.
 int syevr(int n, double* a, int lda, int il, int iu, double* w, double* z, int ldz);
 
-// Thin SVD of a (m, n), destroyed: s of length k = min(m, n), u (m, k), vt (k, n). info > 0: no
-// convergence.
-int gesdd(int m, int n, double* a, int lda, double* s, double* u, int ldu, double* vt, int ldvt);
+// Thin SVD of a (m, n): s of length k = min(m, n), u (m, k), vt (k, n). By divide and conquer,
+// which is several times faster than QR iteration, but fails now and then where many singular
+// values are next to nothing: then by QR iteration. info > 0: no convergence by either.
+int svd(int m, int n, const double* a, int lda, double* s, double* u, int ldu, double* vt,
+        int ldvt);
 
 // Thin QR of a (m, n), m >= n: a becomes Q (m, n), r its upper triangle (n, n), zero below.
 int qr(int m, int n, double* a, int lda, double* r, int ldr);

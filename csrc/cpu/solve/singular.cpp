@@ -55,7 +55,7 @@ void link_null_spaces(View q, ConstView v2) {
   copy(v2, x.view().block(0, 0, v2.rows, k));
   for (int pass = 0; pass < 2; ++pass) project_out(q, x.view());
   std::vector<double> s(static_cast<std::size_t>(k));
-  if (blas::gesdd(m, k, x.data(), m, s.data(), u.data(), m, vt.data(), k) != 0) {
+  if (blas::svd(m, k, x.data(), m, s.data(), u.data(), m, vt.data(), k) != 0) {
     svd_did_not_converge(m, k);
   }
   int strong = 0;
@@ -90,7 +90,7 @@ SvdPolar polar_by_svd(Matrix a, double rank_tolerance) {
   }
   Matrix u(m, n), vt(n, n);
   std::vector<double> s(static_cast<std::size_t>(n));
-  if (blas::gesdd(m, n, a.data(), m, s.data(), u.data(), m, vt.data(), n) != 0) {
+  if (blas::svd(m, n, a.data(), m, s.data(), u.data(), m, vt.data(), n) != 0) {
     svd_did_not_converge(m, n);
   }
   const double cut = rank_tolerance * s[0];
