@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ccamerge.apply import FeatureMap
 from ccamerge.methods.base import Alignment, Solutions
-from ccamerge.methods.orders import SAME, matched_orders
+from ccamerge.methods.orders import SAME, matched_orders, models_in_order
 from ccamerge.methods.universe import universe_solution
 
 SWEEPS = 200
@@ -21,14 +21,16 @@ def permutation_universe(alignment: Alignment) -> Solutions:
     """Cycle-consistent permutations, in the spirit of C2M3 (Crisostomi et al., NeurIPS 2024).
 
     ``P_i <- `` the assignment that maximises ``tr(P_i^T sum_{j != i} R_ij P_j)`` with correlations
-    ``R``, from the matching with the first model, until no sweep adds to the sum of all pairs. The
-    result is the same for every reference.
+    ``R``, from the matching with the model that correlates the most with all others, until no sweep
+    adds to the sum of all pairs. The result is the same for every reference, and in whatever order
+    the models are given.
     """
     solutions: Solutions = {}
+    turns = models_in_order(alignment)
     for space in alignment.spaces:
         moments = alignment.moments[space.name]
         count = len(alignment.states)
-        orders = matched_orders(alignment, space, 0)
+        orders = matched_orders(alignment, space, turns[0])
         std = [np.sqrt(np.maximum(moments.cov(i).diagonal(), 0.0)) for i in range(count)]
         correlation = {}
         for i in range(count):
@@ -45,10 +47,10 @@ def permutation_universe(alignment: Alignment) -> Solutions:
                 len(objectives) > 1 and objectives[-1] <= objectives[-2] * (1 + _RISE)
             ):
                 break
-            for i in range(count):
+            for i in turns:
                 pull = sum(
                     (correlation[i, j] if i < j else correlation[j, i].T)[:, orders[j]]
-                    for j in range(count)
+                    for j in turns
                     if j != i
                 )
                 gains = np.asarray(pull).T.copy()
