@@ -244,7 +244,7 @@ class Transformer(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """The ConvNeXt pattern: linear layers over channels that stand last, a gain that is reshaped."""
+    """The ConvNeXt pattern: linear layers over channels that stand last, a gain reshaped."""
 
     def __init__(self, width: int = 8, classes: int = 4) -> None:
         super().__init__()
@@ -272,6 +272,20 @@ class Linears(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
+
+
+class Reparametrised(nn.Module):
+    """Weight norm on the first layer, spectral norm on the second."""
+
+    def __init__(self, sizes: tuple[int, int, int, int] = (8, 12, 10, 3)) -> None:
+        super().__init__()
+        first, second, last = (nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.first = nn.utils.parametrizations.weight_norm(first)
+        self.second = nn.utils.parametrizations.spectral_norm(second)
+        self.last = last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.second(F.relu(self.first(x)))))
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

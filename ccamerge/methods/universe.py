@@ -75,10 +75,11 @@ def _solve(
         covs = [moments.cov_tensor(i) for i in range(len(turns))]
         parts = [determined(cov, moments.count, alignment.rounding) for cov in covs]
         own = [_at(covs[i], order[i], order[i]) for i in turns]
-        crosses = [
-            _at(projected(moments.cov_tensor(i, j), parts[i], parts[j]), order[i], order[j])
-            for i, j in itertools.combinations(turns, 2)
-        ]
+        crosses = []
+        for i, j in itertools.combinations(turns, 2):
+            # Laid out alike whichever of the two came first: rounding is the same then, too.
+            cross = moments.cov_tensor(i, j).contiguous()
+            crosses.append(_at(projected(cross, parts[i], parts[j]), order[i], order[j]))
         problems.append((own, crosses))
         given = alignment.weights.get(space.name)
         weights.append(None if given is None else [given[i] for i in turns])
