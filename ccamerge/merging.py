@@ -225,7 +225,9 @@ def merge(
         else:
             _check_moments(moments, models, reference, pairs)
             moments = moments.to(where)
-        every = [placed(moments.spaces_of(model), memory) for model in models]
+        derived = [moments.spaces_of(model) for model in models]
+        there = {id(own): placed(own, memory) for own in derived}  # once for equal widths
+        every = [there[id(own)] for own in derived]
         found = every[reference]
     shares = shares_of(weights, t, len(models), reference, found)
     with watch("solve"):
@@ -255,51 +257,53 @@ def merge(
         alone = None
     maps = aligned.maps
     repaired = RepairResult()
-    with watch("apply"):
-        applied, unmapped = every, states
-        if norm == "paper":
-            unfolded = {id(own): unfolded_spaces(own) for own in {id(s): s for s in every}.values()}
-            applied = [unfolded[id(own)] for own in every]
-            unmapped = [
-                folded_state(m, own, memory) for m, own in zip(models, applied, strict=True)
-            ]
-        target = applied[reference]
-        mapped = [
-            transform(state, own.spaces, {n: row[i] for n, row in maps.items()}, into=target.spaces)
-            for i, (state, own) in enumerate(zip(unmapped, applied, strict=True))
-        ]
-        order = [reference, *(i for i in range(len(models)) if i != reference)]
-
-        def ordered(key: str) -> list[float]:
-            return [shares.of_parameter(key)[i] for i in order]
-
-        merged, from_reference = average(
-            [mapped[i] for i in order], ordered, _used(models[reference], target)
-        )
-        holder: nn.Module | None = None
-        lost: dict[str, str] = {}
-        if alone is None and models[reference] is not originals[reference]:
-            holder = copied(originals[reference], f"models[{reference}]").eval()
-            # What a limited tensor can hold is known before the repair, which leaves it alone.
-            limited = {key: merged[key] for key in target.program.limits if key in merged}
-            held, lost = put_back(holder, limited, [originals[i] for i in order], ordered)
-            merged |= {key: value.to(merged[key]) for key, value in held.items()}
-    with watch("repair"):
-        if norm == "paper":
-            reset_statistics(merged, target.program, moments.inputs, where)
-        elif repair != "none" and alone is None:
-            walked = zip((own.program for own in every), states, strict=True)
-            teachers = list(walked) if repair == "regression" else []
-            repaired = repair_merged(merged, found, moments, maps, shares, teachers)
+    from_reference: dict[str, str] = {}
+    lost: dict[str, str] = {}
     if alone is not None:
         result = copied(originals[alone], f"models[{alone}]").eval()
-        repaired, from_reference = RepairResult(), {}
     else:
+        with watch("apply"):
+            applied, unmapped = every, states
+            if norm == "paper":
+                unfolded = {key: unfolded_spaces(own) for key, own in there.items()}
+                applied = [unfolded[id(own)] for own in derived]
+                unmapped = [
+                    folded_state(m, own, memory) for m, own in zip(models, applied, strict=True)
+                ]
+            target = applied[reference]
+            mapped = [
+                transform(
+                    state, own.spaces, {n: row[i] for n, row in maps.items()}, into=target.spaces
+                )
+                for i, (state, own) in enumerate(zip(unmapped, applied, strict=True))
+            ]
+            order = [reference, *(i for i in range(len(models)) if i != reference)]
+
+            def ordered(key: str) -> list[float]:
+                return [shares.of_parameter(key)[i] for i in order]
+
+            merged, from_reference = average(
+                [mapped[i] for i in order], ordered, _used(models[reference], target)
+            )
+            holder: nn.Module | None = None
+            if models[reference] is not originals[reference]:
+                holder = copied(originals[reference], f"models[{reference}]").eval()
+                # What a limited tensor can hold is known before the repair, which leaves it alone.
+                limited = {key: merged[key] for key in target.program.limits if key in merged}
+                held, lost = put_back(holder, limited, [originals[i] for i in order], ordered)
+                merged |= {key: value.to(merged[key]) for key, value in held.items()}
+        with watch("repair"):
+            if norm == "paper":
+                reset_statistics(merged, target.program, moments.inputs, where)
+            elif repair != "none":
+                walked = zip((own.program for own in every), states, strict=True)
+                teachers = list(walked) if repair == "regression" else []
+                repaired = repair_merged(merged, found, moments, maps, shares, teachers)
         result = copied(models[reference], f"models[{reference}]").eval()
         load_merged(result, merged, target, repaired.statistics)
-    if holder is not None:
-        lost |= _reparametrised(holder, result)
-        result = holder
+        if holder is not None:
+            lost |= _reparametrised(holder, result)
+            result = holder
     result.zero_grad(set_to_none=True)  # a trained reference may still carry its last gradients
     from_reference |= _differing_extra_state(models, reference)
     used_data = set(aligned.methods.values()) != {"average"} and alone is None

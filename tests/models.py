@@ -211,6 +211,83 @@ class UnknownOp(nn.Module):
         return self.c(F.relu(self.b(x)))
 
 
+class Transformer(nn.Module):
+    """The ViT pattern: a class token, positions, attention and an MLP behind LayerNorm, LayerScale.
+
+    With one head or several; the class token is what the head reads.
+    """
+
+    def __init__(
+        self, inputs: int = 6, tokens: int = 4, width: int = 8, heads: int = 2, classes: int = 3
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed = nn.Linear(inputs, width)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, tokens + 1, width))
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.scales = nn.ParameterList(nn.Parameter(torch.full((width,), 0.5)) for _ in range(2))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def attention(self, x: Tensor) -> Tensor:
+        parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(*parts.unbind(0))
+        return self.project(mixed.transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.embed(x)], 1) + self.positions
+        x = x + self.scales[0] * self.attention(self.before(x))
+        x = x + self.scales[1] * self.down(F.gelu(self.up(self.between(x))))
+        return self.head(self.norm(x)[:, 0])
+
+
+class ConvNeXt(nn.Module):
+    """The ConvNeXt pattern: linear layers over channels that stand last, a gain reshaped."""
+
+    def __init__(self, width: int = 8, classes: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 2, 2)
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.gain = nn.Parameter(torch.full((width,), 0.5))
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y = self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)
+        x = x + self.gain.reshape(1, -1, 1, 1) * y
+        return self.head(x.mean((2, 3)))
+
+
+class Linears(nn.Module):
+    """Without non-linearities any invertible map leaves the function as it is."""
+
+    def __init__(self, sizes: tuple[int, ...] = (6, 6, 5, 3)) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Reparametrised(nn.Module):
+    """Weight norm on the first layer, spectral norm on the second."""
+
+    def __init__(self, sizes: tuple[int, int, int, int] = (8, 12, 10, 3)) -> None:
+        super().__init__()
+        first, second, last = (nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.first = nn.utils.parametrizations.weight_norm(first)
+        self.second = nn.utils.parametrizations.spectral_norm(second)
+        self.last = last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.second(F.relu(self.first(x)))))
+
+
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Random weights and, for BatchNorm, random affine parameters and statistics; in eval mode."""
     generator = torch.Generator().manual_seed(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from ccamerge.brief import Brief
 from ccamerge.determined import ROUNDING
 from ccamerge.device import Device, memory_of, resolve
 from ccamerge.graph.spaces import Space
+from ccamerge.methods.likeness import likeness
 from ccamerge.moments import Moments
 
 Array = np.ndarray[Any, Any]
@@ -40,6 +42,8 @@ class AlignmentProblem(Brief, Generic[Matrix]):
     with rows of the reference; NumPy arrays, or tensors for a method that asks for these. ``name``
     is for messages. One of ``ridge`` and ``gamma`` is a number if the method is to regularise.
     ``samples`` is what the covariances are of, ``rounding`` the relative error of their entries.
+    ``likeness`` gives numbers (p, q) from 0 to 1, to choose by among what the data leave equal;
+    None prefers features of the same number.
     """
 
     name: str
@@ -50,6 +54,7 @@ class AlignmentProblem(Brief, Generic[Matrix]):
     gamma: float | None = None
     samples: int = sys.maxsize
     rounding: float = torch.finfo(torch.float64).eps
+    likeness: Callable[[], Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -111,6 +116,19 @@ class Alignment(Brief):
         double = all(v.dtype is torch.float64 for v in states if v.is_floating_point())
         return torch.finfo(torch.float64).eps if double else ROUNDING
 
+    def likeness(self, space: Space, first: int, second: int) -> Tensor:
+        """How alike the features of two models (rows and columns) are without looking at data.
+
+        From 0 to 1: by their weights (`ccamerge.methods.likeness`), or where these cannot be
+        compared by their number alone.
+        """
+        found = likeness(space, self.states[first], self.states[second])
+        if found is None:
+            dims = self.moments[space.name].dims
+            memory = memory_of(self.device)
+            found = torch.eye(dims[first], dims[second], dtype=torch.float64, device=memory)
+        return found
+
     def each_pair(
         self, solve: Callable[[Sequence[AlignmentProblem]], Sequence[Solution]]
     ) -> Solutions:
@@ -146,6 +164,7 @@ class Alignment(Brief):
                         self.gamma,
                         moments.count,
                         self.rounding,
+                        functools.partial(self.likeness, space, self.reference, model),
                     )
                 )
         found = self.identities()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,24 +15,30 @@ from torch import Tensor
 
 from ccamerge.apply import FeatureMap
 from ccamerge.determined import determined, projected
+from ccamerge.device import memory_of
 from ccamerge.graph.spaces import Space
 from ccamerge.methods.base import Alignment, AlignmentProblem, Solution, over_deviations
 
 SAME = 1e-5
-"""Correlations that differ by less are the same: of such, features of one number are preferred.
-Duplicated and dead units so stay where they are, and float32 products do not decide."""
+"""Correlations that differ by less are the same: of such, features of like weights are preferred,
+and of these, of one number. Duplicated and dead units so stay where they are, or go where a
+permuted copy has them, and float32 products do not decide."""
 
 
 def best_order(problem: AlignmentProblem[Any]) -> np.ndarray[Any, Any]:
     """For each reference feature (p,) the own one matched with it; constant ones correlate 0.
 
-    Where several matchings are as good, the one nearest the identity is taken. The assignment
-    itself is solved on the CPU.
+    Of several matchings that are as good, the one of the most alike is taken, the identity where
+    nothing tells. The assignment itself is solved on the CPU.
     """
     a, b, cross = (torch.as_tensor(m) for m in (problem.reference, problem.own, problem.cross))
     deviations = torch.outer(a.diagonal().clamp_min(0), b.diagonal().clamp_min(0))
     correlation = over_deviations(cross, deviations).cpu().numpy()
-    correlation = correlation + SAME * np.eye(*correlation.shape)
+    if problem.likeness is None:
+        alike = np.eye(*correlation.shape)
+    else:
+        alike = problem.likeness().cpu().numpy()
+    correlation = correlation + SAME * alike
     return np.asarray(linear_sum_assignment(correlation, maximize=True)[1])
 
 
@@ -101,8 +109,28 @@ def _paired(
 
 def _reordered(problem: AlignmentProblem[Tensor], order: Tensor) -> AlignmentProblem[Tensor]:
     return dataclasses.replace(
-        problem, own=problem.own[order][:, order], cross=problem.cross[:, order]
+        problem, own=problem.own[order][:, order], cross=problem.cross[:, order], likeness=None
     )
+
+
+def models_in_order(alignment: Alignment, first: int | None = None) -> list[int]:
+    """The models, those first that correlate the most with all others as they are weighted.
+
+    What is found from one model after another depends on their order: it is to be a matter of what
+    they are, not of how they were given. ``first`` is put at the head.
+    """
+    models = range(len(alignment.states))
+    shared = torch.zeros(len(models), dtype=torch.float64, device=memory_of(alignment.device))
+    for space in alignment.spaces:
+        moments = alignment.moments[space.name]
+        weights = alignment.weights.get(space.name) or [1.0] * len(models)
+        variances = [moments.cov_tensor(i).diagonal().clamp_min(0) for i in models]
+        for i, j in itertools.combinations(models, 2):
+            scale = torch.outer(variances[i], variances[j])
+            square = over_deviations(moments.cov_tensor(i, j), scale).square().sum()
+            shared[[i, j]] += weights[i] * weights[j] / space.size * square
+    central = shared.tolist()
+    return sorted(models, key=lambda i: (i != first, -central[i]))
 
 
 def matched_orders(
@@ -114,6 +142,7 @@ def matched_orders(
     for i in range(len(orders)):
         if i != anchor:
             own, cross = moments.cov_tensor(i), moments.cov_tensor(anchor, i)
-            problem = AlignmentProblem("", moments.cov_tensor(anchor), own, cross)
+            alike = functools.partial(alignment.likeness, space, anchor, i)
+            problem = AlignmentProblem("", moments.cov_tensor(anchor), own, cross, likeness=alike)
             orders[i] = best_order(problem)
     return orders

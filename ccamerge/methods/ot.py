@@ -74,7 +74,7 @@ def transport(
     """
     cost = distances(problem, standardize)
     if entropy == 0 or not cost.any():
-        plan = _exact_plan(_in_place(cost, _squares(problem, standardize)))
+        plan = _exact_plan(_in_place(problem, cost, _squares(problem, standardize)))
     else:
         plan = _entropic_plan(problem.name, cost, entropy)
     forward = (plan / plan.sum(1, keepdims=True)).T
@@ -103,13 +103,15 @@ def _squares(problem: AlignmentProblem, standardize: bool) -> Array:
     return np.asarray(np.add.outer(a, b))
 
 
-def _in_place(cost: Array, squares: Array) -> Array:
-    """Costs that are a trifle higher off the diagonal: what is as good stays where it is.
+def _in_place(problem: AlignmentProblem, cost: Array, squares: Array) -> Array:
+    """Costs that are a trifle higher the less two features are alike: that decides what is as good.
 
-    So duplicated and dead features do. The trifle is relative to each pair's own ``squares``.
+    So duplicated and dead features stay where they are. The trifle is relative to each pair's own
+    ``squares``.
     """
     least = 1e-12 * float(squares.mean()) or 1.0
-    moved: Array = cost + (SAME * squares + least) * (1 - np.eye(*cost.shape))
+    alike = np.eye(*cost.shape) if problem.likeness is None else problem.likeness().numpy()
+    moved: Array = cost + (SAME * squares + least) * (1 - alike)
     return moved
 
 

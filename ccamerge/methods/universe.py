@@ -23,7 +23,7 @@ from ccamerge.methods.base import (
     Solutions,
     matched_correlations,
 )
-from ccamerge.methods.orders import matched_orders
+from ccamerge.methods.orders import matched_orders, models_in_order
 from ccamerge.moments import Moments
 from ccamerge.universe_solve import UniverseResult, universe_batch
 
@@ -38,45 +38,51 @@ def orthogonal_universe(alignment: Alignment, *, whitened: bool) -> Solutions:
 
     Directions that do not vary leave maps undetermined; the solver completes them as near the
     identity as it can, which pairs dead units with dead ones once all models' features are in the
-    order that matches one model's. That model is the first and not the reference, so that the
-    merged network is the same for every reference. Where a model's features are constant, all
-    models keep their basis.
+    order that matches one model's. That model is the one that correlates the most with all others,
+    and not the reference, so that the merged network is the same for every reference and in
+    whatever order the models are given. Where a model's features are constant, all models keep
+    their basis.
     """
     solutions: Solutions = {}
     batch: list[Space] = []
     size = 0
+    turns = models_in_order(alignment)
     for space in alignment.spaces:
         own = 8 * (len(alignment.states) * space.size) ** 2 // 2
         if batch and size + own > _BYTES:
-            solutions |= _solve(alignment, batch, whitened)
+            solutions |= _solve(alignment, batch, turns, whitened)
             batch, size = [], 0
         batch.append(space)
         size += own
     if batch:
-        solutions |= _solve(alignment, batch, whitened)
+        solutions |= _solve(alignment, batch, turns, whitened)
     return solutions
 
 
-def _solve(alignment: Alignment, spaces: list[Space], whitened: bool) -> Solutions:
-    models = range(len(alignment.states))
+def _solve(
+    alignment: Alignment, spaces: list[Space], turns: list[int], whitened: bool
+) -> Solutions:
+    """The maps of some spaces, from the models in the order ``turns``."""
     constant = [space for space in spaces if _constant(alignment.moments[space.name])]
     if constant:
         unmoved = dataclasses.replace(alignment, spaces=constant).identities()
         others = [space for space in spaces if space.name not in unmoved]
-        return unmoved | (_solve(alignment, others, whitened) if others else {})
-    orders = {space.name: matched_orders(alignment, space, 0) for space in spaces}
-    problems = []
+        return unmoved | (_solve(alignment, others, turns, whitened) if others else {})
+    orders = {s.name: matched_orders(alignment, s, turns[0]) for s in spaces}
+    problems, weights = [], []
     for space in spaces:
         moments, order = alignment.moments[space.name], orders[space.name]
-        covs = [moments.cov_tensor(i) for i in models]
+        covs = [moments.cov_tensor(i) for i in range(len(turns))]
         parts = [determined(cov, moments.count, alignment.rounding) for cov in covs]
-        own = [_at(cov, row, row) for cov, row in zip(covs, order, strict=True)]
-        crosses = [
-            _at(projected(moments.cov_tensor(i, j), parts[i], parts[j]), order[i], order[j])
-            for i, j in itertools.combinations(models, 2)
-        ]
+        own = [_at(covs[i], order[i], order[i]) for i in turns]
+        crosses = []
+        for i, j in itertools.combinations(turns, 2):
+            # Laid out alike whichever of the two came first: rounding is the same then, too.
+            cross = moments.cov_tensor(i, j).contiguous()
+            crosses.append(_at(projected(cross, parts[i], parts[j]), order[i], order[j]))
         problems.append((own, crosses))
-    weights = [alignment.weights.get(space.name) for space in spaces]
+        given = alignment.weights.get(space.name)
+        weights.append(None if given is None else [given[i] for i in turns])
     by_gamma = alignment.gamma is not None or not alignment.ridges
     ridges = None if by_gamma or not whitened else [alignment.ridges[s.name] for s in spaces]
     try:
@@ -86,15 +92,15 @@ def _solve(alignment: Alignment, spaces: list[Space], whitened: bool) -> Solutio
             gamma=alignment.gamma if by_gamma and whitened else None,
             whitened=whitened,
             weights=weights,
-            reference=alignment.reference,
+            reference=turns.index(alignment.reference),
             device=alignment.device or "cpu",
         )
     except np.linalg.LinAlgError as error:
         names = "; ".join(f"problems[{i}] is space {s.name!r}" for i, s in enumerate(spaces))
-        message = f"{error} ({names})"
+        message = f"{error} ({names}; models in the order {', '.join(map(str, turns))})"
         raise np.linalg.LinAlgError(message) from error
     return {
-        space.name: _solutions(alignment, space, orders[space.name], result)
+        space.name: _solutions(alignment, space, orders[space.name], turns, result)
         for space, result in zip(spaces, found, strict=True)
     }
 
@@ -108,25 +114,28 @@ def _solutions(
     alignment: Alignment,
     space: Space,
     order: list[Order],
+    turns: list[int],
     result: UniverseResult,
 ) -> list[Solution]:
-    """Each model's map, with features back in their own order."""
+    """Each model's map, with features and models back in their own order."""
     r, back = alignment.reference, [np.argsort(o) for o in order]
     row = []
     for i in range(len(order)):
+        turn = turns.index(i)
         feature_map = FeatureMap(
-            _at(torch.as_tensor(result.maps[i]), back[i], back[r]),
-            _at(torch.as_tensor(result.inverses[i]), back[r], back[i]),
+            _at(torch.as_tensor(result.maps[turn]), back[i], back[r]),
+            _at(torch.as_tensor(result.inverses[turn]), back[r], back[i]),
         )
         details = {
             "objective": result.objectives[-1],
             "sweeps": result.sweeps,
             "converged": "yes" if result.converged else "no: the sweeps ran out",
             "rank": result.rank,
-            "start": "spectral" if result.spectral else "aligned with models[0]",
+            "start": "spectral" if result.spectral else f"aligned with models[{turns[0]}]",
         }
         if result.conditions:
-            details["condition"] = max(result.conditions[i], result.conditions[r])
+            conditions = (result.conditions[turns.index(k)] for k in (i, r))
+            details["condition"] = max(conditions)
         row.append(universe_solution(alignment, space, i, feature_map, details))
     return row
 

@@ -11,12 +11,15 @@ one feature of each model.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from ccamerge.apply import FeatureMap
+from ccamerge.graph.spaces import Space
 from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,
@@ -26,7 +29,7 @@ from ccamerge.methods.base import (
     matched_correlations,
     register,
 )
-from ccamerge.methods.orders import SAME
+from ccamerge.methods.orders import SAME, models_in_order
 from ccamerge.moments import Moments
 
 
@@ -60,17 +63,29 @@ def zipit(alignment: Alignment, *, alpha: float = 0.3, beta: float = 0.125) -> S
         if not 0 <= value <= 1:
             message = f"{name} must be between 0 and 1, got {value}"
             raise ValueError(message)
+    # A merged feature counts as that of its first member's model: this must not hang on how the
+    # models were given.
+    order = models_in_order(alignment, first=alignment.reference)
     solutions = {}
     for space in alignment.spaces:
-        moments = alignment.moments[space.name]
-        owners = np.repeat(np.arange(len(moments.dims)), moments.dims)
-        numbers = np.concatenate([np.arange(d) for d in moments.dims])
-        counterparts = np.equal.outer(numbers, numbers) & np.not_equal.outer(owners, owners)
+        moments = alignment.moments[space.name].subset(order)
+        owners = np.repeat(np.arange(len(order)), moments.dims)
         # What is as similar stays where it is: so do duplicated and dead features.
-        similarity = correlations(moments) + SAME * counterparts
+        similarity = correlations(moments) + SAME * _alike(alignment, space, order)
         groups = zipped(similarity, owners, space.size, alpha, beta)
-        solutions[space.name] = _solutions(moments, owners, groups, alignment.reference)
+        row = _solutions(moments, owners, groups)
+        solutions[space.name] = [row[order.index(i)] for i in range(len(order))]
     return solutions
+
+
+def _alike(alignment: Alignment, space: Space, order: Sequence[int]) -> Array:
+    """`Alignment.likeness` of the features of all models in an order; zero within each."""
+    dims = [alignment.moments[space.name].dims[i] for i in order]
+    blocks = [[np.zeros((a, b)) for b in dims] for a in dims]
+    for i, j in itertools.combinations(range(len(order)), 2):
+        blocks[i][j] = alignment.likeness(space, order[i], order[j]).numpy()
+        blocks[j][i] = blocks[i][j].T
+    return np.block(blocks)
 
 
 def correlations(moments: Moments) -> Array:
@@ -177,23 +192,22 @@ def _solutions(
     moments: Moments,
     owners: np.ndarray[Any, Any],
     groups: np.ndarray[Any, Any],
-    reference: int,
 ) -> list[Solution]:
-    """Maps from groups; correlations are those of what the models contribute to a group."""
+    """Maps from groups; correlations are those of what the first and each contribute to a group."""
     models = len(moments.dims)
     member = np.equal.outer(groups, np.arange(groups.max() + 1)).astype(np.float64)
     share = models * member / member.sum(0)
     forwards = [np.ascontiguousarray(share[owners == i]) for i in range(models)]
     present = np.array([member[owners == i].any(0) for i in range(models)])
-    base = forwards[reference]
-    own = base.T @ moments.cov(reference) @ base
+    base = forwards[0]
+    own = base.T @ moments.cov(0) @ base
     solutions = []
     for i, forward in enumerate(forwards):
         feature_map = FeatureMap(
             torch.from_numpy(forward),
             torch.from_numpy(np.ascontiguousarray(member[owners == i].T)),
         )
-        cross = base.T @ moments.cov(reference, i)
+        cross = base.T @ moments.cov(0, i)
         problem = AlignmentProblem("", own, moments.cov(i), cross)
         details = {
             "shared": int((present[i] & (present.sum(0) > 1)).sum()),
