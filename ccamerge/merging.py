@@ -221,7 +221,8 @@ def merge(
             _check_moments(moments, models, reference, pairs)
             moments = moments.to(where)
         derived = [moments.spaces_of(model) for model in models]
-        there = {id(own): placed(own, memory) for own in derived}  # once for equal widths
+        distinct = {id(own): own for own in derived}  # models of equal widths share theirs
+        there = {key: placed(own, memory) for key, own in distinct.items()}
         every = [there[id(own)] for own in derived]
         found = every[reference]
     shares = shares_of(weights, t, len(models), reference, found)

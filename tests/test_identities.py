@@ -63,7 +63,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "transformer": (M.Transformer, (4, 6)),
 }
 
-FEW = ["mlp", "mlp without bias", "normed", "bottleneck", "grouped", "transformer"]
+FEW = ["mlp", "mlp without bias", "bottleneck", "grouped", "transformer"]
 """Networks that are merged by fewer samples, and positions of maps, than they have features."""
 
 INVERTIBLE = ["mlp", "mlp without bias", "linear", "dense", "bottleneck", "depthwise", "grouped"]
@@ -149,7 +149,7 @@ def transformed(model: nn.Module, example: Tensor, kind: str, seed: int) -> nn.M
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     """Thousands of small problems: threads would do nothing but wait for each other."""
-    before = torch.get_num_threads(), ccamerge.get_num_threads()
+    before = torch.get_num_threads(), ccamerge.num_threads()
     torch.set_num_threads(1)
     ccamerge.set_num_threads(1)
     yield
