@@ -138,9 +138,16 @@ def measure(
 
 @contextmanager
 def _evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
-    """In evaluation mode; afterwards each module as it was."""
+    """In evaluation mode; afterwards each module as it was, with buffers that its calls changed."""
     models = list(models)
-    training = [module for model in models for module in model.modules() if module.training]
+    modules = {id(module): module for model in models for module in model.modules()}.values()
+    training = [module for module in modules if module.training]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     try:
         for model in models:
             model.eval()
@@ -148,6 +155,12 @@ def _evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+        with torch.inference_mode():
+            for module, name, buffer, before in buffers:
+                if isinstance(module._buffers, dict):  # a compiled module's own cannot be replaced
+                    module._buffers[name] = buffer
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
 
 
 def _values(function: Metric, outputs: Tensor, batch: Any, where: str) -> Tensor:

@@ -27,7 +27,7 @@ from ccamerge.collecting import collect, device_for
 from ccamerge.device import DeviceLike, memory_of
 from ccamerge.fingerprints import program_fingerprint, state_fingerprint
 from ccamerge.graph.modules import copied, extra_state, tensors_of
-from ccamerge.graph.plain import put_back
+from ccamerge.graph.plain import put_back, take_plain
 from ccamerge.graph.spaces import ANY_MAP, Effect, Space, Spaces
 from ccamerge.graph.states import folded_state, placed, same_architecture
 from ccamerge.graph.widths import shapes_of
@@ -226,7 +226,8 @@ def merge(
             _check_moments(moments, models, reference, pairs)
             moments = moments.to(where)
         derived = [moments.spaces_of(model) for model in models]
-        there = {id(own): placed(own, memory) for own in derived}  # once for equal widths
+        distinct = {id(own): own for own in derived}  # models of equal widths share theirs
+        there = {key: placed(own, memory) for key, own in distinct.items()}
         every = [there[id(own)] for own in derived]
         found = every[reference]
     shares = shares_of(weights, t, len(models), reference, found)
@@ -302,7 +303,7 @@ def merge(
         result = copied(models[reference], f"models[{reference}]").eval()
         load_merged(result, merged, target, repaired.statistics)
         if holder is not None:
-            lost |= _reparametrised(holder, result)
+            lost |= take_plain(holder, result)
             result = holder
     result.zero_grad(set_to_none=True)  # a trained reference may still carry its last gradients
     from_reference |= _differing_extra_state(models, reference)
@@ -352,19 +353,6 @@ def merge(
 def _listed(names: Collection[str]) -> str:
     """The first few names."""
     return ", ".join(map(repr, list(names)[:3])) + (" and others" if len(names) > 3 else "")
-
-
-def _reparametrised(holder: nn.Module, merged: nn.Module) -> dict[str, str]:
-    """Give a module with reparametrised tensors the values of a plain one, in place.
-
-    Returns what it cannot hold, by name.
-    """
-    tensors = tensors_of(merged)
-    own = tensors_of(holder, keep_vars=True)
-    with torch.no_grad():
-        for key in tensors.keys() & own.keys():
-            own[key].copy_(tensors[key])
-    return put_back(holder, tensors)[1]
 
 
 def _few(found: Spaces, moments: Collected) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccamerge.graph.modules import copied
+from ccamerge.graph.modules import copied, tensors_of
 from ccamerge.graph.reparametrisations import (
     Limit,
     Reparametrisation,
@@ -179,6 +179,16 @@ def put_back(
             what = "is the reference's" if torch.equal(value, item.value) else "differs"
             lost[key] = f"{what}: under {item.source.title}, off the average by {share:.0%}"
     return held, lost
+
+
+def take_plain(model: nn.Module, plain_model: nn.Module) -> dict[str, str]:
+    """Give a model the values of a plain one, in place; what it cannot hold, by name."""
+    tensors = tensors_of(plain_model)
+    own = tensors_of(model, keep_vars=True)
+    with torch.no_grad():
+        for key in tensors.keys() & own.keys():
+            own[key].copy_(tensors[key])
+    return put_back(model, tensors)[1]
 
 
 def ties(state: Mapping[str, Tensor]) -> set[frozenset[str]]:

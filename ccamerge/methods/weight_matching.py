@@ -48,8 +48,11 @@ def weight_matching(alignment: Alignment, *, seed: int = 0) -> Solutions:
     """The permutations with the largest inner product of weights, found by coordinate ascent.
 
     One space at a time, in random order, is matched optimally given the others, until no space
-    changes: a local optimum that depends on ``seed``. Spaces that another method aligns count as
-    they are. Each model is matched with the reference. The moments only serve the report.
+    changes: a local optimum that depends on ``seed``. It is the better one of two: from the models
+    as they are, and from features matched by the norms of their weights, which permutations of
+    other spaces leave alone; so a permuted copy is undone, however many spaces it has. Spaces that
+    another method aligns count as they are. Each model is matched with the reference. The moments
+    only serve the report.
 
     Raises
     ------
@@ -69,8 +72,8 @@ def weight_matching(alignment: Alignment, *, seed: int = 0) -> Solutions:
                 )
                 raise ValueError(message)
     matchings = [
-        match(alignment.spaces, reference, state, seed)
-        for model, state in enumerate(alignment.states)
+        _better(alignment, model, seed)
+        for model in range(len(alignment.states))
         if model != alignment.reference
     ]
 
@@ -90,11 +93,23 @@ def weight_matching(alignment: Alignment, *, seed: int = 0) -> Solutions:
     return alignment.each_pair(solve)
 
 
+def _better(alignment: Alignment, model: int, seed: int) -> Matching:
+    """The better of the matchings from both starts; see `weight_matching`."""
+    reference, own = (alignment.states[i] for i in (alignment.reference, model))
+    start = {}
+    for space in alignment.spaces:
+        alike = alignment.likeness(space, alignment.reference, model)
+        start[space.name] = linear_sum_assignment(alike.numpy(), maximize=True)[1]
+    found = [match(alignment.spaces, reference, own, seed, first) for first in (None, start)]
+    return max(found, key=lambda matching: matching.objectives[-1])  # the first of equal ones
+
+
 def match(
     spaces: Sequence[Space],
     reference: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
     seed: int = 0,
+    start: Mapping[str, np.ndarray[Any, Any]] | None = None,
 ) -> Matching:
     """Permute a model's features so that its parameters resemble the reference's.
 
@@ -103,12 +118,17 @@ def match(
     spaces : to be permuted
     reference, own : parameters of the folded program; not modified
     seed : of the order in which spaces are visited
+    start : an order of each space's features to begin with, by name; as they are by default
     """
     slots = {space.name: _places(space) for space in spaces}
     keys = {slot.parameter for found in slots.values() for slot in found}
     target = {key: reference[key].double() for key in keys}
     current = {key: own[key].double() for key in keys}
     orders = {space.name: np.arange(space.size) for space in spaces}
+    if start is not None:
+        orders |= start
+        begun = {name: FeatureMap.permutation(order.tolist()) for name, order in orders.items()}
+        current = transform(current, spaces, begun, _WEIGHTS)
     objectives = [_inner(target, current, keys)]
     random = np.random.default_rng(seed)
     sweeps, changed = 0, True
