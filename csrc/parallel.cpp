@@ -230,6 +230,10 @@ void parallel_for(std::size_t count, const std::function<void(std::size_t)>& tas
   if (threads == 1 || count == 1 || !use.owns()) {
     job.work();
   } else if (!run_on_torch_threads(threads, [&job] { job.work(); })) {
+    // Torch's first: with two threads on two quiet cores an update after a convolution took 2.8 ms
+    // on them and 4.0 ms on these, beside which torch's still spun (2.4 and 2.5 ms without any).
+    // These where torch's have been slow: beside four busy processes both ways take as long as one
+    // thread or less, where torch's alone took up to 250 times as long.
     if (!state.pool || state.pool->wanted() != threads - 1) {
       state.pool.reset();
       state.pool = std::make_unique<Pool>(threads - 1);

@@ -4,6 +4,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
@@ -107,9 +108,9 @@ void test_failures() {
     return "";
   };
   EXPECT(message().empty());
-  moments.own[1].at(2, 2) = -1;
+  const double square = std::exchange(moments.own[1].at(2, 2), -1);
   EXPECT(message().find("problems[0]: models[1]") == 0);
-  moments.own[1].at(2, 2) = 5;
+  moments.own[1].at(2, 2) = square;
   moments.crosses[2].at(0, 0) = NAN;
   EXPECT(message().find("problems[0]: models[1]") == 0);
 }

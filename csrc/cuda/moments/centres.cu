@@ -12,8 +12,8 @@ constexpr int kLanes = 32, kRows = 32;  // of blocks that look at a feature a la
 constexpr int kThreads = 256;
 constexpr int kProbes = 4;  // that a thread reads
 constexpr std::int64_t kProbed = kRows * kProbes;
-constexpr int kExponent = 14;             // of the largest difference once scaled
-constexpr int kMostExponent = 126;        // of a scale, which is a normal number of float32
+constexpr int kExponent = 14;       // of the largest difference once scaled
+constexpr int kMostExponent = 126;  // of a scale, which is a normal number of float32
 // Of elements whose squares are normal numbers of float32, and of float64.
 constexpr double kLeastSpread = 0x1p-62, kLeastDoubleSpread = 0x1p-510;
 
