@@ -16,7 +16,7 @@ from ccamerge.graph.inspection import few_leaves, spaces_of_call
 from ccamerge.graph.modules import check_state, copied
 from ccamerge.graph.plain import plain
 from ccamerge.graph.program import Node, Program, Ref
-from ccamerge.graph.rules import ELEMENTWISE
+from ccamerge.graph.rules import ELEMENTWISE, REDUCTIONS
 from ccamerge.graph.spaces import ANY_MAP, Effect, Group, Role, Spaces
 from ccamerge.graph.states import folded_state
 from ccamerge.graph.trial import Mapped, Trial, change, random_map, uncovered
@@ -163,9 +163,10 @@ _LINEAR = {
     "aten.adaptive_max_pool1d": torch.ops.aten.adaptive_avg_pool1d.default,
     "aten.adaptive_max_pool2d": torch.ops.aten.adaptive_avg_pool2d.default,
     "aten.adaptive_max_pool3d": torch.ops.aten.adaptive_avg_pool3d.default,
-    "aten.amax": torch.ops.aten.mean.dim,
-    "aten.amin": torch.ops.aten.mean.dim,
 }
+
+_MEANS = frozenset({"aten.mean", "aten.sum", "aten.any", "aten.all"})
+"""Reductions that are linear, or of truth values."""
 
 _IDENTITY = ELEMENTWISE | {
     *("aten.prelu", "aten.masked_fill", "aten.softmax", "aten.log_softmax"),
@@ -177,6 +178,17 @@ def _linearised(node: Node) -> Node:
     if node.op in _LINEAR:
         args = node.args[:4] if "pool" in node.op and "adaptive" not in node.op else node.args
         return dataclasses.replace(node, target=_LINEAR[node.op], args=args)
+    if node.op in REDUCTIONS - _MEANS and node.shape is not None:
+        dims = node.argument(2 if "norm" in node.op else 1, "dim")
+        kept = node.named("keepdim", default=False)
+        if dims is None or (isinstance(dims, (int, list, tuple)) and not isinstance(dims, bool)):
+            over = [dims] if isinstance(dims, int) else dims
+            return dataclasses.replace(
+                node,
+                target=torch.ops.aten.mean.dim,
+                args=(node.args[0], over, bool(kept)),
+                kwargs={},
+            )
     if node.op in ("aten.constant_pad_nd", "aten.pad"):
         pad = torch.ops.aten.constant_pad_nd.default
         plain = node.op == "aten.constant_pad_nd" or node.argument(2, "mode") in (None, "constant")

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import ccamerge
 from ccamerge import verification
 from ccamerge.graph import axes as ax
 from ccamerge.graph import trial
@@ -272,3 +273,37 @@ def test_a_check_prints_its_verdict() -> None:
     check = verification.Check("symmetry", False, "off by one")
     assert str(check) == "FAIL symmetry: off by one"
     assert str(dataclasses.replace(check, passed=True)).startswith("ok ")
+
+
+class _Reduced(nn.Module):
+    def __init__(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.features, self.head, self.reduce = nn.Linear(6, 8), nn.Linear(8, 3), reduce
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.reduce(self.features(x)))
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        lambda h: h.mean(1),
+        lambda h: h.sum(1),
+        lambda h: h.amax(1),
+        lambda h: h.logsumexp(1),
+        lambda h: h.var(1),
+        lambda h: h.std(dim=1, keepdim=True).squeeze(1),
+        lambda h: h.prod(1),
+        lambda h: torch.linalg.vector_norm(h, dim=1),
+        lambda h: h.norm(dim=1),
+        lambda h: torch.where(h > 0.1, h, torch.zeros(())).mean(1),
+    ],
+    ids=["mean", "sum", "amax", "logsumexp", "var", "std", "prod", "vector norm", "norm", "where"],
+)
+def test_reductions_over_positions_keep_features(reduce: Any) -> None:
+    """The features stay open, and no check finds fault; truth values are nobody's features."""
+    model = M.randomise(_Reduced(reduce))
+    x = torch.randn(8, 5, 6, generator=torch.Generator().manual_seed(0))
+    assert [space.name for space in ccamerge.spaces(model, x)] == ["features"]
+    assert all(check.passed for check in ccamerge.verify(model, x))
+    ccamerge.collect([model, M.randomise(_Reduced(reduce), 1)], [x], progress=False)

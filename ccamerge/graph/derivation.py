@@ -326,9 +326,10 @@ class Derivation:
         axes = self._axes.get(node.name)
         if node.shape is None or not axes or node.op in MOVES or node.name in self._static:
             return []
-        kind = self._kind(node)
-        if kind is None or (users and all(user.op in REDUCTIONS for user in users)):
-            return []  # squares of which only a mean is taken are nobody's features
+        kind = self._kind(node) if node.real else None
+        statistic = node.op in _MAGNITUDES and users and all(u.op in REDUCTIONS for u in users)
+        if kind is None or statistic:  # squares of which only a mean is taken: nobody's features
+            return []
         found = []
         for dim, axis in enumerate(axes):
             start = 0
@@ -385,6 +386,10 @@ class Derivation:
                 if reasons:
                     pinned[key, dim] = "; ".join(dict.fromkeys(reasons))
         return pinned
+
+
+_MAGNITUDES = frozenset({"aten.pow", "aten.square", "aten.abs", "aten.mul", "aten.exp"})
+"""Operations whose means are statistics of features, as in norms."""
 
 
 def _tied(slots: tuple[Slot, ...]) -> list[str]:

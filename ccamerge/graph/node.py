@@ -23,7 +23,7 @@ class Node:
 
     What the schema allows by position is in ``args``, however it was given. ``shape`` is None for
     what is not one tensor; sizes are those of the example inputs. A ``scalar`` is a number, such as
-    the size of a tensor.
+    the size of a tensor. ``real`` says that a tensor holds real floating-point numbers.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Node:
     kwargs: dict[str, Any]
     shape: tuple[int, ...] | None
     scalar: bool = False
+    real: bool = True
 
     @property
     def op(self) -> str:

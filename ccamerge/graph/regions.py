@@ -105,7 +105,9 @@ class Writer:
         scalar = isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float))
         name = self._name(item.name, scalar)
         shape = shape_of(value, item)
-        self.nodes.append(Node(name, target, tuple(args), kwargs, shape, scalar).by_position())
+        real = isinstance(value, Tensor) and value.is_floating_point()
+        node = Node(name, target, tuple(args), kwargs, shape, scalar, real)
+        self.nodes.append(node.by_position())
         return Ref(name)
 
     def _region(self, item: Item, args: Any, cast: Callable[[Any], Any] | None) -> Any:
