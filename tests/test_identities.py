@@ -320,7 +320,7 @@ def content(tensor: Tensor) -> bytes:
 
 LABELLED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     **{name: ARCHITECTURES[name] for name in ("mlp", "reparametrised", "tied", "transformer")},
-    **{name: ARCHITECTURES[name] for name in ("vgg with norms", "bottleneck")},
+    **{name: ARCHITECTURES[name] for name in ("bottleneck", "flattened")},
     "counting": (Counting, (6,)),
     "dropout": (lambda: nn.Sequential(M.MLP((6, 8, 8)), nn.Dropout(0.5), nn.Linear(8, 3)), (6,)),
 }

@@ -137,6 +137,26 @@ class TestPolar:
             expected = np.eye(rows, 1)[:, 0] - np.eye(rows, 1, -1)[:, 0]
             np.testing.assert_allclose(second, expected, atol=1e-12)
 
+    @pytest.mark.parametrize("free", [1, 3])
+    @pytest.mark.parametrize(("m", "n"), [(12, 12), (30, 12), (12, 30)])
+    def test_rounding_errors_decide_nothing_where_the_identity_does_not(self, rng, m, n, free):
+        """Null spaces of both sides that are orthogonal to each other."""
+        k, wide = min(m, n), max(m, n)
+        turn = orthonormal(rng, k, k)
+        V = np.zeros((wide, k))
+        V[:k] = np.roll(turn, free, axis=1)  # what V leaves out is not what the other does
+        U, V = (V, turn) if m >= n else (turn, V)
+        factors = []
+        for _ in range(8):  # the factor depends on the spaces only
+            s = rng.uniform(1, 2, k)
+            s[-free:] = 0
+            factors.append(polar((U * s) @ V.T))
+        assert departure(factors[0]) < 1e-12
+        if m == n:  # else some directions are determined by zeros beyond the square
+            assert np.abs(U[:, -free:].T @ V[:, -free:]).max() < 1e-12
+        for q in factors[1:]:
+            np.testing.assert_allclose(q, factors[0], atol=1e-10)
+
     @pytest.mark.parametrize("least", [1e-6, 1e-10, 1e-12, 1e-13])
     @pytest.mark.parametrize(("m", "n"), [(24, 24), (40, 12), (12, 40)])
     def test_rank_is_of_the_matrix_and_not_of_the_method(self, rng, m, n, least):

@@ -18,9 +18,9 @@ void svd_did_not_converge(int m, int n) {
 
 namespace {
 
-// Directions that the identity determines by less than this are formed apart, and those below the
-// second are rounding errors.
-constexpr double kWeak = 1e-4, kNothing = 1e-12;
+// Directions that the identity determines by less than this are formed apart; by less than the
+// second rounding errors of the null spaces might decide.
+constexpr double kWeak = 1e-4, kNothing = 1e-8;
 
 void fill_normal(double* to, std::size_t count, std::mt19937_64& generator) {
   std::normal_distribution<double> normal;
@@ -58,19 +58,37 @@ void link_null_spaces(View q, ConstView v2) {
   if (blas::svd(m, k, x.data(), m, s.data(), u.data(), m, vt.data(), k) != 0) {
     svd_did_not_converge(m, k);
   }
-  int strong = 0;
-  while (strong < k && s[static_cast<std::size_t>(strong)] > kWeak) ++strong;
-  if (const View weak = u.view().block(0, strong, m, k - strong); weak.cols > 0) {
-    std::mt19937_64 generator(1);
-    for (int j = strong; j < k; ++j) {
-      if (s[static_cast<std::size_t>(j)] > kNothing) continue;
-      fill_normal(u.view().col(j), static_cast<std::size_t>(m), generator);
-    }
+  const auto above = [&s](double bound) {
+    return static_cast<int>(
+        std::find_if(s.begin(), s.end(), [=](double value) { return value <= bound; }) - s.begin());
+  };
+  const int strong = above(kWeak), some = above(kNothing);
+  if (some > strong) {
+    const View weak = u.view().block(0, strong, m, some - strong);
     for (int pass = 0; pass < 2; ++pass) {
       project_out(q, weak);
       if (strong > 0) project_out(u.view().block(0, 0, m, strong), weak);
       orthonormalise(weak);
     }
+  }
+  if (k > some) {
+    // As near as can be to a matrix of normal random numbers with a fixed seed instead: whatever
+    // bases the null spaces come in, that decides.
+    Matrix random(m, q.cols), basis(q.cols, k - some), near(m, k - some), turn(k - some, k - some);
+    std::mt19937_64 generator(1);
+    fill_normal(random.data(), random.size(), generator);
+    multiply(false, v2, true, vt.view().block(some, 0, k - some, k), basis.view());
+    multiply(false, random.view(), false, basis.view(), near.view());
+    for (int pass = 0; pass < 2; ++pass) {
+      project_out(q, near.view());
+      if (some > 0) project_out(u.view().block(0, 0, m, some), near.view());
+    }
+    Matrix left(m, k - some);
+    if (blas::svd(m, k - some, near.data(), m, s.data(), left.data(), m, turn.data(), k - some) !=
+        0) {
+      svd_did_not_converge(m, k - some);
+    }
+    multiply(false, left.view(), false, turn.view(), u.view().block(0, some, m, k - some));
   }
   multiply(false, u.view(), false, vt.view(), x.view());
   multiply(false, x.view(), true, v2, q, 1.0, 1.0);

@@ -12,7 +12,8 @@ namespace ccamerge {
 
 // Completes q (m, n), m >= n, of orthonormal columns but for its null space v2 (n, .), by a map of
 // that on what q leaves of the rows, as near the identity as can be: adds
-// u2 polar(u2^T I v2) v2^T with the null space u2 of q^T and I = eye(m, n). Needs memory as q does.
+// u2 polar(u2^T I v2) v2^T with the null space u2 of q^T and I = eye(m, n). Where that determines
+// nothing, some map that does not depend on the basis v2. Needs memory as q does.
 void link_null_spaces(View q, ConstView v2);
 
 // The polar factor of a, singular values at or below rank_tolerance * (the largest) counting as
