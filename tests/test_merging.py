@@ -180,7 +180,8 @@ def test_training_mode_statistics_are_those_of_the_data() -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.train()
     trained = merged(torch.cat(data))
-    torch.testing.assert_close(trained, evaluated, rtol=1e-2, atol=1e-2 * float(evaluated.std()))
+    # All together: statistics are those of some positions, and single outputs are off by chance.
+    assert float((trained - evaluated).norm()) < 1e-2 * float((evaluated - evaluated.mean()).norm())
 
 
 class _Never:

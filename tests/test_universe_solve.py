@@ -321,7 +321,8 @@ def test_every_reference_gives_the_same_up_to_its_basis(method: str) -> None:
         for i in range(4):
             np.testing.assert_allclose(rows[0][i] @ change, rows[r][i], atol=1e-9)
     dead, alive = [1, 5], [k for k in range(10) if k not in (0, 5)]
-    np.testing.assert_allclose(rows[0][1][np.ix_(dead, alive)], 0, atol=1e-9)
+    # The ascent ends when a sweep adds a share of 1e-9: maps are right to some of its root, 3e-5.
+    np.testing.assert_allclose(rows[0][1][np.ix_(dead, alive)], 0, atol=1e-7)
 
 
 def test_merged_networks_agree_whatever_the_reference_and_mind_the_weights(backend: str) -> None:
