@@ -80,10 +80,8 @@ def barrier(
     moments : of the models, from `ccamerge.collect` or the result of a merge
     metric, loss : as for `ccamerge.evaluate`; the barrier is that of the loss
     points : merges from t = 0 to t = 1, equally far apart
-    **settings : of `ccamerge.merge`. Repair acts on every merge, the ends too. With
-        ``repair="none"`` t = 0 is the reference itself (unless the method maps its features, as
-        "zipit" does) and t = 1, of two models, the other one in the reference's basis: the same
-        function where the maps are exact.
+    **settings : of `ccamerge.merge`. t = 0 is the reference itself and t = 1, of two models of
+        equal widths, the other one; repair acts on every merge between.
 
     Returns
     -------

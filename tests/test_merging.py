@@ -172,7 +172,7 @@ def test_batchnorm_put_back_computes_what_the_folded_program_does() -> None:
 def test_training_mode_statistics_are_those_of_the_data() -> None:
     """The BatchNorm put back is ready for fine-tuning: its statistics fit the calibration data."""
     models = [M.randomise(M.vgg11(True, width=2, size=16), s) for s in range(2)]
-    data = _batches(4, 32, 3, 16, 16)
+    data = _batches(8, 32, 3, 16, 16)
     merged = merge(models, data, progress=False).model
     merged.requires_grad_(False)
     evaluated = merged(torch.cat(data))
