@@ -221,6 +221,7 @@ def test_a_class_that_is_not_imported_is_named(tmp_path: Path) -> None:
     )
     ran = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "m.safetensors")],
+        cwd=tmp_path,  # not beside the sources, which would be imported in place of the package
         capture_output=True,
         text=True,
         check=True,
