@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 from collections import Counter
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ccamerge.brief import Brief
@@ -183,9 +185,7 @@ class Report(Brief):
         }
         if not inside:
             return None
-        shown = [f"{name} ({why})" for name, why in list(inside.items())[:_SHOWN]]
-        more = f" and {len(inside) - _SHOWN} more" if len(inside) > _SHOWN else ""
-        return f"not aligned: {', '.join(shown)}{more}"
+        return f"not aligned: {_reasons(inside.items())}"
 
     def _reference_line(self) -> str | None:
         """What is the reference's, although the models differ."""
@@ -193,18 +193,13 @@ class Report(Brief):
             return None
         # Counters, as num_batches_tracked of many a BatchNorm, last: few will miss them.
         items = sorted(self.from_reference.items(), key=lambda item: " of int" in item[1])
-        shown = [f"{key} ({why})" for key, why in items[:_SHOWN]]
-        more = len(self.from_reference) - _SHOWN
-        rest = f" and {more} more" if more > 0 else ""
-        return f"taken from the reference: {', '.join(shown)}{rest}"
+        return f"taken from the reference: {_reasons(items)}"
 
     def _not_held_line(self) -> str | None:
         """Averages that a reparametrisation of the reference could not take."""
         if not self.not_held:
             return None
-        shown = [f"{key} ({why})" for key, why in list(self.not_held.items())[:_SHOWN]]
-        more = len(self.not_held) - _SHOWN
-        return f"not the average: {', '.join(shown)}" + (f" and {more} more" if more > 0 else "")
+        return f"not the average: {_reasons(self.not_held.items())}"
 
     def few_line(self) -> str | None:
         """Spaces of which there were fewer samples than features."""
@@ -263,3 +258,9 @@ class Report(Brief):
             lines += ["", "Not aligned:"]
             lines += [f"- `{name}`: {'; '.join(why)}" for name, why in self.fixed.items()]
         return "\n".join(lines)
+
+
+def _reasons(items: Collection[tuple[str, str]]) -> str:
+    """The first few names, each with its reason, and how many more there are."""
+    shown = [f"{name} ({why})" for name, why in itertools.islice(items, _SHOWN)]
+    return ", ".join(shown) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
