@@ -11,6 +11,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ from ccamerge.graph.snapshots import Snapshot, untouched
 _OrthogonalMap = getattr(parametrizations, "_Orthogonal", ())
 _SpectralMap = getattr(parametrizations, "_SpectralNorm", ())
 _WeightMap = getattr(parametrizations, "_WeightNorm", ())
+
+
+Hook = TypeVar("Hook")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,24 +230,21 @@ class _Parametrised(Reparametrisation):
                 x = module(x)
 
 
-class _Hooked(Reparametrisation):
-    """By a hook that sets a plain attribute before every forward."""
+class _Hooked(Reparametrisation, Generic[Hook]):
+    """By a ``hook`` before the module's forward that sets a plain attribute."""
 
     suffixes: tuple[str, ...]
 
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self.module, self.name = module, name
+    def __init__(self, module: nn.Module, hook: Hook) -> None:
+        self.module, self.hook = module, hook
+        self.name = self._attribute()
+
+    @abc.abstractmethod
+    def _attribute(self) -> str:
+        """Of the attribute that the hook sets."""
 
     @abc.abstractmethod
     def _computed(self) -> Tensor: ...
-
-    @property
-    @abc.abstractmethod
-    def hook(self) -> object:
-        """What is registered before the module's forward."""
-
-    @abc.abstractmethod
-    def _on(self, module: nn.Module) -> Reparametrisation: ...
 
     def _names(self) -> list[str]:
         return [f"{self.name}_{suffix}" for suffix in self.suffixes]
@@ -274,7 +275,7 @@ class _Hooked(Reparametrisation):
         shell = nn.Module()
         for name, tensor in zip(self._names(), self.tensors(), strict=True):
             shell.register_buffer(name, tensor.detach().clone())
-        return self._on(shell)
+        return type(self)(shell, self.hook)
 
     def snapshot(self) -> Snapshot:
         shell = nn.Module()  # of these tensors only: the module may have many others
@@ -285,74 +286,50 @@ class _Hooked(Reparametrisation):
         vars(self.module)[self.name] = self.value()
 
 
-class _HookedWeightNorm(_Hooked):
+class _HookedWeightNorm(_Hooked[WeightNorm]):
     suffixes = ("g", "v")
     title = "WeightNorm"
 
-    def __init__(self, module: nn.Module, hook: WeightNorm) -> None:
-        super().__init__(module, hook.name)
-        self._hook = hook
-
-    @property
-    def hook(self) -> WeightNorm:
-        return self._hook
-
-    def _on(self, module: nn.Module) -> Reparametrisation:
-        return _HookedWeightNorm(module, self._hook)
+    def _attribute(self) -> str:
+        return self.hook.name
 
     def _computed(self) -> Tensor:
-        result: Tensor = self._hook.compute_weight(self.module)
+        result: Tensor = self.hook.compute_weight(self.module)
         return result
 
     def _store(self, value: Tensor) -> None:
         g, v = self.tensors()
-        g.copy_(torch.norm_except_dim(value, 2, self._hook.dim))
+        g.copy_(torch.norm_except_dim(value, 2, self.hook.dim))
         v.copy_(_with_direction(value, g, v.clone()))
 
 
-class _HookedSpectralNorm(_Hooked):
+class _HookedSpectralNorm(_Hooked[SpectralNorm]):
     suffixes = ("orig", "u", "v")
     title = "SpectralNorm"
 
-    def __init__(self, module: nn.Module, hook: SpectralNorm) -> None:
-        super().__init__(module, hook.name)
-        self._hook = hook
-
-    @property
-    def hook(self) -> SpectralNorm:
-        return self._hook
-
-    def _on(self, module: nn.Module) -> Reparametrisation:
-        return _HookedSpectralNorm(module, self._hook)
+    def _attribute(self) -> str:
+        return self.hook.name
 
     def _computed(self) -> Tensor:
-        return self._hook.compute_weight(self.module, do_power_iteration=False)
+        return self.hook.compute_weight(self.module, do_power_iteration=False)
 
     def _store(self, value: Tensor) -> None:
         original, u, v = self.tensors()
         original.copy_(value)
-        vectors = _singular_vectors(self._hook.reshape_weight_to_matrix(value))
+        vectors = _singular_vectors(self.hook.reshape_weight_to_matrix(value))
         u.copy_(vectors[0])
         v.copy_(vectors[1])
 
 
-class _Pruned(_Hooked):
+class _Pruned(_Hooked[BasePruningMethod]):
     suffixes = ("orig", "mask")
     title = "pruning"
 
-    def __init__(self, module: nn.Module, hook: BasePruningMethod) -> None:
-        super().__init__(module, hook._tensor_name)
-        self._hook = hook
-
-    @property
-    def hook(self) -> BasePruningMethod:
-        return self._hook
-
-    def _on(self, module: nn.Module) -> Reparametrisation:
-        return _Pruned(module, self._hook)
+    def _attribute(self) -> str:
+        return self.hook._tensor_name
 
     def _computed(self) -> Tensor:
-        result: Tensor = self._hook.apply_mask(self.module)
+        result: Tensor = self.hook.apply_mask(self.module)
         return result
 
     def widen(self, value: Tensor) -> None:
