@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any, get_args
@@ -36,18 +37,7 @@ _TOP = (
     "dtype",
     "device",
 )
-_PARAMETERS = (
-    "options",
-    "mode",
-    "ridge",
-    "gamma",
-    "weights",
-    "t",
-    "repair",
-    "norm",
-    "seed",
-    "prove",
-)
+_PARAMETERS = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "method")
 _FACTORY = ("factory", "arguments")
 _EVALUATION = (*_FACTORY, "metric", "better", "loss", "ensemble")
 

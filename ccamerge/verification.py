@@ -179,16 +179,10 @@ def _linearised(node: Node) -> Node:
         args = node.args[:4] if "pool" in node.op and "adaptive" not in node.op else node.args
         return dataclasses.replace(node, target=_LINEAR[node.op], args=args)
     if node.op in REDUCTIONS - _MEANS and node.shape is not None:
-        dims = node.argument(2 if "norm" in node.op else 1, "dim")
-        kept = node.named("keepdim", default=False)
-        if dims is None or (isinstance(dims, (int, list, tuple)) and not isinstance(dims, bool)):
-            over = [dims] if isinstance(dims, int) else dims
-            return dataclasses.replace(
-                node,
-                target=torch.ops.aten.mean.dim,
-                args=(node.args[0], over, bool(kept)),
-                kwargs={},
-            )
+        dims = node.named("dim")
+        over = [dims] if isinstance(dims, int) else dims
+        args = (node.args[0], over, bool(node.named("keepdim", default=False)))
+        return dataclasses.replace(node, target=torch.ops.aten.mean.dim, args=args, kwargs={})
     if node.op in ("aten.constant_pad_nd", "aten.pad"):
         pad = torch.ops.aten.constant_pad_nd.default
         plain = node.op == "aten.constant_pad_nd" or node.argument(2, "mode") in (None, "constant")
