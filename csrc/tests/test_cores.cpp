@@ -38,9 +38,8 @@ void test_settings() {
 class Root {
  public:
   explicit Root(const std::vector<std::pair<std::string, std::string>>& files) {
-    char path[] = "/tmp/ccamerge-cores-XXXXXX";
-    expect(mkdtemp(path) != nullptr, "a directory");
-    path_ = path;
+    path_ = (std::filesystem::temp_directory_path() / "ccamerge-cores-XXXXXX").string();
+    expect(mkdtemp(path_.data()) != nullptr, "a directory");
     for (const auto& [name, text] : files) {
       const std::filesystem::path file = path_ + name;
       std::filesystem::create_directories(file.parent_path());
