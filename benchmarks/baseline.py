@@ -286,5 +286,5 @@ def merge_resnet20(
     *,
     reset_bases: bool = False,
 ) -> nn.Module:
-    """`merge` of networks of ``ccamerge.demo.networks.ResNet20``'s layout."""
+    """`merge` of networks of ``ccamerge.cli.demo.networks.ResNet20``'s layout."""
     return merge(models, resnet20_nodes(), batches, gamma, reset_bases=reset_bases)

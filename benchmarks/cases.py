@@ -147,7 +147,7 @@ def zoo(images: int, batch: int = 250, test: int = 2000) -> Zoo:
     """Four checkpoints, calibration batches and a test set; FileNotFoundError without the files."""
     from safetensors.torch import load_file
 
-    from ccamerge.demo.networks import ResNet20
+    from ccamerge.cli.demo.networks import ResNet20
 
     paths = [SHARED / "zoo" / f"resnet20-w1-s{i}.safetensors" for i in range(4)]
     loader = SHARED / "data" / "cifar10.py"

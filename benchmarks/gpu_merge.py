@@ -24,9 +24,9 @@ from layout import seconds, table, verdict
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.collecting import lockstep
-from ccamerge.demo.cifar import load_images
-from ccamerge.graph.states import fast_layout, folded_state
+from ccamerge.cli.demo.cifar import load_images
+from ccamerge.collection.collecting import lockstep
+from ccamerge.networks.states import fast_layout, folded_state
 
 MODELS = 4
 IMAGES = 50_000

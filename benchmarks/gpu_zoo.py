@@ -24,7 +24,7 @@ from gpu_common import arguments, brief, finish, free, options, ready, save, wal
 from layout import seconds, table
 
 import ccamerge
-from ccamerge.demo.cifar import load_images
+from ccamerge.cli.demo.cifar import load_images
 
 COUNTS = (2, 4)
 STAGES = ("solve", "apply", "repair")

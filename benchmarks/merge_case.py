@@ -13,7 +13,7 @@ import torch
 from layout import demand, seconds, table, verdict
 
 import ccamerge
-from ccamerge.lattice import MATCHED, lattice
+from ccamerge.collection.positions import MATCHED, lattice
 
 
 def check_merges(zoo: cases.Zoo) -> list[str]:

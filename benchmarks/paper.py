@@ -31,9 +31,9 @@ from layout import record, surroundings, table, verdict
 
 import ccamerge
 from ccamerge import Collected, FeatureMap
-from ccamerge.aligning import Aligned
-from ccamerge.collecting import alignment_taps
-from ccamerge.graph.spaces import Spaces
+from ccamerge.collection.collecting import alignment_taps
+from ccamerge.graph.space import Spaces
+from ccamerge.methods.alignment import Aligned
 
 Options = dict[str, Any]
 

@@ -6,59 +6,59 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ccamerge._threads import num_threads, set_num_threads
-    from ccamerge.apply import FeatureMap
-    from ccamerge.collected import Collected
-    from ccamerge.collecting import collect
-    from ccamerge.comparing import Comparison, compare
-    from ccamerge.cuda import cuda_status
-    from ccamerge.evaluation import evaluate
-    from ccamerge.factors import (
+    from ccamerge.collection.collecting import collect
+    from ccamerge.collection.cost import plan
+    from ccamerge.collection.statistics import Collected
+    from ccamerge.core.canonical import CCAResult, cca, cca_batch
+    from ccamerge.core.cuda import cuda_status
+    from ccamerge.core.decompositions import (
         generalized_eigh,
         generalized_eigh_batch,
         polar,
         polar_batch,
         whiten,
     )
-    from ccamerge.graph.inspection import spaces
-    from ccamerge.graph.spaces import Space, Spaces
-    from ccamerge.interpolation import Barrier, barrier
-    from ccamerge.merging import MergeResult, merge
+    from ccamerge.core.moments import Moments, update_many
+    from ccamerge.core.threads import num_threads, set_num_threads
+    from ccamerge.core.universes import UniverseResult, universe, universe_batch
+    from ccamerge.evaluation.comparing import Comparison, compare
+    from ccamerge.evaluation.evaluating import evaluate
+    from ccamerge.evaluation.interpolation import Barrier, barrier
+    from ccamerge.graph.maps import FeatureMap
+    from ccamerge.graph.space import Space, Spaces
+    from ccamerge.merging.merging import MergeResult, merge
     from ccamerge.methods import METHODS
-    from ccamerge.moments import Moments, update_many
-    from ccamerge.planning import plan
-    from ccamerge.solve import CCAResult, cca, cca_batch
-    from ccamerge.universe_solve import UniverseResult, universe, universe_batch
-    from ccamerge.verification import verify
+    from ccamerge.networks.inspection import spaces
+    from ccamerge.networks.verification import verify
 
 __version__ = "0.1.0"
 
 # Loaded when first asked for: importing torch takes seconds, `ccamerge --help` should not.
 _HOMES = {
-    "ccamerge._threads": ("num_threads", "set_num_threads"),
-    "ccamerge.apply": ("FeatureMap",),
-    "ccamerge.collected": ("Collected",),
-    "ccamerge.collecting": ("collect",),
-    "ccamerge.comparing": ("Comparison", "compare"),
-    "ccamerge.cuda": ("cuda_status",),
-    "ccamerge.evaluation": ("evaluate",),
-    "ccamerge.graph.inspection": ("spaces",),
-    "ccamerge.graph.spaces": ("Space", "Spaces"),
-    "ccamerge.interpolation": ("Barrier", "barrier"),
-    "ccamerge.merging": ("MergeResult", "merge"),
+    "ccamerge.core.threads": ("num_threads", "set_num_threads"),
+    "ccamerge.graph.maps": ("FeatureMap",),
+    "ccamerge.collection.statistics": ("Collected",),
+    "ccamerge.collection.collecting": ("collect",),
+    "ccamerge.evaluation.comparing": ("Comparison", "compare"),
+    "ccamerge.core.cuda": ("cuda_status",),
+    "ccamerge.evaluation.evaluating": ("evaluate",),
+    "ccamerge.networks.inspection": ("spaces",),
+    "ccamerge.graph.space": ("Space", "Spaces"),
+    "ccamerge.evaluation.interpolation": ("Barrier", "barrier"),
+    "ccamerge.merging.merging": ("MergeResult", "merge"),
     "ccamerge.methods": ("METHODS",),
-    "ccamerge.moments": ("Moments", "update_many"),
-    "ccamerge.planning": ("plan",),
-    "ccamerge.factors": (
+    "ccamerge.core.moments": ("Moments", "update_many"),
+    "ccamerge.collection.cost": ("plan",),
+    "ccamerge.core.decompositions": (
         "generalized_eigh",
         "generalized_eigh_batch",
         "polar",
         "polar_batch",
         "whiten",
     ),
-    "ccamerge.solve": ("CCAResult", "cca", "cca_batch"),
-    "ccamerge.universe_solve": ("UniverseResult", "universe", "universe_batch"),
-    "ccamerge.verification": ("verify",),
+    "ccamerge.core.canonical": ("CCAResult", "cca", "cca_batch"),
+    "ccamerge.core.universes": ("UniverseResult", "universe", "universe_batch"),
+    "ccamerge.networks.verification": ("verify",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -17,9 +17,14 @@ import pytest
 import torch
 
 import ccamerge
-from ccamerge import factors, moments, regression, repair, solve, universe_solve
-from ccamerge.device import memory_of, obstacle, resolve
-from ccamerge.graph.batches import moved
+from ccamerge.core import canonical as solve
+from ccamerge.core import decompositions as factors
+from ccamerge.core import moments
+from ccamerge.core import universes as universe_solve
+from ccamerge.core.device import memory_of, obstacle, resolve
+from ccamerge.graph.tracing.batches import moved
+from ccamerge.repair import regression
+from ccamerge.repair import repairing as repair
 
 BACKENDS = ("cpu", "cuda")
 CPU = torch.device("cpu")

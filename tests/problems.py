@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ccamerge.graph.spaces import Group, Space
+from ccamerge.core.moments import Moments
+from ccamerge.graph.space import Group, Space
 from ccamerge.methods import METHODS, Alignment, Mode, Solution
-from ccamerge.moments import Moments
 
 Array = np.ndarray[Any, Any]
 

@@ -55,7 +55,7 @@ def wrong(): return 3
 def no_method(alignment): return {}
 def swap(alignment, *, first=0):
     """Not to be called before it is decorated: see the end."""
-    from ccamerge.apply import FeatureMap
+    from ccamerge.graph.maps import FeatureMap
     from ccamerge.methods import Solution
 
     found = {}

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from ccamerge.comparing import Comparison, Score
-from ccamerge.interpolation import Barrier
-from ccamerge.regression import Fitted
-from ccamerge.repair import Repaired
-from ccamerge.report import Report, SpaceReport
+from ccamerge.evaluation.comparing import Comparison, Score
+from ccamerge.evaluation.interpolation import Barrier
+from ccamerge.repair.regression import Fitted
+from ccamerge.repair.repairing import Repaired
+from ccamerge.reporting.report import Report, SpaceReport
 
 AWKWARD = "a<b>&\"c\"'d'.$x$.\\alpha.特徴\U0001f600" + ".very_long_module_name" * 5
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import ccamerge
-from ccamerge.aligning import methods_of, pairs_needed
-from ccamerge.apply import FeatureMap
-from ccamerge.graph.inspection import spaces
+from ccamerge.graph.maps import FeatureMap
 from ccamerge.methods import METHODS, Alignment, Solution, Solutions, register
+from ccamerge.methods.alignment import methods_of, pairs_needed
+from ccamerge.networks.inspection import spaces
 from tests import models as M
 
 

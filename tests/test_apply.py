@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ccamerge.apply import FeatureMap, average, transform
-from ccamerge.graph.inspection import spaces
-from ccamerge.graph.spaces import Group, Role, Slot, Space
-from ccamerge.graph.states import folded_state
-from ccamerge.verification import random_map
+from ccamerge.graph.maps import FeatureMap, average, transform
+from ccamerge.graph.space import Group, Role, Slot, Space
+from ccamerge.networks.inspection import spaces
+from ccamerge.networks.states import folded_state
+from ccamerge.networks.verification import random_map
 from tests import models as M
 
 

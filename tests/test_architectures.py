@@ -16,21 +16,21 @@ import yaml
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.apply import transform
-from ccamerge.checkpoints import load_state, save_state
 from ccamerge.cli import main
-from ccamerge.demo.networks import ResNet20
-from ccamerge.graph.spaces import Group
-from ccamerge.graph.states import folded_state
-from ccamerge.merging import load_merged
+from ccamerge.cli.demo.networks import ResNet20
+from ccamerge.graph.maps import transform
+from ccamerge.graph.space import Group
+from ccamerge.merging.merging import load_merged
 from ccamerge.methods import METHODS
-from ccamerge.verification import random_map
+from ccamerge.networks.checkpoints.reading import load_state, save_state
+from ccamerge.networks.states import folded_state
+from ccamerge.networks.verification import random_map
 from tests import models as M
 
 MODULE = """\
 import functools
 import torch
-from ccamerge.demo.networks import ResNet20 as resnet20
+from ccamerge.cli.demo.networks import ResNet20 as resnet20
 from tests import models as M
 
 mlp, bottleneck, dense = M.MLP, M.BottleneckResNet, M.DenseBlockNet

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge import arguments
-from ccamerge.checkpoints import load_into, load_state, save_state
+from ccamerge.core import arguments
+from ccamerge.networks.checkpoints.reading import load_into, load_state, save_state
 from tests import models as M
 
 HUGE = 10**400
@@ -238,7 +238,7 @@ def test_a_subset_is_of_distinct_models(moments: ccamerge.Collected) -> None:
 
 
 def test_a_damaged_file_of_moments_is_named(tmp_path: Path, moments: ccamerge.Collected) -> None:
-    from ccamerge.tensorfile import load_tensors, save_tensors
+    from ccamerge.core.tensorfile import load_tensors, save_tensors
 
     moments.save(tmp_path / "s.safetensors")
     tensors, metadata = load_tensors(tmp_path / "s.safetensors")

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.apply import FeatureMap, transform
-from ccamerge.graph.inspection import spaces
-from ccamerge.graph.states import folded_state
-from ccamerge.interpolation import path
-from ccamerge.merging import load_merged
+from ccamerge.evaluation.interpolation import path
+from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.merging.merging import load_merged
+from ccamerge.networks.inspection import spaces
+from ccamerge.networks.states import folded_state
 from tests import models as M
 
 Data = list[tuple[Tensor, Tensor]]

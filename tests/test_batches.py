@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import ccamerge
-from ccamerge.graph.batches import batch_size, moved, split_batch
+from ccamerge.graph.tracing.batches import batch_size, moved, split_batch
 from tests import models as M
 
 A, B, C = torch.randn(6, 4), torch.randn(6, 3), torch.randint(2, (6,))

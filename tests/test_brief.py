@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ccamerge
-from ccamerge.brief import brief
+from ccamerge.core.brief import brief
 from tests import models as M
 
 

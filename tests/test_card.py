@@ -10,9 +10,9 @@ import yaml
 from torch import nn
 
 import ccamerge
-from ccamerge.card import model_card, sources, versions
-from ccamerge.checkpoints import save_state
-from ccamerge.config import load_config
+from ccamerge.config.model import load_config
+from ccamerge.networks.checkpoints.reading import save_state
+from ccamerge.reporting.model_card import model_card, sources, versions
 
 CONFIG = """\
 merge_method: permutation

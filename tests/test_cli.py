@@ -52,7 +52,7 @@ def test_examples_in_the_help_can_be_parsed(capsys):
 
 
 def test_configuration_in_the_help_is_valid(capsys, tmp_path):
-    from ccamerge.config import load_config
+    from ccamerge.config.model import load_config
 
     with pytest.raises(SystemExit):
         main(["merge", "--help"])
@@ -179,7 +179,7 @@ def test_inspect_a_function_and_verify(capsys, project):
 
 
 def test_inspect_fails_when_a_check_does(capsys, project, monkeypatch):
-    from ccamerge.graph.trial import Trial
+    from ccamerge.networks.trial import Trial
 
     monkeypatch.setattr(Trial, "allows", lambda self, amount: False)
     args = ("inspect", "blobs_module:network", "--input-shape", "16,8", "--verify")
@@ -259,7 +259,7 @@ def test_demo(capsys, tmp_path):
 
 def test_demo_without_its_extra(capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "ccamerge.demo.digits", raising=False)
+    monkeypatch.delitem(sys.modules, "ccamerge.cli.demo.digits", raising=False)
     for name in [n for n in sys.modules if n.startswith("sklearn.")]:
         monkeypatch.delitem(sys.modules, name)
     text = fails(capsys, 2, "demo", "--out", tmp_path / "demo")

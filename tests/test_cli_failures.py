@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import ccamerge
-from ccamerge.checkpoints import load_state
+from ccamerge.networks.checkpoints.reading import load_state
 from tests.projects import CONFIG, DATA, MODULE, change, fails, run, tree
 
 
@@ -111,7 +111,7 @@ def test_interruption(capsys, project):
 
 
 def test_failure_while_writing_leaves_nothing(capsys, project, monkeypatch):
-    from ccamerge import card
+    from ccamerge.reporting import model_card as card
 
     def full(*_, **__):
         message = "No space left on device"

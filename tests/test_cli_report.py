@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ccamerge import plots
 from ccamerge.cli import main
 from ccamerge.cli._merge import FILES, _check_target
 from ccamerge.cli._shared import UsageError, to_json
-from ccamerge.records import RecordError, read_record
+from ccamerge.reporting import plots
+from ccamerge.reporting.run_folder import RecordError, read_record
 from tests import reports
 
 pytest.importorskip("matplotlib")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.collecting import KEEP_SAMPLES, Collected, alignment_taps
-from ccamerge.reservoir import Reservoir
+from ccamerge.collection.collecting import KEEP_SAMPLES, Collected, alignment_taps
+from ccamerge.collection.kept_inputs import Reservoir
 from tests import models as M
 from tests.backends import collect
 
@@ -253,7 +253,7 @@ def test_a_reference_out_of_range() -> None:
 def test_known_spaces_are_not_derived_again(monkeypatch: pytest.MonkeyPatch) -> None:
     models, data = _nets(2), _batches()
     found = ccamerge.spaces(models[0], data[0])
-    monkeypatch.setattr("ccamerge.collecting.spaces_of_models", None)
+    monkeypatch.setattr("ccamerge.collection.collecting.spaces_of_models", None)
     collected = collect(models, data, found=found, progress=False)
     assert collected.spaces_of(models[1]) is found
 

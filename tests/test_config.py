@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import ccamerge
-from ccamerge import merging, methods, settings
-from ccamerge.config import (
+from ccamerge import methods
+from ccamerge.config import settings
+from ccamerge.config.model import (
     METHODS,
     ConfigError,
     Evaluation,
@@ -25,7 +26,8 @@ from ccamerge.config import (
     load_config,
     parse_value,
 )
-from ccamerge.settings import Settings
+from ccamerge.config.settings import Settings
+from ccamerge.merging import merging
 
 GOOD = """\
 merge_method: cca
@@ -346,7 +348,7 @@ def test_fail_names_the_line(tmp_path):
 def test_no_torch_for_a_configuration(tmp_path):
     write(tmp_path, GOOD)
     code = (
-        "import sys; from ccamerge.config import load_config; load_config('merge.yml');"
+        "import sys; from ccamerge.config.model import load_config; load_config('merge.yml');"
         "sys.exit('torch' in sys.modules)"
     )
     path = os.pathsep.join([str(Path(ccamerge.__file__).parents[1]), *sys.path])

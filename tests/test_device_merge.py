@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.device import Device
-from ccamerge.graph.precision import no_tf32
-from ccamerge.overlap import LEAD, Overlap
+from ccamerge.core.device import Device
+from ccamerge.core.side_stream import LEAD, Overlap
+from ccamerge.graph.tracing.precision import no_tf32
 from tests import backends
 from tests import models as M
 from tests import projects as P
@@ -152,8 +152,10 @@ def test_a_value_that_is_not_finite_names_space_tap_and_batch() -> None:
 
 
 def test_models_on_a_device_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccamerge.collecting.model_device", lambda _model: torch.device("cuda:0"))
-    monkeypatch.setattr("ccamerge.collecting.obstacle", lambda: "not built")
+    monkeypatch.setattr(
+        "ccamerge.collection.collecting.model_device", lambda _model: torch.device("cuda:0")
+    )
+    monkeypatch.setattr("ccamerge.collection.collecting.obstacle", lambda: "not built")
     with pytest.warns(RuntimeWarning, match="on cuda:0, but work is done on the CPU: CUDA is not"):
         collected = ccamerge.collect(_nets(2), _images(1), progress=False)
     assert collected.device == "cpu"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.evaluation import measure
-from ccamerge.metrics import accuracy, cross_entropy, labels_of
+from ccamerge.evaluation.evaluating import measure
+from ccamerge.evaluation.metrics import accuracy, cross_entropy, labels_of
 
 
 class _Fixed(nn.Module):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ccamerge.graph.fold import fold
-from ccamerge.graph.inspection import spaces
-from ccamerge.graph.program import trace
-from ccamerge.graph.states import folded_state
-from ccamerge.merging import load_merged
+from ccamerge.graph.folds import fold
+from ccamerge.graph.tracing.program import trace
+from ccamerge.merging.merging import load_merged
+from ccamerge.networks.inspection import spaces
+from ccamerge.networks.states import folded_state
 from tests import models as M
 
 

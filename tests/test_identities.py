@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.aligning import Aligned
-from ccamerge.apply import transform
-from ccamerge.graph.plain import take_plain
-from ccamerge.graph.spaces import Group
-from ccamerge.graph.states import folded_state, same_architecture
-from ccamerge.graph.trial import random_map
-from ccamerge.merging import load_merged
+from ccamerge.config.settings import Repair
+from ccamerge.graph.maps import transform
+from ccamerge.graph.space import Group
+from ccamerge.graph.tracing.plain import take_plain
+from ccamerge.merging.merging import load_merged
 from ccamerge.methods import METHODS
-from ccamerge.settings import Repair
+from ccamerge.methods.alignment import Aligned
+from ccamerge.networks.states import folded_state, same_architecture
+from ccamerge.networks.trial import random_map
 from tests import models as M
 
 pytestmark = pytest.mark.filterwarnings("ignore:aligned. :RuntimeWarning")  # tested apart

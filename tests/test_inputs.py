@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.graph.program import trace
+from ccamerge.graph.tracing.program import trace
 from tests import models as M
 
 R = torch.randn

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccamerge.lattice import lattice
+from ccamerge.collection.positions import lattice
 
 
 @given(

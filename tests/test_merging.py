@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.apply import FeatureMap, transform
-from ccamerge.graph.inspection import spaces
+from ccamerge.graph.maps import FeatureMap, transform
 from ccamerge.graph.rules import RULES
-from ccamerge.graph.states import folded_state
-from ccamerge.merging import load_merged
-from ccamerge.paper import unfolded_spaces
+from ccamerge.merging.merging import load_merged
+from ccamerge.merging.paper import unfolded_spaces
+from ccamerge.networks.inspection import spaces
+from ccamerge.networks.states import folded_state
 from tests import models as M
 from tests.backends import collect, merge
 

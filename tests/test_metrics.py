@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from ccamerge.metrics import accuracy, cross_entropy, labels_of, metric_named, title_of
+from ccamerge.evaluation.metrics import accuracy, cross_entropy, labels_of, metric_named, title_of
 
 
 def _case(seed: int, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,12 +106,12 @@ def test_labels_of_mappings(key: str) -> None:
 
 def test_metrics_by_name() -> None:
     assert metric_named("accuracy") is accuracy
-    assert metric_named("ccamerge.metrics:cross_entropy") is cross_entropy
+    assert metric_named("ccamerge.evaluation.metrics:cross_entropy") is cross_entropy
     assert metric_named(len) is len
     assert title_of("accuracy") == title_of(accuracy) == "accuracy"
     with pytest.raises(ValueError, match="got 'acuracy'; did you mean 'accuracy'"):
         metric_named("acuracy")
     with pytest.raises(ValueError, match=r"x\.yml:3: metric: ccamerge\.metrics has no 'acuracy'"):
-        metric_named("ccamerge.metrics:acuracy", "x.yml:3: metric")
+        metric_named("ccamerge.evaluation.metrics:acuracy", "x.yml:3: metric")
     with pytest.raises(ValueError, match="cannot be called so: too many positional"):
-        metric_named("ccamerge.metrics:labels_of")
+        metric_named("ccamerge.evaluation.metrics:labels_of")

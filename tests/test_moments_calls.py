@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import ccamerge
-from ccamerge.moments import Moments
+from ccamerge.core.moments import Moments
 from tests import backends
 
 ROW = np.random.default_rng(2).standard_normal((50, 192), dtype=np.float32)

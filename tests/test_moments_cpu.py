@@ -7,8 +7,8 @@ import signal
 import numpy as np
 import pytest
 
-from ccamerge._threads import num_threads, set_num_threads
-from ccamerge.moments import Moments, update_many
+from ccamerge.core.moments import Moments, update_many
+from ccamerge.core.threads import num_threads, set_num_threads
 from tests.test_moments import assert_same
 from tests.test_moments_failures import A, B, filled, unchanged
 

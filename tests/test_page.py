@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from ccamerge import plots
-from ccamerge.page import to_html
-from ccamerge.records import Record
+from ccamerge.reporting import plots
+from ccamerge.reporting.page import to_html
+from ccamerge.reporting.run_folder import Record
 from tests import reports
 
 pytest.importorskip("matplotlib")

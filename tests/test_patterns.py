@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ccamerge.patterns import by_pattern
+from ccamerge.config.patterns import by_pattern
 
 NAMES = ["conv1", "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1"]
 

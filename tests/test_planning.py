@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import ccamerge
-from ccamerge.planning import plan
+from ccamerge.collection.cost import plan
 from tests import models as M
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ccamerge
-from ccamerge import plots
+from ccamerge.reporting import plots
 from tests import models as M
 from tests import reports
 
@@ -120,7 +120,7 @@ def test_bars_and_lines_show_the_numbers() -> None:
 def test_fills_are_ordered_by_luminance() -> None:
     from matplotlib.colors import to_rgb
 
-    from ccamerge.plots.style import DARK, LIGHT, MIDDLE
+    from ccamerge.reporting.plots.style import DARK, LIGHT, MIDDLE
 
     grey = [np.dot(to_rgb(c), (0.299, 0.587, 0.114)) for c in (DARK, MIDDLE, LIGHT)]
     assert min(np.diff(grey)) > 0.15

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from ccamerge.graph.program import trace
+from ccamerge.graph.tracing.program import trace
 from tests import models as M
 
 

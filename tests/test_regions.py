@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import ccamerge
-from ccamerge.graph.program import trace
+from ccamerge.graph.tracing.program import trace
 from tests import models as M
 
 _NUMBERS = np.random.default_rng(0)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ccamerge.graph.fold import LINEAR_OPS
-from ccamerge.graph.inspection import spaces
-from ccamerge.graph.program import Node, Ref
-from ccamerge.graph.states import folded_state
-from ccamerge.lattice import RESTORED, lattice
-from ccamerge.regression import Fit, Piece, Sample, rounds, sites
+from ccamerge.collection.positions import RESTORED, lattice
+from ccamerge.graph.folds import LINEAR_OPS
+from ccamerge.graph.tracing.program import Node, Ref
+from ccamerge.networks.inspection import spaces
+from ccamerge.networks.states import folded_state
+from ccamerge.repair.regression import Fit, Piece, Sample, rounds, sites
 from tests import models as M
 from tests.backends import fit, merge
 

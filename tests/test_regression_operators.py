@@ -13,11 +13,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ccamerge.graph.inspection import spaces
-from ccamerge.lattice import FITTED, lattice
-from ccamerge.regression import DAMPING, Fit, Piece, Sample, fit
-from ccamerge.regression.operators import Operator, counted
-from ccamerge.regression.rounds import _mixed, _Point
+from ccamerge.collection.positions import FITTED, lattice
+from ccamerge.networks.inspection import spaces
+from ccamerge.repair.regression import DAMPING, Fit, Piece, Sample, fit
+from ccamerge.repair.regression.operators import Operator, counted
+from ccamerge.repair.regression.rounds import _mixed, _Point
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

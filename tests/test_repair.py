@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge import repair
-from ccamerge.collecting import lockstep
-from ccamerge.graph.inspection import spaces
-from ccamerge.graph.states import folded_state
-from ccamerge.repair import walked_inputs
+from ccamerge.collection.collecting import lockstep
+from ccamerge.networks.inspection import spaces
+from ccamerge.networks.states import folded_state
+from ccamerge.repair import repairing as repair
+from ccamerge.repair.repairing import walked_inputs
 from tests import models as M
 from tests.backends import channel_statistics, merge
 

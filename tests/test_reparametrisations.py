@@ -18,8 +18,8 @@ from torch.nn.utils import spectral_norm as spectral_hook
 from torch.nn.utils import weight_norm as weight_hook
 
 import ccamerge
-from ccamerge.graph.modules import copied as copy_of
-from ccamerge.graph.plain import limits_of, plain
+from ccamerge.graph.tracing.modules import copied as copy_of
+from ccamerge.graph.tracing.plain import limits_of, plain
 
 
 def copied(model: Any) -> Any:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ccamerge
-from ccamerge.report import Report, SpaceReport
+from ccamerge.reporting.report import Report, SpaceReport
 from tests import models as M
 
 

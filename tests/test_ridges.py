@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import ccamerge
-from ccamerge.collecting import Collected
-from ccamerge.graph.inspection import spaces
-from ccamerge.graph.spaces import Group, Space, Spaces
-from ccamerge.ridges import DEFAULT_RIDGE, GRID, best_ridge, held_out_errors, ridges_of
+from ccamerge.collection.collecting import Collected
+from ccamerge.graph.space import Group, Space, Spaces
+from ccamerge.methods.ridges import DEFAULT_RIDGE, GRID, best_ridge, held_out_errors, ridges_of
+from ccamerge.networks.inspection import spaces
 from tests import models as M
 from tests.problems import Array, moments_of, related
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccamerge.solve import CCAResult
+from ccamerge.core.canonical import CCAResult
 from tests.backends import Moments, assert_equal, cca, cca_batch
 
 pytestmark = pytest.mark.usefixtures("backend")

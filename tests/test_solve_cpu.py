@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ccamerge._threads import num_threads, set_num_threads
-from ccamerge.solve import cca, cca_batch
-from ccamerge.universe_solve import universe_batch
+from ccamerge.core.canonical import cca, cca_batch
+from ccamerge.core.threads import num_threads, set_num_threads
+from ccamerge.core.universes import universe_batch
 from tests.test_solve import I3, problem
 from tests.test_universe_solve import _features, _moments
 

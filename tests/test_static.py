@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.apply import FeatureMap, transform
-from ccamerge.graph.inspection import spaces
+from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.networks.inspection import spaces
 
 
 class Gained(nn.Module):

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 import ccamerge
-from ccamerge.tensorfile import load_tensors, save_tensors
+from ccamerge.core.tensorfile import load_tensors, save_tensors
 
 
 def test_round_trip_over_dtypes_and_layouts(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk: the write itself fails."""
     script = f"""
         import resource, signal, torch
-        from ccamerge.tensorfile import save_tensors
+        from ccamerge.core.tensorfile import save_tensors
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ccamerge
-from ccamerge.graph.spaces import Group, Space
+from ccamerge.graph.space import Group, Space
 from ccamerge.methods import METHODS, Alignment, Solution
 from tests import models as M
 from tests.backends import Moments, assert_equal, cca, host, universe, universe_batch

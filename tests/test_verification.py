@@ -11,19 +11,18 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge import verification
 from ccamerge.graph import axes as ax
-from ccamerge.graph import trial
 from ccamerge.graph.derivation import Derivation
-from ccamerge.graph.inspection import spaces
 from ccamerge.graph.rules import MOVES, linear, shapes
-from ccamerge.graph.spaces import Role
-from ccamerge.verification import verify
+from ccamerge.graph.space import Role
+from ccamerge.networks import trial, verification
+from ccamerge.networks.inspection import spaces
+from ccamerge.networks.verification import verify
 from tests import models as M
 
 
 def _resnet() -> nn.Module:
-    from ccamerge.demo.networks import ResNet20
+    from ccamerge.cli.demo.networks import ResNet20
 
     return ResNet20()
 

@@ -14,11 +14,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.apply import FeatureMap, transform
-from ccamerge.graph.inspection import spaces
-from ccamerge.graph.spaces import Spaces
-from ccamerge.graph.states import folded_state
+from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.graph.space import Spaces
 from ccamerge.methods.weight_matching import match
+from ccamerge.networks.inspection import spaces
+from ccamerge.networks.states import folded_state
 from tests import models as M
 from tests.problems import Array
 

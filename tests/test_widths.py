@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ccamerge
-from ccamerge.apply import FeatureMap, transform
-from ccamerge.graph.states import folded_state
-from ccamerge.merging import load_merged
-from ccamerge.paper import unfolded_spaces
-from ccamerge.ridges import GRID, held_out_errors
+from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.merging.merging import load_merged
+from ccamerge.merging.paper import unfolded_spaces
+from ccamerge.methods.ridges import GRID, held_out_errors
+from ccamerge.networks.states import folded_state
 from tests import models as M
 
 
@@ -188,7 +188,7 @@ def test_trained_networks_merge_into_either_width(
     monkeypatch: pytest.MonkeyPatch, reference: int, repair: Any
 ) -> None:
     pytest.importorskip("sklearn")
-    from ccamerge.demo import digits
+    from ccamerge.cli.demo import digits
 
     monkeypatch.setattr(digits, "EPOCHS", 4)
     train, test = digits.digits(0)
@@ -300,7 +300,7 @@ def test_plans_of_different_widths() -> None:
 
 
 def test_equal_widths_are_derived_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ccamerge.graph import widths
+    from ccamerge.networks import widths
 
     calls = []
     derive = widths.spaces_of_call

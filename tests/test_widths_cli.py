@@ -13,9 +13,9 @@ import torch
 import yaml
 
 import ccamerge
-from ccamerge.checkpoints import load_into, load_state, save_state
 from ccamerge.cli import main
-from ccamerge.config import ConfigError, Factory, load_config
+from ccamerge.config.model import ConfigError, Factory, load_config
+from ccamerge.networks.checkpoints.reading import load_into, load_state, save_state
 
 MODULE = '''\
 """A user's module."""

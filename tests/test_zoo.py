@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ccamerge
-from ccamerge.demo.networks import ResNet20
+from ccamerge.cli.demo.networks import ResNet20
 
 SHARED = Path(__file__).parents[2] / "shared"
 NEEDED = (SHARED / "zoo" / "resnet20-w1-s1.safetensors", SHARED / "data" / "cifar10.py")

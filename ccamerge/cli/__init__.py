@@ -18,7 +18,7 @@ from typing import NoReturn
 from ccamerge import __version__
 from ccamerge.cli import _collect, _demo, _evaluate, _info, _inspect, _merge, _page
 from ccamerge.cli._shared import UsageError
-from ccamerge.config import ConfigError, current_folder_importable
+from ccamerge.config.model import ConfigError, current_folder_importable
 
 _EPILOG = """\
 a first merge:
@@ -136,7 +136,7 @@ def _set_threads(count: int) -> None:
         raise UsageError(message)
     import torch
 
-    from ccamerge._threads import set_num_threads
+    from ccamerge.core.threads import set_num_threads
 
     set_num_threads(count)
     torch.set_num_threads(count)

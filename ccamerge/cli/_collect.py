@@ -18,7 +18,7 @@ from ccamerge.cli._shared import (
     seed_everything,
     show_progress,
 )
-from ccamerge.config import load_config
+from ccamerge.config.model import load_config
 
 NAME = "collect"
 HELP = "stream the statistics that merges need out of one pass over the data"
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         print_plan(args, config, settings, networks, device, args.pairs, args.folds)
         return 0
     import ccamerge
-    from ccamerge.aligning import pairs_needed
+    from ccamerge.methods.alignment import pairs_needed
 
     pairs = args.pairs or pairs_needed(settings.method, settings.mode)
     models = load_models(config)

@@ -90,10 +90,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_demo(args: argparse.Namespace, given: dict[str, Any]) -> None:
     if args.zoo is None:
-        from ccamerge.demo import digits
+        from ccamerge.cli.demo import digits
 
         digits.run(args.out, seed=args.seed, quiet=not show_progress(args), **given)
     else:
-        from ccamerge.demo import cifar
+        from ccamerge.cli.demo import cifar
 
         cifar.run(args.out, seed=args.seed, quiet=not show_progress(args), **given)

@@ -23,9 +23,9 @@ from ccamerge.cli._shared import (
     to_json,
     write_text,
 )
-from ccamerge.config import METHODS as NAMES
-from ccamerge.config import Config, ConfigError, load_config
-from ccamerge.settings import Settings
+from ccamerge.config.model import METHODS as NAMES
+from ccamerge.config.model import Config, ConfigError, load_config
+from ccamerge.config.settings import Settings
 
 NAME = "evaluate"
 HELP = "a metric and a loss of the models, of their ensemble, of each method and on the way"
@@ -121,9 +121,9 @@ def run(args: argparse.Namespace) -> int:
     device = chosen_device(args, config)
 
     import ccamerge
-    from ccamerge.checkpoints import load_into
-    from ccamerge.device import memory_of
-    from ccamerge.metrics import metric_named
+    from ccamerge.core.device import memory_of
+    from ccamerge.evaluation.metrics import metric_named
+    from ccamerge.networks.checkpoints.reading import load_into
 
     for name in ("metric", "loss"):
         metric_named(getattr(evaluation, name), config.place(f"evaluation.{name}"))
@@ -176,8 +176,8 @@ def _wanted(config: Config, given: list[str]) -> dict[str, Settings]:
     ConfigError
         With a line for each method that cannot run.
     """
-    from ccamerge.aligning import check_ready
     from ccamerge.methods import METHODS
+    from ccamerge.methods.alignment import check_ready
 
     own = loaded_settings(config)
     if not given:

@@ -26,9 +26,9 @@ def run(args: argparse.Namespace) -> int:
     from threadpoolctl import threadpool_info
 
     from ccamerge._core import num_threads_reason, runs_on_torch_threads
-    from ccamerge._threads import num_threads
-    from ccamerge.card import versions
-    from ccamerge.cuda import cuda_status
+    from ccamerge.core.cuda import cuda_status
+    from ccamerge.core.threads import num_threads
+    from ccamerge.reporting.model_card import versions
 
     facts = {
         **versions(),

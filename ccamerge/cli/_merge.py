@@ -21,8 +21,8 @@ from ccamerge.cli._shared import (
     seed_everything,
     to_json,
 )
-from ccamerge.config import METHODS, Config, load_config
-from ccamerge.plots import PICTURES
+from ccamerge.config.model import METHODS, Config, load_config
+from ccamerge.reporting.plots import PICTURES
 
 if TYPE_CHECKING:
     import torch
@@ -160,8 +160,8 @@ def _foreign(out: Path) -> set[str]:
 
 def _write(args: argparse.Namespace, config: Config, state: dict[str, Tensor], report: Any) -> None:
     """All files into a folder beside the target, renamed when they are complete."""
-    from ccamerge.card import model_card, sources, versions
-    from ccamerge.checkpoints import save_state
+    from ccamerge.networks.checkpoints.reading import save_state
+    from ccamerge.reporting.model_card import model_card, sources, versions
 
     out = args.out.absolute()
     state = _converted(args, config, state)
@@ -199,8 +199,8 @@ def _converted(
     """
     import torch
 
-    from ccamerge.checkpoints import overflows
-    from ccamerge.ties import tied_pairs
+    from ccamerge.networks.checkpoints.reading import overflows
+    from ccamerge.networks.checkpoints.ties import tied_pairs
 
     if config.dtype is not None:
         dtype = getattr(torch, config.dtype)
@@ -230,7 +230,7 @@ def _dtypes(args: argparse.Namespace, config: Config) -> dict[str, torch.dtype]:
     """Each tensor's type in the models' checkpoints; the widest if they differ, which is noted."""
     import torch
 
-    from ccamerge.checkpoints import load_shapes
+    from ccamerge.networks.checkpoints.reading import load_shapes
 
     found: dict[str, torch.dtype] = {}
     odd: dict[str, str] = {}

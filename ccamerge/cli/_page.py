@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
     folder = args.run_folder
     out = folder / "report.html" if args.out is None else args.out
     png = folder / "pictures" if args.png == Path() else args.png
-    from ccamerge import plots
-    from ccamerge.page import to_html
-    from ccamerge.records import read_record
+    from ccamerge.reporting import plots
+    from ccamerge.reporting.page import to_html
+    from ccamerge.reporting.run_folder import read_record
 
     record = read_record(folder)
     check_parent(out)

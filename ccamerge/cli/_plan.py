@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from ccamerge.cli._settings import check_settings
 from ccamerge.cli._shared import add_device, add_input_shape, example_inputs
-from ccamerge.config import Config
-from ccamerge.device import Device
-from ccamerge.settings import Settings
+from ccamerge.config.model import Config
+from ccamerge.config.settings import Settings
+from ccamerge.core.device import Device
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ccamerge.collected import Pairs
+    from ccamerge.collection.statistics import Pairs
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +43,10 @@ def print_plan(
     ``pairs`` and ``folds`` are those that the merge needs if they are not given.
     """
     import ccamerge
-    from ccamerge.aligning import pairs_needed
-    from ccamerge.collecting import FOLDS
-    from ccamerge.graph.batches import split_batch
-    from ccamerge.graph.widths import spaces_of_models
+    from ccamerge.collection.collecting import FOLDS
+    from ccamerge.graph.tracing.batches import split_batch
+    from ccamerge.methods.alignment import pairs_needed
+    from ccamerge.networks.widths import spaces_of_models
 
     example = example_inputs(args.input_shape, config.data)
     every = spaces_of_models(networks, *split_batch(example, networks[0]))

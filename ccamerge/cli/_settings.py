@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ccamerge.cli._shared import Batches, show_progress
-from ccamerge.config import Config, ConfigError, import_function
-from ccamerge.device import Device
-from ccamerge.settings import Settings
+from ccamerge.config.model import Config, ConfigError, import_function
+from ccamerge.config.settings import Settings
+from ccamerge.core.device import Device
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ccamerge.collected import Collected
-    from ccamerge.graph.spaces import Spaces
+    from ccamerge.collection.statistics import Collected
+    from ccamerge.graph.space import Spaces
 
 
 def check_sources(config: Config) -> None:
@@ -79,9 +79,9 @@ def check_settings(config: Config, settings: Settings, every: Sequence[Spaces]) 
         With all that is wrong: patterns that match nothing, options that no method knows, a mode
         or widths that a method does not, a package that one needs.
     """
-    from ccamerge.aligning import check_options, check_widths, methods_of
-    from ccamerge.patterns import by_pattern
-    from ccamerge.shares import shares_of
+    from ccamerge.config.patterns import by_pattern
+    from ccamerge.methods.alignment import check_options, check_widths, methods_of
+    from ccamerge.methods.weights import shares_of
 
     found = every[config.reference]
     names = [space.name for space in found.spaces]
@@ -131,9 +131,9 @@ def statistics(
     The moments, and the seconds that it took to collect them.
     """
     import ccamerge
-    from ccamerge.aligning import pairs_needed
-    from ccamerge.graph.batches import split_batch
-    from ccamerge.graph.widths import spaces_of_models
+    from ccamerge.graph.tracing.batches import split_batch
+    from ccamerge.methods.alignment import pairs_needed
+    from ccamerge.networks.widths import spaces_of_models
 
     wanted = list(wanted)
     if config.moments is not None:

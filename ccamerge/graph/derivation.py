@@ -9,10 +9,10 @@ from typing import Any
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis, Basis
-from ccamerge.graph.fold import LINEAR_OPS, Fold
-from ccamerge.graph.program import Node, Program, Ref
+from ccamerge.graph.folds import LINEAR_OPS, Fold
 from ccamerge.graph.rules import CONTRACTIONS, MOVES, REDUCTIONS, RULES, SHAPE_ONLY
-from ccamerge.graph.spaces import ANY_MAP, Effect, Group, Role, Slot, Space, Spaces, Tap
+from ccamerge.graph.space import ANY_MAP, Effect, Group, Role, Slot, Space, Spaces, Tap
+from ccamerge.graph.tracing.program import Node, Program, Ref
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,8 @@ A method turns moments and weights of the spaces into feature maps and knows not
 architectures. To add one, write a file with a function decorated by `register` and import it here.
 """
 
-from ccamerge.methods import average, cca, ot, permutation, procrustes, weight_matching, zipit
+from ccamerge.methods import average, ot, permutation, procrustes, weight_matching, zipit
+from ccamerge.methods import canonical as cca
 from ccamerge.methods.base import (
     METHODS,
     Alignment,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ccamerge.apply import FeatureMap
+from ccamerge.graph.maps import FeatureMap
 from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ccamerge.apply import FeatureMap
-from ccamerge.brief import Brief
-from ccamerge.determined import ROUNDING
-from ccamerge.device import Device, memory_of, resolve
-from ccamerge.graph.spaces import Space
+from ccamerge.core.brief import Brief
+from ccamerge.core.determined import ROUNDING
+from ccamerge.core.device import Device, memory_of, resolve
+from ccamerge.core.moments import Moments
+from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.space import Space
 from ccamerge.methods.likeness import likeness
-from ccamerge.moments import Moments
 
 Array = np.ndarray[Any, Any]
 Mode = Literal["reference", "universe"]

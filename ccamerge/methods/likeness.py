@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ccamerge.apply import slot_view
-from ccamerge.graph.spaces import Space
+from ccamerge.graph.maps import slot_view
+from ccamerge.graph.space import Space
 
 _WIDTH = 0.1
 """Distance, in deviations between features, at which two are half as alike as copies are."""

@@ -13,10 +13,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ccamerge.apply import FeatureMap
-from ccamerge.determined import determined, projected
-from ccamerge.device import memory_of
-from ccamerge.graph.spaces import Space
+from ccamerge.core.determined import determined, projected
+from ccamerge.core.device import memory_of
+from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.space import Space
 from ccamerge.methods.base import Alignment, AlignmentProblem, Solution, over_deviations
 
 SAME = 1e-5

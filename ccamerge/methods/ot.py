@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccamerge.apply import FeatureMap
+from ccamerge.graph.maps import FeatureMap
 from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,

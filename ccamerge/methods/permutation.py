@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ccamerge.apply import FeatureMap
+from ccamerge.graph.maps import FeatureMap
 from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ccamerge.apply import FeatureMap
+from ccamerge.core.moments import Moments
+from ccamerge.graph.maps import FeatureMap
 from ccamerge.methods.base import Alignment, Array, Solutions
+from ccamerge.methods.composed import universe_solution
 from ccamerge.methods.orders import SAME, matched_orders, models_in_order
-from ccamerge.methods.universe import universe_solution
-from ccamerge.moments import Moments
 
 SWEEPS = 200
 """Of the ascent at most."""

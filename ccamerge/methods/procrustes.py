@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ccamerge.apply import FeatureMap
-from ccamerge.device import Device
-from ccamerge.factors import polar_batch
+from ccamerge.core.decompositions import polar_batch
+from ccamerge.core.device import Device
+from ccamerge.graph.maps import FeatureMap
 from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,
@@ -18,8 +18,8 @@ from ccamerge.methods.base import (
     matched_correlations,
     register,
 )
+from ccamerge.methods.composed import orthogonal_universe
 from ccamerge.methods.orders import with_dead_units_paired
-from ccamerge.methods.universe import orthogonal_universe
 
 
 @register("procrustes", modes=("reference", "universe"), rectangular=True, on_device=True)

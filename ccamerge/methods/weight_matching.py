@@ -11,8 +11,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ccamerge.apply import FeatureMap, slot_view, transform
-from ccamerge.graph.spaces import Role, Slot, Space
+from ccamerge.graph.maps import FeatureMap, slot_view, transform
+from ccamerge.graph.space import Role, Slot, Space
 from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,

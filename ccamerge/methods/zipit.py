@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccamerge.apply import FeatureMap
-from ccamerge.graph.spaces import Space
+from ccamerge.core.moments import Moments
+from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.space import Space
 from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,
@@ -30,7 +31,6 @@ from ccamerge.methods.base import (
     register,
 )
 from ccamerge.methods.orders import SAME, models_in_order
-from ccamerge.moments import Moments
 
 
 @register("zipit", pairs="all", rectangular=True)

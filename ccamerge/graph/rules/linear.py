@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
-from ccamerge.graph.program import Node, Ref
 from ccamerge.graph.rules.registry import operand_axes, rule, split_evenly
-from ccamerge.graph.spaces import KERNEL, Role
+from ccamerge.graph.space import KERNEL, Role
+from ccamerge.graph.tracing.program import Node, Ref
 
 if TYPE_CHECKING:
     from ccamerge.graph.derivation import Derivation

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
-from ccamerge.graph.program import Node
 from ccamerge.graph.rules.linear import MATCHED_IN_ORDER
 from ccamerge.graph.rules.registry import operand_axes, rule, split_evenly
-from ccamerge.graph.spaces import Effect, Role
+from ccamerge.graph.space import Effect, Role
+from ccamerge.graph.tracing.program import Node
 
 if TYPE_CHECKING:
     from ccamerge.graph.derivation import Derivation

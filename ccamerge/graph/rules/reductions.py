@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
-from ccamerge.graph.program import Node
 from ccamerge.graph.rules.registry import dims_of, operand_axes, rule
-from ccamerge.graph.spaces import Effect
+from ccamerge.graph.space import Effect
+from ccamerge.graph.tracing.program import Node
 
 if TYPE_CHECKING:
     from ccamerge.graph.derivation import Derivation

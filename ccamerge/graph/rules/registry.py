@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
-from ccamerge.graph.program import Node
+from ccamerge.graph.tracing.program import Node
 
 if TYPE_CHECKING:
     from ccamerge.graph.derivation import Derivation

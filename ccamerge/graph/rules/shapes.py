@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
-from ccamerge.graph.program import Node, Ref
 from ccamerge.graph.rules.registry import broadcast, dims_of, move, rule
-from ccamerge.graph.spaces import Role
+from ccamerge.graph.space import Role
+from ccamerge.graph.tracing.program import Node, Ref
 
 if TYPE_CHECKING:
     from ccamerge.graph.derivation import Derivation

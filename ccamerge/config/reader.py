@@ -1,0 +1,348 @@
+"""Reading a configuration: what each key of the YAML may hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from ccamerge.config.model import (
+    DTYPES,
+    FACTORY_PATTERN,
+    METHODS,
+    METRICS,
+    Config,
+    ConfigError,
+    Ensemble,
+    Evaluation,
+    Factory,
+    did_you_mean,
+)
+from ccamerge.config.settings import Mode, Norm, Repair, Settings, normalised
+from ccamerge.config.yaml_nodes import MISSING, Loader, Node, NodeReader
+from ccamerge.core.device import DEVICE_PATTERN
+
+_TOP = (
+    "merge_method",
+    "base_model",
+    "models",
+    "architecture",
+    "data",
+    "evaluation",
+    "parameters",
+    "moments",
+    "dtype",
+    "device",
+)
+_PARAMETERS = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "method")
+_FACTORY = ("factory", "arguments")
+_EVALUATION = (*_FACTORY, "metric", "better", "loss", "ensemble")
+
+
+def read(path: Path) -> Config:
+    """See `ccamerge.config.model.load_config`."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: no such file"]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: is not UTF-8 text, so no YAML: {error}"]) from None
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    try:
+        root = yaml.compose(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{path}:{_yaml_problem(error)}"]) from None
+    return _Reader(path).read(root)
+
+
+def parse_text(text: str) -> Any:
+    """See `ccamerge.config.model.parse_value`."""
+    try:
+        return yaml.load(text, Loader=Loader)  # a subclass of the safe loader
+    except (yaml.YAMLError, ValueError) as error:
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError([f"{text!r} is not a YAML value: {problem}"]) from None
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    parts = [getattr(error, "context", None), getattr(error, "problem", None)]
+    text = ", ".join(str(p) for p in parts if p) or str(error).replace("\n", " ")
+    if getattr(error, "context", None) == "while scanning an alias":
+        text += '; a pattern that begins with * needs quotes: "*"'
+    return f"{mark.line + 1 if mark else 1}: not valid YAML: {text}"
+
+
+class _Reader(NodeReader):
+    def read(self, root: Node | None) -> Config:
+        if root is None:
+            raise ConfigError([f"{self.path}:1: the file is empty"])
+        top = self.mapping(root, "", _TOP)
+        models, own_weights, overrides = self._models(top.get("models"), root)
+        reference = self._reference(top.get("base_model"), models)
+        architecture = self._factory(top.get("architecture"), "architecture")
+        if "architecture" not in top:
+            self.report(root, "architecture", "missing; it says how to build the network")
+        data = self._factory(top.get("data"), "data")
+        evaluation = self._evaluation(top.get("evaluation"))
+        settings = self._settings(
+            top.get("merge_method"), top.get("parameters"), len(models), own_weights
+        )
+        moments = self.file(top["moments"], "moments") if "moments" in top else None
+        dtype = self.choice(top.get("dtype"), "dtype", DTYPES, None)
+        device = self._device(top["device"]) if "device" in top else None
+        if self.problems or architecture is None:
+            ordered = sorted(self.problems, key=lambda p: p[0])
+            raise ConfigError([f"{self.path}:{line}: {text}" for line, text in ordered])
+        return Config(
+            self.path,
+            tuple(p for p in models if p is not None),
+            reference,
+            tuple(
+                Factory(architecture.path, {**architecture.arguments, **own}, source)
+                if own
+                else architecture
+                for own, source in overrides
+            ),
+            settings,
+            data=data,
+            evaluation=evaluation,
+            moments=moments,
+            dtype=dtype,
+            device=device,
+            lines=self.lines,
+        )
+
+    def _device(self, node: Node) -> str | None:
+        value = self.value(node, "device")
+        if isinstance(value, str) and DEVICE_PATTERN.fullmatch(value):
+            return value
+        self.report(node, "device", f"expected cpu, cuda, cuda:N or auto, got {self.shown(node)}")
+        return None
+
+    # Models --------------------------------------------------------------------------------
+
+    def _models(
+        self, node: Node | None, root: Node
+    ) -> tuple[list[Path | None], list[float | None], list[tuple[dict[str, Any], str]]]:
+        """Paths (None for a wrong one), the models' own weights, if they have any, and arguments.
+
+        With the arguments of a model's own goes what begins the messages of errors in them.
+        """
+        if node is None:
+            self.report(root, "models", "missing; it lists the checkpoints to merge")
+            return [], [], []
+        if not isinstance(node, yaml.SequenceNode):
+            self.report(node, "models", f"expected a list, got {self.shown(node)}")
+            return [], [], []
+        if len(node.value) < 2:
+            self.report(node, "models", f"expected two models or more, got {len(node.value)}")
+        paths: list[Path | None] = []
+        weights: list[float | None] = []
+        overrides: list[tuple[dict[str, Any], str]] = []
+        bare: list[str] = []
+        for index, item in enumerate(node.value):
+            where = f"models[{index}]"
+            entry = self.mapping(item, where, ("model", "parameters", "arguments"))
+            if "model" not in entry and isinstance(item, yaml.MappingNode):
+                self.report(item, f"{where}.model", "missing; it is the checkpoint's path")
+            path = self.file(entry["model"], f"{where}.model") if "model" in entry else None
+            if path is not None and path in paths:
+                same = paths.index(path)
+                text = f"the same file as models[{same}]; give it a larger weight instead"
+                self.report(entry["model"], f"{where}.model", text)
+            paths.append(path)
+            given, inside = entry.get("arguments"), f"{where}.arguments"
+            line = item.start_mark.line + 1 if given is None else given.start_mark.line + 1
+            own = {} if given is None else self.names(given, inside)
+            overrides.append((own, f"{self.path}:{line}: {inside}"))
+            inner = entry.get("parameters")
+            parameters = self.mapping(inner, f"{where}.parameters", ("weight",)) if inner else {}
+            if "weight" in parameters:
+                weights.append(self.number(parameters["weight"], f"{where}.parameters.weight"))
+            else:
+                bare.append(where)
+        if weights and bare:
+            text = f"some have a weight, but not {', '.join(bare)}; give all or none"
+            self.report(node, "models", text)
+        elif weights and not any(w is None or w > 0 for w in weights):
+            self.report(node, "models", "all weights are zero; one at least must be larger")
+        return paths, weights, overrides
+
+    def _reference(self, node: Node | None, models: list[Path | None]) -> int:
+        path = self.file(node, "base_model") if node is not None else None
+        if path is None or path in models:
+            return 0 if path is None else models.index(path)
+        if None not in models and models:  # a broken entry may well be the one that is meant
+            assert node is not None
+            listed = [str(m) for m in models]
+            names = {Path(m).name: m for m in listed}
+            hint = did_you_mean(path.name, names)
+            self.report(node, "base_model", f"{self.shown(node)} is not one of the models{hint}")
+        return 0
+
+    # How to merge --------------------------------------------------------------------------
+
+    def _settings(
+        self, method: Node | None, node: Node | None, count: int, own: list[float | None]
+    ) -> Settings:
+        where = "parameters"
+        entry = self.mapping(node, where, _PARAMETERS) if node is not None else {}
+        numbers: dict[str, float | None] = {}
+        for name, most in (("gamma", math.inf), ("t", 1.0)):
+            if name in entry:
+                numbers[name] = self.number(entry[name], f"{where}.{name}", most=most)
+        if "ridge" in entry and "gamma" in entry:
+            text = "given beside ridge; ridge is relative to the features' variance, gamma absolute"
+            self.report(entry["gamma"], f"{where}.gamma", text)
+        seed = self.value(entry["seed"], f"{where}.seed") if "seed" in entry else 0
+        if seed is MISSING:  # reported
+            seed = 0
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            text = f"expected an integer >= 0, got {self.shown(entry['seed'])}"
+            self.report(entry["seed"], f"{where}.seed", text)
+        prove = self.value(entry["prove"], f"{where}.prove") if "prove" in entry else True
+        if not isinstance(prove, bool):
+            if prove is not MISSING:
+                text = f"expected true or false, got {self.shown(entry['prove'])}"
+                self.report(entry["prove"], f"{where}.prove", text)
+            prove = True
+        weights: Any = own
+        if "weights" in entry:
+            if own:
+                text = "the models have weights of their own; give one or the other"
+                self.report(entry["weights"], f"{where}.weights", text)
+            weights = self._weights(entry["weights"], f"{where}.weights", count)
+        if not isinstance(weights, dict):
+            weights = _shares(weights, count)
+        options = self.names(entry["options"], f"{where}.options") if "options" in entry else {}
+        return Settings(
+            method=self._methods(method),
+            options=options or None,
+            mode=self.choice(entry.get("mode"), f"{where}.mode", get_args(Mode), "reference"),
+            ridge=self._ridge(entry["ridge"]) if "ridge" in entry else None,
+            weights=weights,
+            repair=self.choice(entry.get("repair"), f"{where}.repair", get_args(Repair), None),
+            norm=self.choice(entry.get("norm"), f"{where}.norm", get_args(Norm), "fold"),
+            seed=seed,
+            prove=prove,
+            **numbers,
+        )
+
+    def _methods(self, node: Node | None) -> Any:
+        where = "merge_method"
+        if node is None:
+            return "cca"
+        if isinstance(node, yaml.MappingNode):
+            return self.patterns(node, where, self._method)
+        return self._method(node, where)
+
+    def _method(self, node: Node, where: str) -> str | None:
+        value = self.value(node, where)
+        if isinstance(value, str) and (value in METHODS or FACTORY_PATTERN.fullmatch(value)):
+            return value
+        hint = did_you_mean(str(value).lower(), METHODS)
+        known = f'{", ".join(METHODS)}, or "package.module:function"'
+        self.report(node, where, f"expected one of {known}; got {self.shown(node)}{hint}")
+        return None
+
+    def _ridge(self, node: Node) -> Any:
+        where = "parameters.ridge"
+        if isinstance(node, yaml.MappingNode):
+            return self.patterns(node, where, self.number)
+        if isinstance(node, yaml.ScalarNode) and node.value == "auto":
+            return "auto"
+        return self.number(node, where, instead=", auto or a mapping of patterns to numbers")
+
+    def _weights(self, node: Node, where: str, count: int) -> Any:
+        """A list of numbers, or lists by patterns; None in the place of what is wrong."""
+        if isinstance(node, yaml.MappingNode):
+            return self.patterns(
+                node, where, lambda inner, inside: self._weights_list(inner, inside, count)
+            )
+        if not isinstance(node, yaml.SequenceNode):
+            text = "expected a list of numbers or a mapping of patterns to such lists"
+            self.report(node, where, f"{text}, got {self.shown(node)}")
+            return []
+        return self._weights_list(node, where, count)
+
+    def _weights_list(self, node: Node, where: str, count: int) -> list[float] | None:
+        if not isinstance(node, yaml.SequenceNode):
+            self.report(node, where, f"expected a list of numbers, got {self.shown(node)}")
+            return None
+        if len(node.value) != count:
+            text = f"expected {count} numbers, one for each model, got {len(node.value)}"
+            self.report(node, where, text)
+        read = [self.number(item, f"{where}[{i}]") for i, item in enumerate(node.value)]
+        numbers = [w for w in read if w is not None]
+        if len(numbers) == len(read) == count and not any(numbers):
+            self.report(node, where, "all weights are zero; one at least must be larger")
+        return numbers
+
+    # Functions -----------------------------------------------------------------------------
+
+    def _factory(self, node: Node | None, where: str) -> Factory | None:
+        entry = self.mapping(node, where, _FACTORY) if node is not None else {}
+        return self._call(node, where, entry)
+
+    def _call(self, node: Node | None, where: str, entry: dict[str, Node]) -> Factory | None:
+        """The function of a mapping and its arguments."""
+        if not isinstance(node, yaml.MappingNode):
+            return None
+        inner = entry.get("arguments")
+        arguments = {} if inner is None else self.names(inner, f"{where}.arguments")
+        if "factory" not in entry:
+            self.report(node, f"{where}.factory", 'missing; expected "package.module:function"')
+            return None
+        path = self._function(entry["factory"], f"{where}.factory")
+        line = entry["factory"].start_mark.line + 1
+        return None if path is None else Factory(path, arguments, f"{self.path}:{line}: {where}")
+
+    def _function(self, node: Node, where: str, names: tuple[str, ...] = ()) -> str | None:
+        value = self.value(node, where)
+        if isinstance(value, str) and (value in names or FACTORY_PATTERN.fullmatch(value)):
+            return value
+        known = f"{', '.join(names)} or " if names else ""
+        hint = did_you_mean(str(value).lower(), names)
+        text = f'expected {known}"package.module:function", got {self.shown(node)}{hint}'
+        self.report(node, where, text)
+        return None
+
+    def _evaluation(self, node: Node | None) -> Evaluation | None:
+        where = "evaluation"
+        entry = self.mapping(node, where, _EVALUATION) if node is not None else {}
+        data = self._call(node, where, entry)
+        if data is None:
+            return None
+        functions = {
+            name: self._function(entry[name], f"{where}.{name}", tuple(METRICS))
+            for name in ("metric", "loss")
+            if name in entry
+        }
+        metric = functions.get("metric", "accuracy")
+        better = self.choice(entry.get("better"), f"{where}.better", ("higher", "lower"), None)
+        usual = METRICS.get(str(metric), "higher")
+        if better is not None and metric in METRICS and better != usual:
+            self.report(entry["better"], f"{where}.better", f"of {metric} {usual} is better")
+        ensemble = self.choice(
+            entry.get("ensemble"), f"{where}.ensemble", get_args(Ensemble), "probabilities"
+        )
+        return Evaluation(
+            data,
+            metric=metric or "accuracy",
+            better=better or usual,
+            loss=functions.get("loss") or "cross_entropy",
+            ensemble=ensemble,
+        )
+
+
+def _shares(weights: list[float | None] | list[float] | None, count: int) -> tuple[float, ...]:
+    """Weights that sum to one; equal ones if none are given, or if they are wrong and reported."""
+    given = [w for w in weights or [] if w is not None]
+    if len(given) != count or not any(given):
+        given = [1.0] * count
+    return normalised(given) if given else ()

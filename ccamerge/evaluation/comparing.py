@@ -1,0 +1,295 @@
+"""The models, their ensemble and merges of them by several methods, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from ccamerge.collection.statistics import Collected
+from ccamerge.config.model import METRICS, Ensemble, did_you_mean
+from ccamerge.config.settings import Settings
+from ccamerge.core import arguments
+from ccamerge.core.brief import Brief
+from ccamerge.evaluation.evaluating import Row, measure
+from ccamerge.evaluation.interpolation import Barrier, check_points, path
+from ccamerge.evaluation.metrics import Metric, metric_named, title_of
+from ccamerge.merging.checking import check_results, checked
+from ccamerge.merging.merging import merge
+from ccamerge.methods.alignment import check_options, methods_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Of one network; ``seconds`` is what its merge took once the moments were there."""
+
+    name: str
+    metric: float
+    loss: float
+    seconds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Comparison(Brief):
+    """What `compare` returns; ``str`` is a table for a terminal.
+
+    Attributes
+    ----------
+    metric, loss : what was measured
+    better : "higher" or "lower" values of the metric
+    samples : in the data
+    models, merged : scores of each; those of ``others`` are the last of ``merged``
+    ensemble : of the models
+    barriers : by the name of the merge
+    """
+
+    metric: str
+    better: str
+    loss: str
+    samples: int
+    models: list[Score]
+    ensemble: Score | None
+    merged: list[Score]
+    barriers: dict[str, Barrier]
+
+    def _parts(self) -> Mapping[str, Any]:
+        return {
+            "metric": self.metric,
+            "loss": self.loss,
+            "samples": self.samples,
+            "models": {score.name: score.metric for score in self.models},
+            "ensemble": self.ensemble.metric if self.ensemble else None,
+            "merged": {score.name: score.metric for score in self.merged},
+            "barriers": {name: found.barrier for name, found in self.barriers.items()},
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain lists, dicts, numbers and strings."""
+
+        def plain(score: Score, *keys: str) -> dict[str, Any]:
+            return {key: getattr(score, key) for key in keys}
+
+        return {
+            "metric": self.metric,
+            "better": self.better,
+            "loss": self.loss,
+            "samples": self.samples,
+            "models": [plain(score, "name", "metric", "loss") for score in self.models],
+            "ensemble": plain(self.ensemble, "metric", "loss") if self.ensemble else None,
+            "merged": [plain(score, "name", "metric", "loss", "seconds") for score in self.merged],
+            "barriers": [
+                {
+                    "name": name,
+                    "t": list(found.t),
+                    "metric": list(found.metric),
+                    "loss": list(found.loss),
+                    "ends": list(found.ends),
+                    "barrier": found.barrier,
+                }
+                for name, found in self.barriers.items()
+            ],
+        }
+
+    def __str__(self) -> str:
+        rows = [["", self.metric, self.loss, "seconds"]]
+        whole = [self.ensemble] if self.ensemble else []
+        for score in [*self.models, *whole, *self.merged]:
+            shown = f"{score.metric:.2%}" if self.metric == "accuracy" else f"{score.metric:#.4g}"
+            seconds = "" if score.seconds is None else f"{score.seconds:.2f}"
+            rows.append([score.name, shown, f"{score.loss:#.4g}", seconds])
+        if not any(row[3] for row in rows[1:]):
+            rows = [row[:3] for row in rows]
+        lines = _table(rows)
+        if self.barriers:
+            curves = list(self.barriers.values())
+            rows = [["t", *self.barriers]]
+            for index, t in enumerate(curves[0].t):
+                rows.append([f"{t:.3g}", *(f"{c.loss[index]:#.4g}" for c in curves)])
+            rows.append(["barrier", *(f"{c.barrier:#.4g}" for c in curves)])
+            lines += ["", f"{self.loss} from the reference (t = 0) to the others (1)"]
+            lines += _table(rows)
+        return "\n".join(lines)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with names to the left and numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(w) if i else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def compare(
+    models: Sequence[nn.Module],
+    data: Iterable[Any],
+    *,
+    moments: Collected | None = None,
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = (),
+    points: int = 0,
+    metric: str | Metric = "accuracy",
+    better: str | None = None,
+    loss: str | Metric = "cross_entropy",
+    ensemble: Ensemble = "probabilities",
+    names: Sequence[str] | None = None,
+    others: Mapping[str, nn.Module] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Comparison:
+    """Evaluate models, their ensemble and their merges by several methods on the same data.
+
+    Parameters
+    ----------
+    models : of one architecture; never modified
+    data : labelled batches as for `ccamerge.evaluate`, read once for the models and once for each
+        method, so not a generator
+    moments : of the models, from `ccamerge.collect`, if ``methods`` are given; with pairs="all" if
+        one of them needs these
+    methods : names in `METHODS`, or keyword arguments of `ccamerge.merge` by names for the rows:
+        ``{"CCA, regression": {"method": "cca", "repair": "regression"}}``
+    points : of the path from the reference to the others, at which each method's loss is measured
+        for its barrier (see `ccamerge.barrier`); 0 leaves it out
+    metric, loss : as for `ccamerge.evaluate`
+    better : whether "higher" or "lower" values of the metric are better; known of those in
+        `METRICS`, "higher" for others
+    ensemble : what of the models is averaged: "probabilities", "outputs" or "none" for no ensemble
+    names : of the models; default their places, ``models[0]``
+    others : more networks by names, such as merged ones
+    progress : whether to show a progress bar
+    **settings : of all merges, such as ``reference`` and ``repair``
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ValueError, TypeError, ImportError, numpy.linalg.LinAlgError
+        As `ccamerge.merge`, `ccamerge.evaluate` and `ccamerge.barrier`.
+    """
+    models, data = arguments.modules(models), arguments.batches(data)
+    if names is None:
+        names = [f"models[{i}]" for i in range(len(models))]
+    names = arguments.items(names, "names", f"a list of {len(models)} names, one for each model")
+    if len(names) != len(models):
+        message = f"names must be {len(models)}, one for each model, got {len(names)}"
+        raise ValueError(message)
+    rows: list[Row] = [(str(name), [model]) for name, model in zip(names, models, strict=True)]
+    more = arguments.mapping({} if others is None else others, "others", "a dict of modules")
+    rows += [(n, [arguments.module(model, f"others[{n!r}]")]) for n, model in more.items()]
+    if arguments.choice(ensemble, "ensemble", get_args(Ensemble)) != "none":
+        rows.append((f"ensemble of {len(models)}", models))
+    if better is not None:
+        arguments.choice(better, "better", ("higher", "lower"))
+    for name, value in (("metric", metric), ("loss", loss)):
+        metric_named(value, argument=name)
+    progress = arguments.flag(progress, "progress")
+    points = arguments.integer(points, "points") and check_points(points)
+    merges = _settings(models, methods, moments, settings)
+    if merges and isinstance(data, Iterator):
+        message = "data is read several times: pass a list or a DataLoader, not a generator"
+        raise ValueError(message)
+    wanted = [metric, loss]
+    found, samples = measure(
+        rows, data, wanted, "outputs" if ensemble == "outputs" else "probabilities"
+    )
+    scores = [Score(name, *pair) for (name, _), pair in zip(rows, found, strict=True)]
+    together = scores.pop() if ensemble != "none" else None
+    merged: list[Score] = []
+    barriers: dict[str, Barrier] = {}
+    total = len(merges) * (1 + points)
+    with tqdm(total=total, desc="merge", unit="net", disable=not (progress and total)) as bar:
+        for name, chosen in merges.items():
+            own = [score.loss for score in scores[: len(models)]]
+            score, way = _method(models, data, wanted, name, chosen, points, own, bar.update)
+            merged.append(score)
+            if way:
+                barriers[name] = way
+    return Comparison(
+        title_of(metric),
+        better or METRICS.get(title_of(metric), "higher"),
+        title_of(loss),
+        samples,
+        scores[: len(models)],
+        together,
+        merged + scores[len(models) :],
+        barriers,
+    )
+
+
+def _method(
+    models: Sequence[nn.Module],
+    data: Iterable[Any],
+    metrics: Sequence[str | Metric],
+    name: str,
+    settings: Mapping[str, Any],
+    points: int,
+    own: Sequence[float],
+    tick: Callable[[], object],
+) -> tuple[Score, Barrier | None]:
+    """Merge, and merge along the path, then evaluate all of it in one pass.
+
+    ``own`` are the models' losses.
+    """
+    start = time.perf_counter()
+    try:
+        result = merge(models, **settings)
+    except np.linalg.LinAlgError as error:
+        message = f"{name}: {error}"
+        raise np.linalg.LinAlgError(message) from error
+    seconds = time.perf_counter() - start
+    tick()
+    way: dict[float, nn.Module] = {}
+    if points:
+        for t, network in path(models, points, **{**settings, "aligned": result.aligned}):
+            way[t] = network
+            tick()
+    rows: list[Row] = [(name, [result.model])]
+    rows += [(f"{name}, t = {t:g}", [network]) for t, network in way.items()]
+    ((metric, loss), *along), _ = measure(rows, data, metrics)
+    found = Barrier.of(way, along, own, settings.get("reference", 0)) if way else None
+    return Score(name, metric, loss, seconds), found
+
+
+def _settings(
+    models: Sequence[nn.Module],
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
+    moments: Collected | None,
+    settings: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Keyword arguments of `merge` by names; ValueError for what cannot run."""
+    expected = "a list of names, or a dict of settings by names"
+    if isinstance(methods, Mapping):
+        for name, own in arguments.mapping(methods, "methods", expected).items():
+            arguments.mapping(own, f"methods[{name!r}]", "a dict of settings")
+    else:
+        given = arguments.items(methods, "methods", expected)
+        methods = {arguments.string(name, "methods", expected): {"method": name} for name in given}
+    if methods and moments is None:
+        message = "moments are needed to merge by methods: pass ccamerge.collect(models, data)"
+        raise ValueError(message)
+    common = {**settings, "moments": moments, "progress": False}
+    found = {name: {**common, **own} for name, own in methods.items()}
+    known = inspect.signature(merge).parameters
+    for name, chosen in found.items():
+        if unknown := sorted(set(chosen) - set(known)):
+            hint = did_you_mean(unknown[0], known)
+            message = f"methods[{name!r}]: {unknown[0]!r} is no argument of merge{hint}"
+            raise TypeError(message)
+        check_results(chosen["moments"], chosen.get("aligned"))
+        reference = arguments.index(chosen.get("reference", 0), "reference", len(models))
+        names = [field.name for field in dataclasses.fields(Settings)]
+        how = Settings(**{key: chosen[key] for key in names if key in chosen})
+        how = checked(how, len(models), reference)
+        spaces = chosen["moments"].spaces_of(models[0]).spaces
+        check_options(how.options, methods_of(how.method, spaces, how.mode))
+    return found

@@ -1,0 +1,53 @@
+"""BatchNorm as the published CCA Merge code treats it, to reproduce its results.
+
+Gamma and beta go through the map like a bias, and the statistics are then reset from data. Under a
+map that is not a permutation this is not the function that the model computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccamerge.collection.collecting import lockstep
+from ccamerge.core.device import Device, memory_of
+from ccamerge.graph.derivation import Derivation
+from ccamerge.graph.space import Spaces
+from ccamerge.graph.tracing.program import Program, Ref
+from ccamerge.repair.repairing import channel_statistics, walked_inputs
+
+
+def unfolded_spaces(found: Spaces) -> Spaces:
+    """The same spaces, by the same names, of the program in which no BatchNorm is folded."""
+    return Derivation(found.unfolded).finish((), found.unfolded)
+
+
+def reset_statistics(
+    state: dict[str, Tensor],
+    program: Program,
+    inputs: Sequence[list[Any]],
+    device: Device | None = None,
+) -> None:
+    """Set every BatchNorm's running statistics, in place, to those of the kept inputs.
+
+    One walk in which each normalisation already uses its new statistics; on the device where
+    parameters and program are.
+    """
+    norms: dict[str, list[tuple[str, str]]] = {}
+    for node in program.nodes:
+        if node.op == "aten.batch_norm" and isinstance(node.args[0], Ref):
+            given = (node.argument(3, "running_mean"), node.argument(4, "running_var"))
+            keys = [program.parameters[g.name] for g in given if isinstance(g, Ref)]
+            if len(keys) == 2:  # else it normalises by the batch and has nothing to reset
+                norms.setdefault(node.args[0].name, []).append((keys[0], keys[1]))
+    with torch.inference_mode():
+        batches = walked_inputs([program], inputs, device=memory_of(device))
+        for value, values in lockstep([(program, state, leaves) for leaves in batches]):
+            for mean_key, variance_key in norms.get(value, ()):
+                mean, std = channel_statistics(values, 1, device=device)
+                # In place: the running programs hold these very tensors.
+                state[mean_key].copy_(mean)
+                state[variance_key].copy_(std**2)

@@ -1,0 +1,146 @@
+"""The ridge of each space: given, or chosen where maps found on one part of the data fit another.
+
+The error of a map T on held-out data is ``E |x_ref - x T|^2 / E |x_ref|^2``, features centred, and
+the same the other way with its inverse, which is what layers that read the space are multiplied by.
+It follows from the moments of each fold, so that no data is read, and every ridge of a space is
+solved from one eigendecomposition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccamerge.collection.statistics import Collected
+from ccamerge.config.patterns import by_pattern
+from ccamerge.core import arguments
+from ccamerge.core.canonical import cca_batch
+from ccamerge.core.determined import ROUNDING, determined, projected
+from ccamerge.graph.space import Space, Spaces
+
+Array = np.ndarray[Any, Any]
+RidgeChoice = float | Literal["auto"] | Mapping[str, float]
+
+DEFAULT_RIDGE = 0.3
+
+GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 3.0, 10.0)
+"""Ridges that "auto" chooses from."""
+
+
+def check_regularisers(
+    ridge: RidgeChoice | None, gamma: float | None
+) -> tuple[RidgeChoice | None, float | None]:
+    """Both as plain numbers; ValueError or TypeError for what makes no sense or cannot go together.
+
+    ``ridge`` may be "auto" or by patterns.
+    """
+    if ridge is not None and gamma is not None:
+        message = "give ridge (dimensionless) or gamma (absolute), not both"
+        raise ValueError(message)
+    if gamma is not None:
+        return None, _not_negative(gamma, "gamma", "a finite number >= 0")
+    expected = "a finite number >= 0, 'auto' or a dict by patterns"
+    if isinstance(ridge, str) and ridge != "auto":
+        message = f"ridge must be {expected}, got {ridge!r}"
+        raise ValueError(message)
+    if ridge is None or isinstance(ridge, str):
+        return ridge, None
+    if isinstance(ridge, Mapping):
+        by_name = arguments.mapping(ridge, "ridge", expected).items()
+        named = "a finite number >= 0"
+        return {k: _not_negative(v, f"ridge of {k!r}", named) for k, v in by_name}, None
+    return _not_negative(ridge, "ridge", expected), None
+
+
+def _not_negative(value: float, name: str, expected: str) -> float:
+    found = arguments.number(value, name, expected)
+    if not (math.isfinite(found) and found >= 0):
+        message = f"{name} must be a finite number >= 0, got {found}"
+        raise ValueError(message)
+    return found
+
+
+def ridges_of(
+    ridge: RidgeChoice | None,
+    found: Spaces,
+    collected: Collected,
+    reference: int,
+    regularised: Collection[str],
+) -> dict[str, float]:
+    """The ridge of each space that is to be ``regularised``, by name."""
+    names = [space.name for space in found.spaces]
+    if isinstance(ridge, Mapping):
+        chosen = by_pattern(ridge, names, DEFAULT_RIDGE, "ridge")
+        return {name: value for name, value in chosen.items() if name in regularised}
+    wanted = [space for space in found.spaces if space.name in regularised]
+    if ridge == "auto":
+        return {space.name: best_ridge(space, collected, reference) for space in wanted}
+    return dict.fromkeys(
+        (space.name for space in wanted), DEFAULT_RIDGE if ridge is None else float(ridge)
+    )
+
+
+def best_ridge(space: Space, collected: Collected, reference: int) -> float:
+    """The ridge with the least held-out error in a space.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two folds hold data.
+    """
+    errors = held_out_errors(space, collected, reference)
+    return GRID[int(errors.mean(0).argmin())] if len(errors) else DEFAULT_RIDGE
+
+
+def held_out_errors(space: Space, collected: Collected, reference: int) -> Array:
+    """Relative errors (folds times other models, ridges), both ways added; see the module's head.
+
+    A fold and model are left out if features that all are constant leave nothing to learn or judge.
+    """
+    folds = collected.matched[space.name]
+    used = [k for k, fold in enumerate(folds) if fold.count]
+    if len(used) < 2:
+        message = (
+            "ridge='auto' needs moments in two folds or more: collect with folds=2 or more, from "
+            "at least so many batches"
+        )
+        raise ValueError(message)
+    others = [i for i in range(collected.models) if i != reference]
+    errors = []
+    for k in used:
+        train, test = collected.pooled(space, without=k), folds[k]
+        own, wanted = train.cov_tensor(reference), test.cov_tensor(reference)
+        if not (own.trace() > 0 and wanted.trace() > 0):
+            continue
+        varying = [
+            i for i in others if train.cov_tensor(i).trace() > 0 and test.cov_tensor(i).trace() > 0
+        ]
+        part = determined(own, train.count, ROUNDING)
+        problems = []
+        for i in varying:
+            other, cross = train.cov_tensor(i), train.cov_tensor(reference, i)
+            cross = projected(cross, part, determined(other, train.count, ROUNDING))
+            problems.append((own, other, cross))
+        solved = cca_batch(problems, ridge=list(GRID), device=collected.device)
+        for i, sweep in zip(varying, solved, strict=True):
+            cross, square = test.cov_tensor(reference, i), test.cov_tensor(i)
+            errors.append(
+                [
+                    _error(wanted, square, cross, torch.as_tensor(result.map))
+                    + _error(square, wanted, cross.T, torch.as_tensor(result.inverse))
+                    for result in sweep
+                ]
+            )
+    return np.array(errors).reshape(-1, len(GRID))
+
+
+def _error(wanted: Tensor, own: Tensor, cross: Tensor, forward: Tensor) -> float:
+    """``E |x - y T|^2 / E |x|^2`` from covariances; ``cross`` (p, q) with rows of x."""
+    explained = 2 * (cross * forward.T).sum()
+    mapped = (forward * (own @ forward)).sum()
+    return float(1 + (mapped - explained) / wanted.trace())

@@ -1,0 +1,136 @@
+"""From a model to its spaces: traced, folded, derived, and proved on a few samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ccamerge.core import arguments
+from ccamerge.graph.derivation import Derivation
+from ccamerge.graph.folds import fold
+from ccamerge.graph.space import Group, Space, Spaces
+from ccamerge.graph.tracing.batches import batch_size, moved, split_batch
+from ccamerge.graph.tracing.exporting import Free
+from ccamerge.graph.tracing.modules import check_state, tensors_of
+from ccamerge.graph.tracing.plain import plain
+from ccamerge.graph.tracing.program import Program, trace
+from ccamerge.networks.states import folded_state
+from ccamerge.networks.trial import Trial, random_map, uncovered
+
+FEW = 2
+"""Samples that a proof takes."""
+
+
+def spaces(model: nn.Module, example_inputs: Any, *, prove: bool = True) -> Spaces:
+    """Derive the feature spaces of a model from its own computation.
+
+    Parameters
+    ----------
+    model : any module that ``torch.export`` can follow; neither modified nor kept
+    example_inputs : one batch as `merge` takes it: a tensor, a tuple or list whose first item is
+        the input, or a dict of keyword inputs. Two or more samples make the result independent of
+        the batch size.
+    prove : whether to try, on a few of the samples, that mapping each space by a random element of
+        its group changes no output and takes features where they are said to go. A space of which
+        that is not true is pinned, with the reason in its notes.
+
+    Returns
+    -------
+    Spaces, whose ``str`` is a table.
+
+    Raises
+    ------
+    ValueError
+        If the model cannot be traced; the message carries the tracer's reason.
+    """
+    model = arguments.module(model, "model")
+    check_state(model, "model")
+    model = plain(model, "model")
+    return spaces_of_call(model, *split_batch(example_inputs, model), prove=prove)
+
+
+def spaces_of_call(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    prove: bool = True,
+    who: str = "the model",
+    free: Free = "some",
+) -> Spaces:
+    """As `spaces`, from the arguments of a call; see `trace` for ``who`` and what is ``free``."""
+    unfolded = trace(model, args, kwargs, who, free)
+    program, folds = fold(unfolded)
+    frozen = {
+        key: f"{key} is of {str(value.dtype).removeprefix('torch.')}"
+        for key, value in tensors_of(model).items()
+        if not (value.is_floating_point() or value.is_complex())
+    }
+    found = Derivation(program, frozen).finish(folds, unfolded)
+    return proved(found, model, args, kwargs) if prove and found.spaces else found
+
+
+def proved(
+    found: Spaces, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Spaces:
+    """The spaces that hold on a few samples; the others are pinned, and say what was seen."""
+    cpu = torch.device("cpu")
+    state = folded_state(model, found, cpu)
+    program = found.program.to(cpu)
+    call = moved((args, dict(kwargs)), cpu)
+    trial = Trial.of(program, state, [few_leaves(program, *call), program.flatten_inputs(*call)])
+    loose = {key for key, _ in uncovered(found)}
+    wrong = {
+        space.name: "it holds a part of a parameter's axis whose rest is unknown"
+        for space in found.spaces
+        if any(slot.parameter in loose for slot in space.slots)
+    }
+    generator = torch.Generator().manual_seed(0)
+    maps = {s.name: random_map(s, s.exact, generator) for s in found.spaces}
+
+    def fault(spaces: list[Space]) -> str:
+        seen = trial.mapped(spaces, maps)
+        if not trial.allows(seen.output):
+            return f"a map that should be exact changes the output by {seen.output:.1e}"
+        missed = max(seen.missed.values(), default=0.0)
+        if not trial.allows(missed):
+            return f"a map that should be exact leaves its features {missed:.1e} from where it says"
+        return ""
+
+    kept = [space for space in found.spaces if space.name not in wrong]
+    if fault(kept):
+        for space in kept:
+            if why := fault([space]):
+                wrong[space.name] = why
+        kept = [space for space in kept if space.name not in wrong]
+        if kept and (why := fault(kept)):
+            wrong.update(dict.fromkeys((space.name for space in kept), f"together: {why}"))
+    return pinned(found, wrong)
+
+
+def pinned(found: Spaces, reasons: Mapping[str, str]) -> Spaces:
+    """The spaces with some of them, by name, left as they are."""
+    if not reasons:
+        return found
+    open_spaces, fixed, axes = [], list(found.fixed), dict(found.pinned)
+    for space in found.spaces:
+        if space.name not in reasons:
+            open_spaces.append(space)
+            continue
+        why = reasons[space.name]
+        fixed.append(dataclasses.replace(space, group=Group.FIXED, exact="identity", notes=(why,)))
+        for slot in space.slots:
+            axes.setdefault((slot.parameter, slot.dim), why)
+    return dataclasses.replace(found, spaces=tuple(open_spaces), fixed=tuple(fixed), pinned=axes)
+
+
+def few_leaves(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The inputs of a call cut to a few samples."""
+    size = batch_size(args, kwargs)
+    cut = lambda x: x[:FEW] if isinstance(x, Tensor) and x.shape[:1] == (size,) else x  # noqa: E731
+    return program.flatten_inputs(*pytree.tree_map(cut, (args, kwargs)))

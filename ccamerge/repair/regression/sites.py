@@ -1,0 +1,174 @@
+"""Which operations can be fitted, to what, and why the others cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ccamerge.graph.folds import LINEAR_OPS
+from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.rules import ACTIVATIONS
+from ccamerge.graph.space import Spaces
+from ccamerge.graph.tracing.program import Node, Program, Ref
+from ccamerge.methods.weights import Shares
+from ccamerge.repair.regression.operators import features_dim
+
+LARGEST = 8192
+"""Inputs or outputs of an operation up to which it is fitted; moments grow with their square."""
+
+SHARED = "its weight or bias is used elsewhere too, or computed"
+CONSTANT = "it reads a constant"
+ACROSS = "a space lies on another axis of its output than its features"
+UNKNOWN = "it writes features whose space is not known"
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Output features ``start`` to ``start + size``, of one space, in the reference.
+
+    ``maps`` are each model's to the reference (own, ``size``), None if they keep their basis;
+    ``shares`` say how much each model counts.
+    """
+
+    start: int
+    size: int
+    maps: tuple[Tensor, ...] | None
+    shares: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A linear operation that can be fitted.
+
+    ``pieces`` cover its output features. ``added`` is the value that is added to its output and
+    ``activation`` the element-wise function that follows, where there are any.
+    """
+
+    node: Node
+    weight: str
+    bias: str | None
+    pieces: tuple[Piece, ...]
+    added: str | None = None
+    activation: Node | None = None
+
+    @property
+    def source(self) -> str:
+        """The value that the operation reads."""
+        return str(self.node.args[0].name)
+
+    def target(self, values: Sequence[Tensor]) -> Tensor:
+        """The weighted mean of the models' values (features last) in the reference's features."""
+        dtype = torch.promote_types(values[0].dtype, torch.float32)
+        width = sum(piece.size for piece in self.pieces)
+        total = values[0].new_zeros((*values[0].shape[:-1], width), dtype=dtype)
+        for index, value in enumerate(values):
+            features = value.to(dtype)
+            start = 0  # in a model of another width
+            for piece in self.pieces:
+                own = piece.size if piece.maps is None else len(piece.maps[index])
+                part = features.narrow(-1, start, own)
+                mapped = part if piece.maps is None else part @ piece.maps[index].to(dtype)
+                total.narrow(-1, piece.start, piece.size).add_(mapped, alpha=piece.shares[index])
+                start += own
+        return total
+
+    def activate(self, value: Tensor) -> Tensor:
+        """What follows the sum."""
+        assert self.activation is not None
+        result: Tensor = self.activation.target(
+            value, *self.activation.args[1:], **self.activation.kwargs
+        )
+        return result
+
+    def apply(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """The operation's output with the parameters of a state."""
+        bias = state[self.bias] if self.bias else None
+        kwargs = {k: v for k, v in self.node.kwargs.items() if k != "bias"}
+        value: Tensor = self.node.target(x, state[self.weight], bias, *self.node.args[3:], **kwargs)
+        return value
+
+
+def fits_of(
+    spaces: Spaces,
+    maps: Mapping[str, Sequence[FeatureMap]],
+    shares: Shares,
+    absorbers: Mapping[str, tuple[str, str | None]],
+) -> tuple[dict[str, Fit], dict[str, str]]:
+    """The operations that can be fitted, and why the other linear ones cannot, by name.
+
+    Parameters
+    ----------
+    spaces : of the merged models
+    maps : for each open space, each model's map
+    shares : of the models
+    absorbers : for operations whose weight and bias nothing else uses, their names
+    """
+    nodes = {node.name: node for node in spaces.program.nodes}
+    shapes = {key: spaces.program.shapes[n] for n, key in spaces.program.parameters.items()}
+    readable = {*nodes, *spaces.program.inputs}
+    pieces: dict[str, list[Piece]] = {}
+    across: set[str] = set()
+    for space in (*spaces.spaces, *spaces.fixed):
+        found = maps.get(space.name)
+        forward = None if found is None else tuple(m.forward for m in found)
+        for tap in (t for t in space.taps if t.kind == "write"):
+            if tap.dim == features_dim(nodes[tap.node]) and tap.node in absorbers:
+                share = shares.of_space(space.name)
+                if forward is None:
+                    share = shares.of_parameter(absorbers[tap.node][0])
+                piece = Piece(tap.start, tap.size, forward, share)
+                pieces.setdefault(tap.node, []).append(piece)
+            elif found is not None:
+                across.add(tap.node)
+    fits: dict[str, Fit] = {}
+    skipped: dict[str, str] = {}
+    for node in nodes.values():
+        if node.op not in LINEAR_OPS or node.shape is None:
+            continue
+        own = sorted(pieces.get(node.name, []), key=lambda piece: piece.start)
+        if node.name not in absorbers:
+            reason = SHARED
+        elif not isinstance(node.args[0], Ref) or node.args[0].name not in readable:
+            reason = CONSTANT
+        elif node.name in across:
+            reason = ACROSS
+        elif sum(piece.size for piece in own) != node.shape[features_dim(node)]:
+            reason = UNKNOWN
+        elif (largest := _largest(shapes[absorbers[node.name][0]])) > LARGEST:
+            reason = f"it has {largest} inputs or outputs, more than {LARGEST}"
+        else:
+            site = _site(node, spaces.program)
+            fits[node.name] = Fit(node, *absorbers[node.name], tuple(own), *site)
+            continue
+        skipped[node.name] = reason
+    return fits, skipped
+
+
+def _largest(shape: Sequence[int]) -> int:
+    return max(shape[0], math.prod(shape[1:]))
+
+
+def _site(node: Node, program: Program) -> tuple[str | None, Node | None]:
+    """The value that is added to an operation's output, and the function applied after that.
+
+    Each only if nothing else reads the value before it.
+    """
+    users = program.users()
+    end, added = node, None
+    following = users.get(node.name, [])
+    if len(following) == 1 and following[0].op == "aten.add" and node.name not in program.outputs:
+        total = following[0]
+        others = [ref for ref in total.refs() if ref != node.name]
+        before = {n.name for n in program.nodes[: program.nodes.index(node)]}
+        plain = not total.kwargs and len(total.args) == 2 and len(others) == 1
+        if plain and others[0] in before and program.shapes.get(others[0]) == node.shape:
+            end, added = total, others[0]
+    readers = users.get(end.name, [])
+    same = {(n.op, n.args[1:], tuple(n.kwargs.items())) for n in readers if len(n.refs()) == 1}
+    if end.name in program.outputs or len(same) != 1 or any(len(n.refs()) > 1 for n in readers):
+        return added, None
+    return added, readers[0] if readers[0].op in ACTIVATIONS else None

@@ -1,0 +1,365 @@
+"""Restoring the variance that averaging loses (REPAIR, Jordan et al., ICLR 2023).
+
+Averaged features that agree only in part have less variance than each of them had. In the aligned
+coordinates of the reference, model ``i``'s features at a tap have mean ``mu_i T_i`` and standard
+deviation ``sqrt(diag(T_i^T S_i T_i))``; the merged network's get the weighted mean of those over
+the models, by an affine change per channel that its own weights and biases absorb.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccamerge.collection.collecting import lockstep, repair_taps
+from ccamerge.collection.positions import RESTORED, lattice
+from ccamerge.collection.statistics import Collected
+from ccamerge.core.brief import Brief
+from ccamerge.core.device import Device, memory_of, resolve
+from ccamerge.core.moments import Moments
+from ccamerge.graph.folds import LINEAR_OPS
+from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.space import Spaces
+from ccamerge.graph.tracing.batches import batch_size, moved
+from ccamerge.graph.tracing.program import Node, Program, Ref
+from ccamerge.methods.weights import Shares
+from ccamerge.networks.states import fast_layout
+from ccamerge.repair.regression import Fit, Fitted, Sample, features_dim, fit, fits_of
+
+WALK_BYTES = 2 << 30
+"""Bound on the live activations of the walk, in the memory of the device that walks; fewer of the
+kept inputs are used beyond it."""
+
+_FLOOR = 1e-6
+"""A merged channel this small beside its target has no signal to restore: it keeps its scale."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Target:
+    """What the channels at a node should look like, and the parameters that can make them so."""
+
+    dim: int
+    mean: Tensor
+    std: Tensor
+    scaled: tuple[str, ...]
+    shifted: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Repaired:
+    """For a tap: the merged network's standard deviation over its target, before and after."""
+
+    tap: str
+    before: float
+    after: float
+
+
+@dataclasses.dataclass(repr=False)
+class RepairResult(Brief):
+    """What a repair did.
+
+    ``repaired`` are the taps whose variance was restored, ``fitted`` the operations that were
+    fitted, and ``skipped`` says why other linear ones were not; ``walked`` is the number of inputs
+    that this took, of ``kept``, as memory allowed. ``statistics`` has each such node's mean and
+    variance (channels,) afterwards, for the running statistics of a BatchNorm put back.
+    """
+
+    repaired: list[Repaired] = dataclasses.field(default_factory=list)
+    fitted: list[Fitted] = dataclasses.field(default_factory=list)
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    walked: int = 0
+    kept: int = 0
+    statistics: dict[str, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
+
+
+def repair_merged(
+    state: dict[str, Tensor],
+    spaces: Spaces,
+    collected: Collected,
+    maps: Mapping[str, Sequence[FeatureMap]],
+    shares: Shares,
+    teachers: Sequence[tuple[Program, Mapping[str, Tensor]]] = (),
+) -> RepairResult:
+    """Repair a merged network in place, walking it once over the kept inputs.
+
+    Parameters
+    ----------
+    state : parameters of the folded program, averaged; changed in place
+    spaces : of the reference; programs, parameters and maps are all where the moments are
+    collected : of the models that were merged
+    maps : for each space, each model's map
+    shares : of the models
+    teachers : programs and parameters of the models, if linear operations are to be fitted to them
+        (see `ccamerge.repair.regression`); what cannot be fitted, and everything without them, gets its
+        variance restored
+    """
+    device = resolve(collected.device)
+    targets = _targets(spaces, collected, maps, shares)
+    program = spaces.program
+    usage = _usage(program)
+    absorbers = {
+        n.name: (scaled[0], shifted)
+        for n in program.nodes
+        for scaled, shifted in [_absorbers(n, program, usage)]
+        if scaled
+    }
+    fits: dict[str, Fit] = {}
+    skipped: dict[str, str] = {}
+    if teachers:
+        fits, skipped = fits_of(spaces, maps, shares, absorbers)
+    programs = [program, *(p for p, _ in teachers)]
+    batches = walked_inputs(programs, collected.inputs, fits, memory_of(device))
+    count = len(batches)
+    turns = collected.turns[:count]  # where the models' outputs were counted
+    result = RepairResult(skipped=skipped, walked=_inputs(batches), kept=_inputs(collected.inputs))
+    # What fits still to come read, in all networks.
+    waiting = Counter(name for job in fits.values() for name in (job.source, job.added) if name)
+    held: dict[str, list[Tensor]] = {
+        name: [leaves[position] for leaves in batches] * (1 + len(teachers))
+        for position, name in enumerate(program.inputs)
+    }
+    with torch.inference_mode():
+        start = {key: fast_layout(value) for key, value in state.items()}
+        networks = [(program, start), *teachers]
+        walk = lockstep([(p, own, leaves) for p, own in networks for leaves in batches])
+        replies: list[Any] | None = None
+        while True:
+            try:
+                name, every = walk.send(replies)
+            except StopIteration:
+                return result
+            replies, values = None, every[:count]
+            if name in fits:
+                job = fits[name]
+                inputs = held[job.source][:count]
+                samples = _samples(job, every, held, count)
+                result.fitted.append(fit(job, state, samples, device))
+                values = [job.apply(x, state) for x in inputs]
+                mean, std = channel_statistics(values, features_dim(job.node), turns, device)
+                result.statistics[name] = (mean, std**2)
+                replies = [*values, *every[count:]]
+                for read in (job.source, job.added):
+                    if read:
+                        waiting[read] -= 1
+                        if not waiting[read]:
+                            del held[read]
+            elif name in targets:
+                values = _restore(name, targets[name], state, values, turns, result, device)
+                replies = [*values, *every[count:]]
+            if waiting[name]:
+                held[name] = every if replies is None else replies
+
+
+def _samples(
+    job: Fit, every: Sequence[Tensor], held: Mapping[str, Sequence[Tensor]], count: int
+) -> list[Sample]:
+    """What a fit needs of each batch; lists hold the merged network's, then each model's."""
+    added = held[job.added] if job.added else None
+    return [
+        Sample(
+            held[job.source][batch],
+            every[batch],
+            every[count + batch :: count],
+            None if added is None else added[batch],
+            None if added is None else added[count + batch :: count],
+        )
+        for batch in range(count)
+    ]
+
+
+def _restore(
+    name: str,
+    target: _Target,
+    state: dict[str, Tensor],
+    values: Sequence[Tensor],
+    turns: Sequence[int],
+    result: RepairResult,
+    device: Device | None,
+) -> list[Tensor]:
+    """Give a node's channels their target's mean and deviation; the values after that."""
+    mean, std = channel_statistics(values, target.dim, turns, device)
+    kept = std > _FLOOR * target.std
+    scale = torch.where(kept, target.std / std.clamp_min(1e-300), 1.0)
+    if not target.scaled:
+        scale = torch.ones_like(scale)
+    shift = target.mean - scale * mean if target.shifted else torch.zeros_like(mean)
+    for key in target.scaled:
+        _rescale(state, key, scale)
+    if target.shifted:
+        state[target.shifted] = (state[target.shifted].double() + shift).to(
+            state[target.shifted].dtype
+        )
+    shape = [1] * values[0].dim()
+    shape[target.dim] = -1
+    result.statistics[name] = (scale * mean + shift, (scale * std) ** 2)
+    result.repaired.append(Repaired(name, _share(std, target.std), _share(scale * std, target.std)))
+    return [v * scale.to(v.dtype).view(shape) + shift.to(v.dtype).view(shape) for v in values]
+
+
+def _share(std: Tensor, target: Tensor) -> float:
+    """The median over channels that should vary."""
+    alive = target > 0
+    return float((std[alive] / target[alive]).median()) if bool(alive.any()) else 1.0
+
+
+def _rescale(state: dict[str, Tensor], key: str, scale: Tensor) -> None:
+    value = state[key]
+    shape = (-1,) + (1,) * (value.dim() - 1)
+    state[key] = (value.double() * scale.view(shape)).to(value.dtype)
+
+
+def channel_statistics(
+    values: Sequence[Tensor],
+    dim: int,
+    turns: Sequence[int] | None = None,
+    device: Device | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (channels,) in float64 over several batches of a value.
+
+    With ``turns``, one for each batch, over the positions of a feature map that count then.
+    """
+    moments = Moments([values[0].shape[dim]], pairs="none", device=device)
+    if turns is not None:
+        values = [
+            value[lattice(value.shape, dim, RESTORED, turn)]
+            for value, turn in zip(values, turns, strict=True)
+        ]
+    for value in values:
+        moments.update([value], axis=dim)
+    return moments.mean_tensor(0), moments.cov_tensor(0).diagonal().sqrt()
+
+
+def _targets(
+    spaces: Spaces,
+    collected: Collected,
+    maps: Mapping[str, Sequence[FeatureMap]],
+    shares: Shares,
+) -> dict[str, _Target]:
+    nodes = {node.name: node for node in spaces.program.nodes}
+    usage = _usage(spaces.program)
+    pieces: dict[str, list[tuple[int, int, Tensor, Tensor]]] = {}
+    for space in spaces.spaces:
+        for tap in repair_taps(space):
+            moments = collected.outputs[space.name][tap.name]
+            mean = maps[space.name][0].forward.new_zeros(space.size)
+            std = torch.zeros_like(mean)
+            for index, (feature_map, weight) in enumerate(
+                zip(maps[space.name], shares.of_space(space.name), strict=True)
+            ):
+                forward = feature_map.forward
+                mapped = (forward * (moments.cov_tensor(index) @ forward)).sum(0)
+                mean += weight * (moments.mean_tensor(index) @ forward)
+                std += weight * mapped.clamp_min(0).sqrt()
+            pieces.setdefault(tap.node, []).append((tap.dim, tap.start, mean, std))
+    targets = {}
+    for name, parts in pieces.items():
+        parts.sort(key=lambda part: part[1])
+        node, dim = nodes[name], features_dim(nodes[name])
+        if any(part[0] != dim for part in parts):
+            continue  # its parameters act on another axis than a space of its features
+        mean, std = (torch.cat([part[i] for part in parts]) for i in (2, 3))  # type: ignore[misc]
+        if node.shape is None or len(mean) != node.shape[dim]:
+            continue  # part of the channels is pinned: their scale is not ours to change
+        scaled, shifted = _absorbers(node, spaces.program, usage)
+        if scaled or shifted:
+            targets[name] = _Target(dim, mean, std, scaled, shifted)
+    return targets
+
+
+def _usage(program: Program) -> Counter[str]:
+    """For each parameter the number of operations that read it."""
+    keys = ({program.parameters.get(ref) for ref in n.refs()} for n in program.nodes)
+    return Counter(key for found in keys for key in found if key is not None)
+
+
+def _absorbers(
+    node: Node, program: Program, usage: Mapping[str, int]
+) -> tuple[tuple[str, ...], str | None]:
+    """Parameters that can absorb a scale and a shift of the node's channels, used only there."""
+
+    def key(argument: Any) -> str | None:
+        found = program.parameters.get(argument.name) if isinstance(argument, Ref) else None
+        if found is None or usage[found] != 1 or found in program.limits:
+            return None
+        return found
+
+    if node.op in LINEAR_OPS or node.op == "aten.batch_norm":
+        first = 1
+    elif node.op in ("aten.layer_norm", "aten.group_norm"):
+        first = 2
+    else:
+        return (), None
+    names = ("weight", "bias")
+    arguments = [node.argument(first + i, names[i]) for i in range(2)]
+    weight, bias = (key(a) for a in arguments)
+    if weight is None or (arguments[1] is not None and bias is None):
+        return (), None  # shared with another operation, or absent
+    return tuple(k for k in (weight, bias) if k), bias
+
+
+def walked_inputs(
+    programs: Sequence[Program],
+    batches: Sequence[list[Any]],
+    fitted: Collection[str] = (),
+    device: torch.device | None = None,
+) -> list[list[Any]]:
+    """As many of the kept batches as the bound on live activations allows, at least one.
+
+    ``programs`` are those that are walked side by side; at an operation of the first that is
+    ``fitted``, sums, targets and new outputs come on top. Inputs are brought to a device if one is
+    given.
+    """
+    chosen: list[list[Any]] = []
+    total = 0
+    peaks: dict[int, int] = {}  # by the program that runs, of a value in its example inputs
+    for leaves in batches:
+        running = [program.variant(leaves) for program in programs]
+        first = id(running[0])
+        if first not in peaks:
+            peaks[first] = _peak(running, fitted)
+        total += -(-peaks[first] * _elements(leaves) // _example_elements(running[0]))
+        if chosen and total > WALK_BYTES:
+            break
+        there = leaves if device is None else moved(leaves, device)
+        chosen.append([fast_layout(x) for x in there])
+    return chosen
+
+
+def _peak(programs: Sequence[Program], fitted: Collection[str]) -> int:
+    """Bytes that the example inputs keep alive at once."""
+    sizes = [_activation_bytes(program) for program in programs]
+    alive = peak = 0
+    for node, dead in zip(programs[0].nodes, programs[0].last_uses, strict=True):
+        alive += sum(own.get(node.name, 0) for own in sizes)
+        extra = 3 * sizes[0].get(node.name, 0) if node.name in fitted else 0
+        peak = max(peak, alive + extra)
+        alive -= sum(own.get(name, 0) for own in sizes for name in dead)
+    return peak
+
+
+def _activation_bytes(program: Program) -> dict[str, int]:
+    """For each node, what its value takes for the example inputs."""
+    return {
+        node.name: 4 * torch.Size(node.shape).numel()
+        for node in program.nodes
+        if node.shape is not None
+    }
+
+
+def _elements(leaves: Sequence[Any]) -> int:
+    return sum(x.numel() for x in leaves if isinstance(x, Tensor))
+
+
+def _example_elements(program: Program) -> int:
+    shapes = (program.shapes[name] for name in program.inputs if name in program.shapes)
+    return max(1, sum(torch.Size(shape).numel() for shape in shapes))
+
+
+def _inputs(batches: Sequence[list[Any]]) -> int:
+    """Inputs in some batches."""
+    return sum(batch_size(leaves) for leaves in batches)
