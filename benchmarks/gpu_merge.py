@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import ccamerge
 from ccamerge.cli.demo.cifar import load_images
 from ccamerge.collection.collecting import lockstep
-from ccamerge.networks.states import fast_layout, folded_state
+from ccamerge.graph.networks.states import fast_layout, folded_state
 
 MODELS = 4
 IMAGES = 50_000

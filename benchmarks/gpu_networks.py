@@ -11,8 +11,8 @@ import torch
 from baseline import FeatureNode
 from torch import Tensor, nn
 
+from ccamerge.checkpoints.reading import load_into
 from ccamerge.cli.demo.networks import ResNet20
-from ccamerge.networks.checkpoints.reading import load_into
 
 VGG11_PLAN = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
 

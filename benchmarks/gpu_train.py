@@ -34,8 +34,8 @@ from layout import seconds, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ccamerge.checkpoints.reading import save_state
 from ccamerge.cli.demo.cifar import load_images
-from ccamerge.networks.checkpoints.reading import save_state
 
 EPOCHS = {"resnet20-w4": 18, "resnet20-w8": 14, "vgg11-w1": 24}
 """What is wished for; a network that is not listed gets `OTHERS`."""

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from ccamerge.core.moments import Moments, update_many
     from ccamerge.core.threads import num_threads, set_num_threads
     from ccamerge.core.universes import UniverseResult, universe, universe_batch
-    from ccamerge.evaluation.comparing import Comparison, compare
+    from ccamerge.evaluation.comparing import compare
     from ccamerge.evaluation.evaluating import evaluate
-    from ccamerge.evaluation.interpolation import Barrier, barrier
+    from ccamerge.evaluation.interpolation import barrier
     from ccamerge.graph.maps import FeatureMap
+    from ccamerge.graph.networks.inspection import spaces
+    from ccamerge.graph.networks.verification import verify
     from ccamerge.graph.space import Space, Spaces
     from ccamerge.merging.merging import MergeResult, merge
     from ccamerge.methods import METHODS
-    from ccamerge.networks.inspection import spaces
-    from ccamerge.networks.verification import verify
+    from ccamerge.reporting.results import Barrier, Comparison
 
 __version__ = "0.1.0"
 
@@ -39,12 +40,13 @@ _HOMES = {
     "ccamerge.graph.maps": ("FeatureMap",),
     "ccamerge.collection.statistics": ("Collected",),
     "ccamerge.collection.collecting": ("collect",),
-    "ccamerge.evaluation.comparing": ("Comparison", "compare"),
+    "ccamerge.evaluation.comparing": ("compare",),
     "ccamerge.core.cuda": ("cuda_status",),
     "ccamerge.evaluation.evaluating": ("evaluate",),
-    "ccamerge.networks.inspection": ("spaces",),
+    "ccamerge.graph.networks.inspection": ("spaces",),
     "ccamerge.graph.space": ("Space", "Spaces"),
-    "ccamerge.evaluation.interpolation": ("Barrier", "barrier"),
+    "ccamerge.evaluation.interpolation": ("barrier",),
+    "ccamerge.reporting.results": ("Barrier", "Comparison"),
     "ccamerge.merging.merging": ("MergeResult", "merge"),
     "ccamerge.methods": ("METHODS",),
     "ccamerge.core.moments": ("Moments", "update_many"),
@@ -58,7 +60,7 @@ _HOMES = {
     ),
     "ccamerge.core.canonical": ("CCAResult", "cca", "cca_batch"),
     "ccamerge.core.universes": ("UniverseResult", "universe", "universe_batch"),
-    "ccamerge.networks.verification": ("verify",),
+    "ccamerge.graph.networks.verification": ("verify",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import ccamerge
-from ccamerge.networks.checkpoints.reading import save_state
+from ccamerge.checkpoints.reading import save_state
 from tests import backends
 from tests import projects as P
 

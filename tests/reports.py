@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 
-from ccamerge.evaluation.comparing import Comparison, Score
-from ccamerge.evaluation.interpolation import Barrier
 from ccamerge.repair.regression import Fitted
 from ccamerge.repair.repairing import Repaired
 from ccamerge.reporting.report import Report, SpaceReport
+from ccamerge.reporting.results import Barrier, Comparison, Score
 
 AWKWARD = "a<b>&\"c\"'d'.$x$.\\alpha.特徴\U0001f600" + ".very_long_module_name" * 5
 

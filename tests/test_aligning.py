@@ -10,9 +10,9 @@ import torch
 
 import ccamerge
 from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.networks.inspection import spaces
 from ccamerge.methods import METHODS, Alignment, Solution, Solutions, register
 from ccamerge.methods.alignment import methods_of, pairs_needed
-from ccamerge.networks.inspection import spaces
 from tests import models as M
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ccamerge.graph.maps import FeatureMap, average, transform
+from ccamerge.graph.networks.inspection import spaces
+from ccamerge.graph.networks.states import folded_state
+from ccamerge.graph.networks.verification import random_map
 from ccamerge.graph.space import Group, Role, Slot, Space
-from ccamerge.networks.inspection import spaces
-from ccamerge.networks.states import folded_state
-from ccamerge.networks.verification import random_map
 from tests import models as M
 
 

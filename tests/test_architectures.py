@@ -16,15 +16,15 @@ import yaml
 from torch import Tensor, nn
 
 import ccamerge
+from ccamerge.checkpoints.reading import load_state, save_state
 from ccamerge.cli import main
 from ccamerge.cli.demo.networks import ResNet20
 from ccamerge.graph.maps import transform
+from ccamerge.graph.networks.states import folded_state
+from ccamerge.graph.networks.verification import random_map
 from ccamerge.graph.space import Group
 from ccamerge.merging.merging import load_merged
 from ccamerge.methods import METHODS
-from ccamerge.networks.checkpoints.reading import load_state, save_state
-from ccamerge.networks.states import folded_state
-from ccamerge.networks.verification import random_map
 from tests import models as M
 
 MODULE = """\

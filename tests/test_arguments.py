@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
+from ccamerge.checkpoints.reading import load_into, load_state, save_state
 from ccamerge.core import arguments
-from ccamerge.networks.checkpoints.reading import load_into, load_state, save_state
 from tests import models as M
 
 HUGE = 10**400

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import ccamerge
 from ccamerge.evaluation.interpolation import path
 from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.graph.networks.inspection import spaces
+from ccamerge.graph.networks.states import folded_state
 from ccamerge.merging.merging import load_merged
-from ccamerge.networks.inspection import spaces
-from ccamerge.networks.states import folded_state
 from tests import models as M
 
 Data = list[tuple[Tensor, Tensor]]

@@ -10,8 +10,8 @@ import yaml
 from torch import nn
 
 import ccamerge
-from ccamerge.config.model import load_config
-from ccamerge.networks.checkpoints.reading import save_state
+from ccamerge.checkpoints.reading import save_state
+from ccamerge.config.reader import load_config
 from ccamerge.reporting.model_card import model_card, sources, versions
 
 CONFIG = """\

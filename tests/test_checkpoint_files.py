@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ccamerge.networks.checkpoints.reading import (
+from ccamerge.checkpoints.reading import (
     CheckpointError,
     check_state,
     load_into,

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ccamerge.networks.checkpoints.reading import (
+from ccamerge.checkpoints.reading import (
     CheckpointError,
     check_state,
     load_into,

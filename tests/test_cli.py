@@ -52,7 +52,7 @@ def test_examples_in_the_help_can_be_parsed(capsys):
 
 
 def test_configuration_in_the_help_is_valid(capsys, tmp_path):
-    from ccamerge.config.model import load_config
+    from ccamerge.config.reader import load_config
 
     with pytest.raises(SystemExit):
         main(["merge", "--help"])
@@ -179,7 +179,7 @@ def test_inspect_a_function_and_verify(capsys, project):
 
 
 def test_inspect_fails_when_a_check_does(capsys, project, monkeypatch):
-    from ccamerge.networks.trial import Trial
+    from ccamerge.graph.networks.trial import Trial
 
     monkeypatch.setattr(Trial, "allows", lambda self, amount: False)
     args = ("inspect", "blobs_module:network", "--input-shape", "16,8", "--verify")

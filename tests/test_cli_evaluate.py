@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import ccamerge
-from ccamerge.config.model import load_config
-from ccamerge.networks.checkpoints.reading import load_into, save_state
+from ccamerge.checkpoints.reading import load_into, save_state
+from ccamerge.config.reader import load_config
 from tests.projects import CONFIG, DATA, change, fails, network, run, tree
 
 EVALUATION = "evaluation:\n  factory: blobs_module:batches\n"

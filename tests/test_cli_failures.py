@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import ccamerge
-from ccamerge.networks.checkpoints.reading import load_state
+from ccamerge.checkpoints.reading import load_state
 from tests.projects import CONFIG, DATA, MODULE, change, fails, run, tree
 
 

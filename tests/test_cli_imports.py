@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ccamerge
-from ccamerge.config.model import Factory, current_folder_importable
+from ccamerge.config.importing import Factory, current_folder_importable
 from tests.projects import run
 
 CODE = '''\
@@ -86,7 +86,7 @@ def late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "late_helper.py").write_text(HELPER)
     (tmp_path / "c.yml").write_text(CONFIG.replace("DATA", "generated"))
     monkeypatch.chdir(tmp_path)
-    from ccamerge.networks.checkpoints.reading import save_state
+    from ccamerge.checkpoints.reading import save_state
 
     with current_folder_importable():
         import late_code  # type: ignore[import-not-found]

@@ -9,8 +9,8 @@ import torch
 import yaml
 
 import ccamerge
+from ccamerge.checkpoints.reading import load_into, load_state, save_state
 from ccamerge.methods.ridges import ridges_of
-from ccamerge.networks.checkpoints.reading import load_into, load_state, save_state
 from tests.projects import CONFIG, DATA, change, fails, network, run, tree
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ccamerge
-from ccamerge.networks.checkpoints.reading import load_into, load_state
+from ccamerge.checkpoints.reading import load_into, load_state
 from tests.projects import DATA, change, fails, network, run, tree
 
 

@@ -17,15 +17,9 @@ from hypothesis import strategies as st
 import ccamerge
 from ccamerge import methods
 from ccamerge.config import settings
-from ccamerge.config.model import (
-    METHODS,
-    ConfigError,
-    Evaluation,
-    Factory,
-    import_function,
-    load_config,
-    parse_value,
-)
+from ccamerge.config.importing import ConfigError, Factory, import_function
+from ccamerge.config.model import METHODS, Evaluation
+from ccamerge.config.reader import load_config, parse_value
 from ccamerge.config.settings import Settings
 from ccamerge.merging import merging
 

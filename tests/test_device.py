@@ -16,10 +16,10 @@ import torch
 import ccamerge
 from ccamerge import _core
 from ccamerge.core.device import Device, array_device, memory_of, obstacle, resolve
+from ccamerge.graph.networks.inspection import spaces
+from ccamerge.graph.networks.states import placed
 from ccamerge.graph.tracing.batches import model_device, moved
 from ccamerge.graph.tracing.precision import no_tf32
-from ccamerge.networks.inspection import spaces
-from ccamerge.networks.states import placed
 from tests import backends
 from tests import models as M
 from tests.backends import put

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 import ccamerge
 from ccamerge.config.settings import Repair
 from ccamerge.graph.maps import transform
+from ccamerge.graph.networks.states import folded_state, same_architecture
+from ccamerge.graph.networks.trial import random_map
 from ccamerge.graph.space import Group
 from ccamerge.graph.tracing.plain import take_plain
 from ccamerge.merging.merging import load_merged
 from ccamerge.methods import METHODS
 from ccamerge.methods.alignment import Aligned
-from ccamerge.networks.states import folded_state, same_architecture
-from ccamerge.networks.trial import random_map
 from tests import models as M
 
 pytestmark = pytest.mark.filterwarnings("ignore:aligned. :RuntimeWarning")  # tested apart

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.graph.networks.inspection import spaces
+from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.rules import RULES
 from ccamerge.merging.merging import load_merged
 from ccamerge.merging.paper import unfolded_spaces
-from ccamerge.networks.inspection import spaces
-from ccamerge.networks.states import folded_state
 from tests import models as M
 from tests.backends import collect, merge
 

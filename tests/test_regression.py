@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ccamerge.collection.positions import RESTORED, lattice
 from ccamerge.graph.folds import LINEAR_OPS
+from ccamerge.graph.networks.inspection import spaces
+from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.tracing.program import Node, Ref
-from ccamerge.networks.inspection import spaces
-from ccamerge.networks.states import folded_state
 from ccamerge.repair.regression import Fit, Piece, Sample, rounds, sites
 from tests import models as M
 from tests.backends import fit, merge

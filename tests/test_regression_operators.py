@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ccamerge.collection.positions import FITTED, lattice
-from ccamerge.networks.inspection import spaces
+from ccamerge.graph.networks.inspection import spaces
 from ccamerge.repair.regression import DAMPING, Fit, Piece, Sample, fit
 from ccamerge.repair.regression.operators import Operator, counted
 from ccamerge.repair.regression.rounds import _mixed, _Point

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.collection.collecting import lockstep
-from ccamerge.networks.inspection import spaces
-from ccamerge.networks.states import folded_state
+from ccamerge.graph.networks.inspection import spaces
+from ccamerge.graph.networks.states import folded_state
 from ccamerge.repair import repairing as repair
 from ccamerge.repair.repairing import walked_inputs
 from tests import models as M

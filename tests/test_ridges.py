@@ -10,9 +10,9 @@ import torch
 
 import ccamerge
 from ccamerge.collection.collecting import Collected
+from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.space import Group, Space, Spaces
 from ccamerge.methods.ridges import DEFAULT_RIDGE, GRID, best_ridge, held_out_errors, ridges_of
-from ccamerge.networks.inspection import spaces
 from tests import models as M
 from tests.problems import Array, moments_of, related
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.graph.maps import transform
+from ccamerge.graph.networks.inspection import spaces
+from ccamerge.graph.networks.states import folded_state
 from ccamerge.methods.weights import shares_of
-from ccamerge.networks.inspection import spaces
-from ccamerge.networks.states import folded_state
 from tests import models as M
 
 LAYERS = ("layers.0", "layers.1", "layers.2")  # the last one writes no space

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccamerge.cli.demo.networks import ResNet20
+from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.space import Group, Role, Spaces
 from ccamerge.merging.paper import unfolded_spaces
-from ccamerge.networks.inspection import spaces
 from tests import models as M
 
 POSITIVE = "positive scaling and permutation"

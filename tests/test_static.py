@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.graph.maps import FeatureMap, transform
-from ccamerge.networks.inspection import spaces
+from ccamerge.graph.networks.inspection import spaces
 
 
 class Gained(nn.Module):

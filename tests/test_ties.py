@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ccamerge.networks.checkpoints.reading import CheckpointError, check_file, load_into, save_state
-from ccamerge.networks.checkpoints.ties import conflicts, tied_pairs, written
+from ccamerge.checkpoints.reading import CheckpointError, check_file, load_into, save_state
+from ccamerge.checkpoints.ties import conflicts, tied_pairs, written
 
 
 class Views(nn.Module):

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 import ccamerge
 from ccamerge.graph import axes as ax
 from ccamerge.graph.derivation import Derivation
+from ccamerge.graph.networks import trial, verification
+from ccamerge.graph.networks.inspection import spaces
+from ccamerge.graph.networks.verification import verify
 from ccamerge.graph.rules import MOVES, linear, shapes
 from ccamerge.graph.space import Role
-from ccamerge.networks import trial, verification
-from ccamerge.networks.inspection import spaces
-from ccamerge.networks.verification import verify
 from tests import models as M
 
 

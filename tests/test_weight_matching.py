@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.graph.networks.inspection import spaces
+from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.space import Spaces
 from ccamerge.methods.weight_matching import match
-from ccamerge.networks.inspection import spaces
-from ccamerge.networks.states import folded_state
 from tests import models as M
 from tests.problems import Array
 

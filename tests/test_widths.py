@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 import ccamerge
 from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.graph.networks.states import folded_state
 from ccamerge.merging.merging import load_merged
 from ccamerge.merging.paper import unfolded_spaces
 from ccamerge.methods.ridges import GRID, held_out_errors
-from ccamerge.networks.states import folded_state
 from tests import models as M
 
 
@@ -300,7 +300,7 @@ def test_plans_of_different_widths() -> None:
 
 
 def test_equal_widths_are_derived_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ccamerge.networks import widths
+    from ccamerge.graph.networks import widths
 
     calls = []
     derive = widths.spaces_of_call

@@ -13,9 +13,10 @@ import torch
 import yaml
 
 import ccamerge
+from ccamerge.checkpoints.reading import load_into, load_state, save_state
 from ccamerge.cli import main
-from ccamerge.config.model import ConfigError, Factory, load_config
-from ccamerge.networks.checkpoints.reading import load_into, load_state, save_state
+from ccamerge.config.importing import ConfigError, Factory
+from ccamerge.config.reader import load_config
 
 MODULE = '''\
 """A user's module."""

@@ -18,7 +18,7 @@ from typing import NoReturn
 from ccamerge import __version__
 from ccamerge.cli import _collect, _demo, _evaluate, _info, _inspect, _merge, _page
 from ccamerge.cli._shared import UsageError
-from ccamerge.config.model import ConfigError, current_folder_importable
+from ccamerge.config.importing import ConfigError, current_folder_importable
 
 _EPILOG = """\
 a first merge:

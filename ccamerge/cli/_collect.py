@@ -18,7 +18,7 @@ from ccamerge.cli._shared import (
     seed_everything,
     show_progress,
 )
-from ccamerge.config.model import load_config
+from ccamerge.config.reader import load_config
 
 NAME = "collect"
 HELP = "stream the statistics that merges need out of one pass over the data"

@@ -23,8 +23,10 @@ from ccamerge.cli._shared import (
     to_json,
     write_text,
 )
+from ccamerge.config.importing import ConfigError
 from ccamerge.config.model import METHODS as NAMES
-from ccamerge.config.model import Config, ConfigError, load_config
+from ccamerge.config.model import Config
+from ccamerge.config.reader import load_config
 from ccamerge.config.settings import Settings
 
 NAME = "evaluate"
@@ -121,9 +123,9 @@ def run(args: argparse.Namespace) -> int:
     device = chosen_device(args, config)
 
     import ccamerge
+    from ccamerge.checkpoints.reading import load_into
     from ccamerge.core.device import memory_of
     from ccamerge.evaluation.metrics import metric_named
-    from ccamerge.networks.checkpoints.reading import load_into
 
     for name in ("metric", "loss"):
         metric_named(getattr(evaluation, name), config.place(f"evaluation.{name}"))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ccamerge.cli._shared import UsageError, add_input_shape, build, example_inputs, to_json
-from ccamerge.config.model import FACTORY_PATTERN, Factory, load_config, parse_value
+from ccamerge.config.importing import FACTORY_PATTERN, Factory
+from ccamerge.config.reader import load_config, parse_value
 
 NAME = "inspect"
 HELP = "show which features of a network can be aligned, and prove it"

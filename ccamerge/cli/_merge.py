@@ -21,7 +21,8 @@ from ccamerge.cli._shared import (
     seed_everything,
     to_json,
 )
-from ccamerge.config.model import METHODS, Config, load_config
+from ccamerge.config.model import METHODS, Config
+from ccamerge.config.reader import load_config
 from ccamerge.reporting.plots import PICTURES
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _foreign(out: Path) -> set[str]:
 
 def _write(args: argparse.Namespace, config: Config, state: dict[str, Tensor], report: Any) -> None:
     """All files into a folder beside the target, renamed when they are complete."""
-    from ccamerge.networks.checkpoints.reading import save_state
+    from ccamerge.checkpoints.reading import save_state
     from ccamerge.reporting.model_card import model_card, sources, versions
 
     out = args.out.absolute()
@@ -199,8 +200,8 @@ def _converted(
     """
     import torch
 
-    from ccamerge.networks.checkpoints.reading import overflows
-    from ccamerge.networks.checkpoints.ties import tied_pairs
+    from ccamerge.checkpoints.reading import overflows
+    from ccamerge.checkpoints.ties import tied_pairs
 
     if config.dtype is not None:
         dtype = getattr(torch, config.dtype)
@@ -230,7 +231,7 @@ def _dtypes(args: argparse.Namespace, config: Config) -> dict[str, torch.dtype]:
     """Each tensor's type in the models' checkpoints; the widest if they differ, which is noted."""
     import torch
 
-    from ccamerge.networks.checkpoints.reading import load_shapes
+    from ccamerge.checkpoints.reading import load_shapes
 
     found: dict[str, torch.dtype] = {}
     odd: dict[str, str] = {}

@@ -44,9 +44,9 @@ def print_plan(
     """
     import ccamerge
     from ccamerge.collection.collecting import FOLDS
+    from ccamerge.graph.networks.widths import spaces_of_models
     from ccamerge.graph.tracing.batches import split_batch
     from ccamerge.methods.alignment import pairs_needed
-    from ccamerge.networks.widths import spaces_of_models
 
     example = example_inputs(args.input_shape, config.data)
     every = spaces_of_models(networks, *split_batch(example, networks[0]))

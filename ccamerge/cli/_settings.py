@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ccamerge.cli._shared import Batches, show_progress
-from ccamerge.config.model import Config, ConfigError, import_function
+from ccamerge.config.importing import ConfigError, import_function
+from ccamerge.config.model import Config
 from ccamerge.config.settings import Settings
 from ccamerge.core.device import Device
 
@@ -131,9 +132,9 @@ def statistics(
     The moments, and the seconds that it took to collect them.
     """
     import ccamerge
+    from ccamerge.graph.networks.widths import spaces_of_models
     from ccamerge.graph.tracing.batches import split_batch
     from ccamerge.methods.alignment import pairs_needed
-    from ccamerge.networks.widths import spaces_of_models
 
     wanted = list(wanted)
     if config.moments is not None:

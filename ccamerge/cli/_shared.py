@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccamerge.config.model import Config, ConfigError, Factory
+from ccamerge.config.importing import ConfigError, Factory
+from ccamerge.config.model import Config
 from ccamerge.core.device import DEVICE_PATTERN, Device, obstacle, resolve
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> list[nn.Modu
     ConfigError
         With a line for each file that cannot be used.
     """
-    from ccamerge.networks.checkpoints.reading import CheckpointError, check_file
+    from ccamerge.checkpoints.reading import CheckpointError, check_file
 
     networks: list[nn.Module] = []
     for index, architecture in enumerate(config.architectures):
@@ -130,7 +131,7 @@ def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> list[nn.Modu
 
 def load_models(config: Config) -> list[nn.Module]:
     """Make the networks to merge, with their parameters."""
-    from ccamerge.networks.checkpoints.reading import load_into
+    from ccamerge.checkpoints.reading import load_into
 
     models = []
     for path, architecture in zip(config.models, config.architectures, strict=True):

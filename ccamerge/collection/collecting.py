@@ -16,9 +16,17 @@ from ccamerge.collection.positions import MATCHED, RESTORED, lattice
 from ccamerge.collection.statistics import Collected, Pairs
 from ccamerge.core import arguments
 from ccamerge.core.device import Device, DeviceLike, memory_of, obstacle, resolve
-from ccamerge.core.moments import Moments, update_many
+from ccamerge.core.moments import Moments, check_many, update_many
 from ccamerge.core.side_stream import Overlap
-from ccamerge.core.updating import check_many
+from ccamerge.graph.networks.fingerprints import program_fingerprint, state_fingerprint
+from ccamerge.graph.networks.states import (
+    check_same_function,
+    fast_layout,
+    folded_state,
+    placed,
+    same_architecture,
+)
+from ccamerge.graph.networks.widths import extended, found_by_shapes, given_spaces, spaces_of_models
 from ccamerge.graph.space import Space, Spaces, Tap
 from ccamerge.graph.tracing.batches import (
     batch_size,
@@ -29,15 +37,6 @@ from ccamerge.graph.tracing.batches import (
 )
 from ccamerge.graph.tracing.modules import tensors_of
 from ccamerge.graph.tracing.program import Program
-from ccamerge.networks.fingerprints import program_fingerprint, state_fingerprint
-from ccamerge.networks.states import (
-    check_same_function,
-    fast_layout,
-    folded_state,
-    placed,
-    same_architecture,
-)
-from ccamerge.networks.widths import extended, found_by_shapes, given_spaces, spaces_of_models
 
 KEEP_SAMPLES = 4096
 """Inputs kept for repair, whole batches, at most so many."""
@@ -79,10 +78,10 @@ def collect(
     """Stream the moments of several models' features out of one pass over calibration data.
 
     Of large feature maps and long sequences some positions are counted, other ones in each batch
-    (`ccamerge.collection.positions`). Batches may have other sizes (samples, lengths, heights, nodes) wherever
-    the models take them; what a forward freezes is traced anew for each size. On a CUDA device
-    nothing is waited for until the end of the pass, and counting goes on beside the forward passes;
-    their precision is what torch is set to, TF32 for convolutions included.
+    (`ccamerge.collection.positions`). Batches may have other sizes (samples, lengths, heights,
+    nodes) wherever the models take them; what a forward freezes is traced anew for each size. On a
+    CUDA device nothing is waited for until the end of the pass, and counting goes on beside the
+    forward passes; their precision is what torch is set to, TF32 for convolutions included.
 
     Parameters
     ----------

@@ -17,10 +17,10 @@ from ccamerge.core.brief import Brief
 from ccamerge.core.device import DeviceLike, resolve
 from ccamerge.core.moments import Moments
 from ccamerge.core.tensorfile import load_tensors, save_tensors
+from ccamerge.graph.networks.inspection import spaces_of_call
+from ccamerge.graph.networks.widths import Shapes, extended, shapes_of
 from ccamerge.graph.space import Space, Spaces
 from ccamerge.graph.tracing.batches import structure_from
-from ccamerge.networks.inspection import spaces_of_call
-from ccamerge.networks.widths import Shapes, extended, shapes_of
 
 Pairs = Literal["reference", "all"]
 
@@ -38,7 +38,8 @@ class Collected(Brief):
     outputs : for each space and each tap whose variance repair restores, a `Moments` with each
         model's own covariance
     inputs : whole batches of flattened model inputs, kept for repair on the device they came on
-    turns : for each of these, which positions of feature maps were counted (`ccamerge.collection.positions`)
+    turns : for each of these, which positions of feature maps were counted (see
+        `ccamerge.collection.positions`)
     models : number of models
     samples : number of inputs seen
     pairs, reference : which cross-covariances there are

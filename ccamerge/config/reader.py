@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 
-from ccamerge.config.model import (
-    DTYPES,
-    FACTORY_PATTERN,
-    METHODS,
-    METRICS,
-    Config,
-    ConfigError,
-    Ensemble,
-    Evaluation,
-    Factory,
-    did_you_mean,
-)
+from ccamerge.config.importing import FACTORY_PATTERN, ConfigError, Factory, did_you_mean
+from ccamerge.config.model import DTYPES, METHODS, METRICS, Config, Ensemble, Evaluation
 from ccamerge.config.settings import Mode, Norm, Repair, Settings, normalised
 from ccamerge.config.yaml_nodes import MISSING, Loader, Node, NodeReader
 from ccamerge.core.device import DEVICE_PATTERN
@@ -42,8 +33,18 @@ _FACTORY = ("factory", "arguments")
 _EVALUATION = (*_FACTORY, "metric", "better", "loss", "ensemble")
 
 
-def read(path: Path) -> Config:
-    """See `ccamerge.config.model.load_config`."""
+def load_config(path: str | os.PathLike[str]) -> Config:
+    """Read and check a configuration file.
+
+    Weights are normalised to sum to one; all models count equally if none has a weight. Relative
+    paths are relative to the file's folder. Files it names are not opened, nothing is imported.
+
+    Raises
+    ------
+    ConfigError
+        With every problem found, each naming file, line and key.
+    """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -59,8 +60,14 @@ def read(path: Path) -> Config:
     return _Reader(path).read(root)
 
 
-def parse_text(text: str) -> Any:
-    """See `ccamerge.config.model.parse_value`."""
+def parse_value(text: str) -> Any:
+    """One value as a configuration would have it: 2 is a number, two a string.
+
+    Raises
+    ------
+    ConfigError
+        If it is no YAML.
+    """
     try:
         return yaml.load(text, Loader=Loader)  # a subclass of the safe loader
     except (yaml.YAMLError, ValueError) as error:

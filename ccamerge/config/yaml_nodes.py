@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import yaml
 
-from ccamerge.config.model import did_you_mean
+from ccamerge.config.importing import did_you_mean
 
 
 class Loader(yaml.SafeLoader):

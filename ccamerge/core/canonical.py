@@ -1,9 +1,10 @@
 """CCA: maps between two models' features from their second moments, in float64, in batches.
 
-Functions here and in `ccamerge.core.decompositions` and `ccamerge.core.universes` take NumPy arrays or torch
-tensors of any real dtype and return float64 NumPy arrays; a batch is one native call that runs on
-the core's own threads. Given CUDA tensors, of torch or CuPy, or ``device="cuda"``, they solve on
-the device and return float64 torch tensors there, which CuPy reads without a copy by DLPack.
+Functions here and in `ccamerge.core.decompositions` and `ccamerge.core.universes` take NumPy arrays
+or torch tensors of any real dtype and return float64 NumPy arrays; a batch is one native call that
+runs on the core's own threads. Given CUDA tensors, of torch or CuPy, or ``device="cuda"``, they
+solve on the device and return float64 torch tensors there, which CuPy reads without a copy by
+DLPack.
 
 A covariance ``S`` of order ``d`` is regularised as ``C = S + gamma I``. Give either ``gamma``
 itself, or the dimensionless ``ridge``, from which ``gamma = ridge * trace(S) / d`` follows for each

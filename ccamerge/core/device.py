@@ -30,6 +30,7 @@ __all__ = [
     "DeviceLike",
     "array_device",
     "memory_of",
+    "moved_tensor",
     "obstacle",
     "resolve",
 ]
@@ -320,3 +321,15 @@ def _current_index() -> int:
 
 def _is_cupy(array: Any) -> bool:
     return type(array).__module__.partition(".")[0] == "cupy"
+
+
+def moved_tensor(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; itself if it is there.
+
+    Copies from the CPU to a GPU go through pinned memory and are not waited for: what is put on
+    the current stream later finds them done.
+    """
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+        return pinned.to(device, non_blocking=True)
+    return tensor.to(device)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Pairs: TypeAlias = Literal["reference", "all", "none"]
     State: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
-_FORMAT = "ccamerge.core.moments"
+_FORMAT = "ccamerge.moments"
 _VERSION = 1
 
 PAIRS: tuple[Pairs, Pairs, Pairs] = ("none", "reference", "all")

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What networks, ensembles and merges are worth on labelled data."""

@@ -13,120 +13,17 @@ from torch import nn
 from tqdm import tqdm
 
 from ccamerge.collection.statistics import Collected
-from ccamerge.config.model import METRICS, Ensemble, did_you_mean
+from ccamerge.config.importing import did_you_mean
+from ccamerge.config.model import METRICS, Ensemble
 from ccamerge.config.settings import Settings
 from ccamerge.core import arguments
-from ccamerge.core.brief import Brief
 from ccamerge.evaluation.evaluating import Row, measure
-from ccamerge.evaluation.interpolation import Barrier, check_points, path
+from ccamerge.evaluation.interpolation import check_points, path
 from ccamerge.evaluation.metrics import Metric, metric_named, title_of
 from ccamerge.merging.checking import check_results, checked
 from ccamerge.merging.merging import merge
 from ccamerge.methods.alignment import check_options, methods_of
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """Of one network; ``seconds`` is what its merge took once the moments were there."""
-
-    name: str
-    metric: float
-    loss: float
-    seconds: float | None = None
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Comparison(Brief):
-    """What `compare` returns; ``str`` is a table for a terminal.
-
-    Attributes
-    ----------
-    metric, loss : what was measured
-    better : "higher" or "lower" values of the metric
-    samples : in the data
-    models, merged : scores of each; those of ``others`` are the last of ``merged``
-    ensemble : of the models
-    barriers : by the name of the merge
-    """
-
-    metric: str
-    better: str
-    loss: str
-    samples: int
-    models: list[Score]
-    ensemble: Score | None
-    merged: list[Score]
-    barriers: dict[str, Barrier]
-
-    def _parts(self) -> Mapping[str, Any]:
-        return {
-            "metric": self.metric,
-            "loss": self.loss,
-            "samples": self.samples,
-            "models": {score.name: score.metric for score in self.models},
-            "ensemble": self.ensemble.metric if self.ensemble else None,
-            "merged": {score.name: score.metric for score in self.merged},
-            "barriers": {name: found.barrier for name, found in self.barriers.items()},
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain lists, dicts, numbers and strings."""
-
-        def plain(score: Score, *keys: str) -> dict[str, Any]:
-            return {key: getattr(score, key) for key in keys}
-
-        return {
-            "metric": self.metric,
-            "better": self.better,
-            "loss": self.loss,
-            "samples": self.samples,
-            "models": [plain(score, "name", "metric", "loss") for score in self.models],
-            "ensemble": plain(self.ensemble, "metric", "loss") if self.ensemble else None,
-            "merged": [plain(score, "name", "metric", "loss", "seconds") for score in self.merged],
-            "barriers": [
-                {
-                    "name": name,
-                    "t": list(found.t),
-                    "metric": list(found.metric),
-                    "loss": list(found.loss),
-                    "ends": list(found.ends),
-                    "barrier": found.barrier,
-                }
-                for name, found in self.barriers.items()
-            ],
-        }
-
-    def __str__(self) -> str:
-        rows = [["", self.metric, self.loss, "seconds"]]
-        whole = [self.ensemble] if self.ensemble else []
-        for score in [*self.models, *whole, *self.merged]:
-            shown = f"{score.metric:.2%}" if self.metric == "accuracy" else f"{score.metric:#.4g}"
-            seconds = "" if score.seconds is None else f"{score.seconds:.2f}"
-            rows.append([score.name, shown, f"{score.loss:#.4g}", seconds])
-        if not any(row[3] for row in rows[1:]):
-            rows = [row[:3] for row in rows]
-        lines = _table(rows)
-        if self.barriers:
-            curves = list(self.barriers.values())
-            rows = [["t", *self.barriers]]
-            for index, t in enumerate(curves[0].t):
-                rows.append([f"{t:.3g}", *(f"{c.loss[index]:#.4g}" for c in curves)])
-            rows.append(["barrier", *(f"{c.barrier:#.4g}" for c in curves)])
-            lines += ["", f"{self.loss} from the reference (t = 0) to the others (1)"]
-            lines += _table(rows)
-        return "\n".join(lines)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with names to the left and numbers to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.rjust(w) if i else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+from ccamerge.reporting.results import Barrier, Comparison, Score
 
 
 def compare(

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ccamerge.config.model import METRICS, current_folder_importable
+from ccamerge.config.importing import current_folder_importable
+from ccamerge.config.model import METRICS
 from ccamerge.core import arguments
 from ccamerge.evaluation.metrics import Metric, metric_named, title_of
 from ccamerge.graph.tracing.batches import batch_size, labelled, model_device, moved, split_batch

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,52 +9,13 @@ from torch import nn
 
 from ccamerge.collection.statistics import Collected
 from ccamerge.core import arguments
-from ccamerge.core.brief import Brief
 from ccamerge.evaluation.evaluating import measure
 from ccamerge.evaluation.metrics import Metric, metric_named
 from ccamerge.merging.merging import merge
+from ccamerge.reporting.results import Barrier
 
 POINTS = 11
 """From the reference to the others, both included."""
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Barrier(Brief):
-    """A metric and a loss of the merges at each ``t``, the way from the reference (0) to the rest.
-
-    Frankle et al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis" (ICML 2020);
-    Ainsworth et al., "Git Re-Basin" (ICLR 2023), for the loss after alignment. ``ends`` are the
-    losses of the models themselves: the reference's, and the mean of the others'.
-    """
-
-    t: tuple[float, ...]
-    metric: tuple[float, ...]
-    loss: tuple[float, ...]
-    ends: tuple[float, float]
-
-    @classmethod
-    def of(
-        cls, t: Iterable[float], values: Sequence[Sequence[float]], own: Sequence[float], first: int
-    ) -> Barrier:
-        """From a pair (metric, loss) for each ``t``, and the models' losses.
-
-        ``first`` is the reference among the models.
-        """
-        metric, loss = zip(*values, strict=True)
-        others = [value for index, value in enumerate(own) if index != first]
-        return cls(tuple(t), metric, loss, (own[first], statistics.fmean(others)))
-
-    @property
-    def barrier(self) -> float:
-        """How far the loss rises above the straight line between the models' own: 0 or more.
-
-        ``max_t loss(t) - ((1 - t) loss_reference + t loss_others)``, in the loss's unit. The line
-        ends in the models and not in the merges at t = 0 and 1: where maps are not exact (CCA
-        through a ReLU) these may be far worse, and a line between them would hide what lies below.
-        """
-        first, last = self.ends
-        lines = [(1 - t) * first + t * last for t in self.t]
-        return max(0.0, *(loss - line for loss, line in zip(self.loss, lines, strict=True)))
 
 
 def barrier(

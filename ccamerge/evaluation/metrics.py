@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ccamerge.config.model import METRICS, did_you_mean, import_function
+from ccamerge.config.importing import did_you_mean, import_function
+from ccamerge.config.model import METRICS
 from ccamerge.core import arguments
 from ccamerge.graph.tracing.batches import LABELS, fields_of
 

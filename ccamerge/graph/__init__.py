@@ -1,1 +1,1 @@
-"""From a torch model to its program, its feature spaces and their proof."""
+"""From a model to its feature spaces: programs, axes that share a basis, and maps on them."""

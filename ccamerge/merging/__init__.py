@@ -1,1 +1,1 @@
-"""TODO."""
+"""The merge itself: align, average, repair, and put normalisation back."""

@@ -19,6 +19,9 @@ from ccamerge.core.brief import Brief
 from ccamerge.core.device import DeviceLike, memory_of
 from ccamerge.core.stopwatch import Stopwatch
 from ccamerge.graph.maps import FeatureMap, average, transform
+from ccamerge.graph.networks.fingerprints import program_fingerprint, state_fingerprint
+from ccamerge.graph.networks.states import folded_state, placed, same_architecture
+from ccamerge.graph.networks.widths import shapes_of
 from ccamerge.graph.space import ANY_MAP, Effect, Space, Spaces
 from ccamerge.graph.tracing.modules import copied, extra_state, tensors_of
 from ccamerge.graph.tracing.plain import put_back, take_plain
@@ -34,9 +37,6 @@ from ccamerge.methods.alignment import (
 )
 from ccamerge.methods.ridges import RidgeChoice
 from ccamerge.methods.weights import Weights, shares_of
-from ccamerge.networks.fingerprints import program_fingerprint, state_fingerprint
-from ccamerge.networks.states import folded_state, placed, same_architecture
-from ccamerge.networks.widths import shapes_of
 from ccamerge.repair.repairing import RepairResult, repair_merged
 from ccamerge.reporting import plots
 from ccamerge.reporting.report import Report, SpaceReport

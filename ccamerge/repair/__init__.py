@@ -1,1 +1,1 @@
-"""TODO."""
+"""What averaging costs, restored: means, variances, and linear operations fitted anew."""

@@ -24,11 +24,11 @@ from ccamerge.core.device import Device, memory_of, resolve
 from ccamerge.core.moments import Moments
 from ccamerge.graph.folds import LINEAR_OPS
 from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.networks.states import fast_layout
 from ccamerge.graph.space import Spaces
 from ccamerge.graph.tracing.batches import batch_size, moved
 from ccamerge.graph.tracing.program import Node, Program, Ref
 from ccamerge.methods.weights import Shares
-from ccamerge.networks.states import fast_layout
 from ccamerge.repair.regression import Fit, Fitted, Sample, features_dim, fit, fits_of
 
 WALK_BYTES = 2 << 30
@@ -95,8 +95,8 @@ def repair_merged(
     maps : for each space, each model's map
     shares : of the models
     teachers : programs and parameters of the models, if linear operations are to be fitted to them
-        (see `ccamerge.repair.regression`); what cannot be fitted, and everything without them, gets its
-        variance restored
+        (see `ccamerge.repair.regression`); what cannot be fitted, and everything without them, gets
+        its variance restored
     """
     device = resolve(collected.device)
     targets = _targets(spaces, collected, maps, shares)

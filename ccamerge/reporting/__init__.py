@@ -1,1 +1,1 @@
-"""TODO."""
+"""What happened, as numbers, text, pictures, pages and files."""

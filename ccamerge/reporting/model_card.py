@@ -137,7 +137,7 @@ def _loading(config: Config) -> str:
     plain = all(name.isidentifier() and not keyword.iskeyword(name) for name in arguments)
     call = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) if plain else f"**{arguments!r}"
     return (
-        "from ccamerge.networks.checkpoints.reading import load_into\n"
+        "from ccamerge.checkpoints import load_into\n"
         f"from {module} import {first}\n\n"
         f"model = {attribute}({call})\n"
         'load_into(model, "model.safetensors")\n'
@@ -169,7 +169,7 @@ def _sha256(path: Path) -> str:
 
 def _digest(checkpoint: Path) -> str:
     """Of the one file that a checkpoint is, else of the list of its shards and their digests."""
-    from ccamerge.networks.checkpoints.files import files_of
+    from ccamerge.checkpoints.files import files_of
 
     files = files_of(checkpoint)
     if len(files) == 1:

@@ -15,8 +15,8 @@ from ccamerge.reporting.plots import DPI
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ccamerge.evaluation.comparing import Comparison
     from ccamerge.reporting.report import Report
+    from ccamerge.reporting.results import Comparison
     from ccamerge.reporting.run_folder import Record
 
 _STYLE = """

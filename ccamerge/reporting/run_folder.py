@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ccamerge.core.brief import Brief
-from ccamerge.evaluation.comparing import Comparison, Score
-from ccamerge.evaluation.interpolation import Barrier
 from ccamerge.repair.regression import Fitted
 from ccamerge.repair.repairing import Repaired
 from ccamerge.reporting.report import Report, SpaceReport
+from ccamerge.reporting.results import Barrier, Comparison, Score
 
 
 class RecordError(ValueError):

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ccamerge.cli.demo.comparison import compare, present, probabilities
+from ccamerge.checkpoints.reading import load_into
+from ccamerge.cli.demo.comparison import compare, probabilities
 from ccamerge.cli.demo.networks import ResNet20
+from ccamerge.cli.demo.outcome import present
 from ccamerge.collection.collecting import collect
-from ccamerge.networks.checkpoints.reading import load_into
 
 CALIBRATION = 5000
 BATCH = 250

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ccamerge.cli.demo.comparison import Comparison, compare, present, probabilities
+from ccamerge.cli.demo.comparison import Comparison, compare, probabilities
 from ccamerge.cli.demo.networks import mlp
+from ccamerge.cli.demo.outcome import present
 from ccamerge.collection.collecting import collect
 
 COUNTS = (2, 4, 8)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""A model as a program: what its forward computes, whatever writes it."""

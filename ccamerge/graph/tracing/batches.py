@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ccamerge.core.device import moved_tensor
+
 LABELS = ("labels", "label", "label_ids")
 """Keys of a batch that hold the answer; passed to a model only if it cannot do without."""
 
@@ -284,14 +286,10 @@ def model_device(model: nn.Module) -> torch.device:
 def moved(value: Any, device: torch.device) -> Any:
     """A batch, or a part of one, with its tensors on a device; itself if they are there.
 
-    Copies from the CPU to a GPU go through pinned memory and are not waited for: what is put on
-    the current stream later finds them done.
+    See `moved_tensor`.
     """
     if isinstance(value, Tensor):
-        if value.device.type == "cpu" and device.type == "cuda":
-            pinned = value if value.is_pinned() else value.pin_memory()
-            return pinned.to(device, non_blocking=True)
-        return value.to(device)
+        return moved_tensor(value, device)
     if type(value) in pytree.SUPPORTED_NODES:
         items, spec = pytree.tree_flatten(value, is_leaf=lambda x: x is not value)
         there = [moved(item, device) for item in items]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ccamerge.evaluation.comparing import Comparison
     from ccamerge.reporting.report import Report
+    from ccamerge.reporting.results import Comparison
 
 PICTURES = ("comparison", "barriers", "correlations", "conditioning", "repair", "resources")
 """In the order of a page; each is a module here, with ``draw(report, evaluated)``."""

@@ -10,8 +10,8 @@ from ccamerge.reporting.plots.style import LINES, MARKERS, SHADES, grid, new_fig
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ccamerge.evaluation.comparing import Comparison
     from ccamerge.reporting.report import Report
+    from ccamerge.reporting.results import Comparison
 
 _COLUMNS = 2
 

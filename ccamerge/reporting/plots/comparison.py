@@ -10,8 +10,8 @@ from ccamerge.reporting.plots.style import DARK, LIGHT, MIDDLE, bars, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ccamerge.evaluation.comparing import Comparison
     from ccamerge.reporting.report import Report
+    from ccamerge.reporting.results import Comparison
 
 
 def draw(report: Report, evaluated: Comparison | None) -> Figure | None:

@@ -11,8 +11,8 @@ from ccamerge.reporting.plots.style import DARK, grid, height_of, name_places, n
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ccamerge.evaluation.comparing import Comparison
     from ccamerge.reporting.report import Report, SpaceReport
+    from ccamerge.reporting.results import Comparison
 
 _ROWS = 120
 

@@ -20,8 +20,8 @@ from ccamerge.reporting.plots.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ccamerge.evaluation.comparing import Comparison
     from ccamerge.reporting.report import Report
+    from ccamerge.reporting.results import Comparison
 
 
 def draw(report: Report, evaluated: Comparison | None) -> Figure | None:

@@ -135,7 +135,7 @@ def _saved(change: str, only: str = "") -> str:
     return (
         "save them under the network's names, "
         f"save_state({{{change}: v for k, v in load_state(path).items(){only}}}, new_path), with "
-        "both functions of ccamerge.networks.checkpoints.reading"
+        "both functions of ccamerge.checkpoints"
     )
 
 

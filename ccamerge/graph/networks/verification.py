@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from ccamerge.core import arguments
 from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.graph.networks.inspection import few_leaves, spaces_of_call
+from ccamerge.graph.networks.states import folded_state
+from ccamerge.graph.networks.trial import Mapped, Trial, change, random_map, uncovered
 from ccamerge.graph.rules import ELEMENTWISE, REDUCTIONS
 from ccamerge.graph.space import ANY_MAP, Effect, Group, Role, Spaces
 from ccamerge.graph.tracing.batches import moved, split_batch
 from ccamerge.graph.tracing.modules import check_state, copied
 from ccamerge.graph.tracing.plain import plain
 from ccamerge.graph.tracing.program import Node, Program, Ref
-from ccamerge.networks.inspection import few_leaves, spaces_of_call
-from ccamerge.networks.states import folded_state
-from ccamerge.networks.trial import Mapped, Trial, change, random_map, uncovered
 
 CHANGED = 1e-6
 """Relative change that half of a transformation must at least make."""

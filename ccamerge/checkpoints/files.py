@@ -14,7 +14,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from ccamerge.networks.checkpoints.wrappings import parameter_sets, several_sets, shorten
+from ccamerge.checkpoints.wrappings import parameter_sets, several_sets, shorten
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 INDEX_SUFFIX = ".index.json"
@@ -53,7 +53,7 @@ def read(path: Path, device: str) -> dict[str, Tensor]:
     Raises
     ------
     CheckpointError
-        See `ccamerge.networks.checkpoints.reading.load_state`.
+        See `ccamerge.checkpoints.load_state`.
     """
     files = files_of(path)
     state = _read_file(files[0], device) if len(files) == 1 else _read_shards(files[0], device)
@@ -127,7 +127,7 @@ def _weight_map(index: Path) -> dict[str, Path]:
         message = (
             f"{index}: lists shards that are no safetensors files ({shorten(other)}), and a "
             "checkpoint in several files is read from safetensors only: load it where it was made "
-            "and save it with ccamerge.networks.checkpoints.reading.save_state(model.state_dict(), "
+            "and save it with ccamerge.checkpoints.save_state(model.state_dict(), "
             '"model.safetensors")'
         )
         raise CheckpointError(message)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ccamerge.core import arguments
+from ccamerge.graph.networks.inspection import spaces_of_call
 from ccamerge.graph.space import Group, Slot, Space, Spaces
 from ccamerge.graph.tracing.exporting import Free
 from ccamerge.graph.tracing.modules import tensors_of
 from ccamerge.graph.tracing.program import Node, Program
-from ccamerge.networks.inspection import spaces_of_call
 
 Shapes = frozenset[tuple[str, tuple[int, ...]]]
 

@@ -13,14 +13,14 @@ from torch.utils import _pytree as pytree
 from ccamerge.core import arguments
 from ccamerge.graph.derivation import Derivation
 from ccamerge.graph.folds import fold
+from ccamerge.graph.networks.states import folded_state
+from ccamerge.graph.networks.trial import Trial, random_map, uncovered
 from ccamerge.graph.space import Group, Space, Spaces
 from ccamerge.graph.tracing.batches import batch_size, moved, split_batch
 from ccamerge.graph.tracing.exporting import Free
 from ccamerge.graph.tracing.modules import check_state, tensors_of
 from ccamerge.graph.tracing.plain import plain
 from ccamerge.graph.tracing.program import Program, trace
-from ccamerge.networks.states import folded_state
-from ccamerge.networks.trial import Trial, random_map, uncovered
 
 FEW = 2
 """Samples that a proof takes."""

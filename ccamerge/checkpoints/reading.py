@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ccamerge.checkpoints.files import CheckpointError, read, shard_hint
+from ccamerge.checkpoints.ties import conflicts, tied_pairs, written
+from ccamerge.checkpoints.wrappings import name_hint, shorten
 from ccamerge.core import arguments
 from ccamerge.core.tensorfile import save_tensors
-from ccamerge.networks.checkpoints.files import CheckpointError, read, shard_hint
-from ccamerge.networks.checkpoints.ties import conflicts, tied_pairs, written
-from ccamerge.networks.checkpoints.wrappings import name_hint, shorten
 
 __all__ = [
     "CheckpointError",
@@ -37,7 +37,7 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     path : a ``.safetensors`` file; a ``.safetensors.index.json`` with its shards beside it; a
         folder with either of them under the name ``model``; or a ``.pt``, ``.pth``, ``.bin`` or
         ``.ckpt`` written by torch that holds a dict of tensors, by itself or under a usual key
-        (``ccamerge.networks.checkpoints.wrappings.WRAPPERS``). Torch's files are always read with
+        (``ccamerge.checkpoints.wrappings.WRAPPERS``). Torch's files are always read with
         ``weights_only=True``: code in them is refused, not run.
 
     Raises
