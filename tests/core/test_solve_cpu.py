@@ -10,8 +10,8 @@ import torch
 from ccamerge.core.canonical import cca, cca_batch
 from ccamerge.core.threads import num_threads, set_num_threads
 from ccamerge.core.universes import universe_batch
-from tests.test_solve import I3, problem
-from tests.test_universe_solve import _features, _moments
+from tests.core.test_solve import I3, problem
+from tests.core.test_universe_solve import _features, _moments
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from tests.backends import Moments, update_many
-from tests.test_moments import update_and_check
+from tests.core.test_moments import update_and_check
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -9,8 +9,8 @@ import pytest
 
 from ccamerge.core.moments import Moments, update_many
 from ccamerge.core.threads import num_threads, set_num_threads
-from tests.test_moments import assert_same
-from tests.test_moments_failures import A, B, filled, unchanged
+from tests.core.test_moments import assert_same
+from tests.core.test_moments_failures import A, B, filled, unchanged
 
 
 @pytest.fixture
