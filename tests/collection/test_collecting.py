@@ -255,7 +255,7 @@ def test_a_reference_out_of_range() -> None:
 def test_known_spaces_are_not_derived_again(monkeypatch: pytest.MonkeyPatch) -> None:
     models, data = _nets(2), _batches()
     found = ccamerge.spaces(models[0], data[0])
-    monkeypatch.setattr("ccamerge.collection.collecting.spaces_of_models", None)
+    monkeypatch.setattr("ccamerge.collection.data_pass.spaces_of_models", None)
     collected = collect(models, data, found=found, progress=False)
     assert collected.spaces_of(models[1]) is found
 

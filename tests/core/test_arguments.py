@@ -64,7 +64,7 @@ WRONG = [
     ("norm", [None, "batch"]),
     ("progress", ["yes", None]),
     ("seed", ["0", 1.5, True, -1, 2**63, HUGE]),
-    ("moments", ["stats.safetensors", 3]),
+    ("statistics", ["stats.safetensors", 3]),
     ("aligned", ["maps", 3]),
     ("data", [3, "images", torch.ones(3, 3), {"x": torch.ones(3)}, len]),
 ]
@@ -97,7 +97,7 @@ def test_what_to_do_with_the_name_of_a_file_or_a_whole_result(
         with pytest.raises(TypeError, match=r"load the file first, .*Statistics\.load\(.*stats"):
             ccamerge.merge(networks, statistics=value)  # type: ignore[arg-type]
     result = ccamerge.merge(networks, statistics=moments, repair="none", progress=False)
-    with pytest.raises(TypeError, match=r"got one MergeResult: pass its moments"):
+    with pytest.raises(TypeError, match=r"got one MergeResult: pass its statistics"):
         ccamerge.merge(networks, statistics=result)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"aligned=result\.aligned"):
         ccamerge.merge(networks, statistics=moments, aligned=result)  # type: ignore[arg-type]

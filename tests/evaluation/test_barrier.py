@@ -15,7 +15,7 @@ from ccamerge.evaluation.interpolation import path
 from ccamerge.graph.maps import FeatureMap, transform
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.networks.states import folded_state
-from ccamerge.merging.merging import load_merged
+from ccamerge.merging.loading import load_merged
 from tests import models as M
 
 Data = list[tuple[Tensor, Tensor]]

@@ -111,7 +111,9 @@ def test_metrics_by_name() -> None:
     assert title_of("accuracy") == title_of(accuracy) == "accuracy"
     with pytest.raises(ValueError, match="got 'acuracy'; did you mean 'accuracy'"):
         metric_named("acuracy")
-    with pytest.raises(ValueError, match=r"x\.yml:3: metric: ccamerge\.metrics has no 'acuracy'"):
+    with pytest.raises(
+        ValueError, match=r"x\.yml:3: metric: ccamerge\.evaluation\.metrics has no 'acuracy'"
+    ):
         metric_named("ccamerge.evaluation.metrics:acuracy", "x.yml:3: metric")
     with pytest.raises(ValueError, match="cannot be called so: too many positional"):
         metric_named("ccamerge.evaluation.metrics:labels_of")

@@ -10,7 +10,7 @@ from ccamerge.graph.folds import fold
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.tracing.program import trace
-from ccamerge.merging.merging import load_merged
+from ccamerge.merging.loading import load_merged
 from tests import models as M
 
 

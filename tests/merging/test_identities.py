@@ -24,7 +24,7 @@ from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.networks.trial import random_map
 from ccamerge.graph.space import Group
 from ccamerge.graph.tracing.plain import take_plain
-from ccamerge.merging.merging import load_merged
+from ccamerge.merging.loading import load_merged
 from ccamerge.methods import METHODS
 from ccamerge.methods.alignment import Aligned
 from tests import models as M

@@ -16,7 +16,7 @@ from ccamerge.graph.maps import FeatureMap, transform
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.rules import RULES
-from ccamerge.merging.merging import load_merged
+from ccamerge.merging.loading import load_merged
 from ccamerge.merging.paper import unfolded_spaces
 from tests import models as M
 from tests.backends import collect, merge

@@ -23,7 +23,7 @@ from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.networks.verification import random_map
 from ccamerge.graph.space import Group
-from ccamerge.merging.merging import load_merged
+from ccamerge.merging.loading import load_merged
 from ccamerge.methods import METHODS
 from tests import models as M
 

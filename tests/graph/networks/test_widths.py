@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import ccamerge
 from ccamerge.graph.maps import FeatureMap, transform
 from ccamerge.graph.networks.states import folded_state
-from ccamerge.merging.merging import load_merged
+from ccamerge.merging.loading import load_merged
 from ccamerge.merging.paper import unfolded_spaces
 from ccamerge.methods.ridges import GRID, held_out_errors
 from tests import models as M
