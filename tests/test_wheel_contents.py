@@ -50,6 +50,7 @@ def test_the_checker_finds_what_a_wheel_lacks(tmp_path: Path) -> None:
     assert CHECKER["wheel_faults"](wheel) == [
         "the wheel lacks _core.pyi",
         "the wheel lacks _cuda.pyi",
+        "the wheel lacks reporting/page.html.jinja",
         "the wheel lacks the module _cuda",
         "a library was copied into the wheel: ccamerge.libs/libcublas.so.13",
     ]

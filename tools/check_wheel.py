@@ -16,7 +16,7 @@ from pathlib import Path
 LIMIT = 20_000_000
 """Bytes that a wheel may have."""
 
-CONTENTS = ("_core.pyi", "_cuda.pyi", "py.typed")
+CONTENTS = ("_core.pyi", "_cuda.pyi", "py.typed", "reporting/page.html.jinja")
 MODULES = ("_core", "_cuda")
 
 SYSTEM = re.compile(r"(ld-linux[-\w]*|lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+))\.so\.\d+")

@@ -58,11 +58,12 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(message)
     try:
         figures = plots.draw(record.report, record.evaluated)
+        page = to_html(record, figures)
     except ImportError as error:
         raise UsageError(str(error)) from error
     partial = out.with_name(f"{out.name}.partial-{secrets.token_hex(4)}")
     try:
-        partial.write_text(to_html(record, figures), encoding="utf-8")
+        partial.write_text(page, encoding="utf-8")
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)

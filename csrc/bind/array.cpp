@@ -2,8 +2,8 @@
 
 #include <string>
 
-#include "../dlpack.h"
-#include "check.hpp"
+#include "common/check.hpp"
+#include "dlpack.h"
 
 namespace py = pybind11;
 

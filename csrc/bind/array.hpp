@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "view.hpp"
+#include "common/view.hpp"
 
 namespace ccamerge::bind {
 

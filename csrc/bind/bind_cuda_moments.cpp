@@ -6,9 +6,9 @@
 #include <optional>
 #include <string>
 
-#include "../dlpack.h"
 #include "cuda/moments/moments.hpp"
 #include "device_memory.hpp"
+#include "dlpack.h"
 #include "errors.hpp"
 #include "table.hpp"
 

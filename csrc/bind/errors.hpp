@@ -5,8 +5,8 @@
 
 #include <utility>
 
-#include "check.hpp"
-#include "parallel.hpp"
+#include "common/check.hpp"
+#include "common/parallel.hpp"
 #include "threads.hpp"
 
 namespace ccamerge::bind {

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "cpu/solve/blas.hpp"
+#include "host/blas.hpp"
 
 namespace py = pybind11;
 

@@ -1,5 +1,5 @@
 // Batched solves for Python, on whichever side. Arguments come converted and shape-checked from
-// ccamerge/solve.py: float64, C order. A C-order array is the transpose of what the solvers see, so
+// ccamerge/core: float64, C order. A C-order array is the transpose of what the solvers see, so
 // transposes are handed over and taken back instead of copies.
 //
 // A Side says where: its Array is what Python hands over, view_of() borrows one, array_of() makes

@@ -1,6 +1,6 @@
 #include "table.hpp"
 
-#include "check.hpp"
+#include "common/check.hpp"
 
 namespace py = pybind11;
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "array.hpp"
-#include "block_table.hpp"
+#include "common/block_table.hpp"
 #include "errors.hpp"
 
 namespace ccamerge::bind {

@@ -1,7 +1,7 @@
 #include "threads.hpp"
 
-#include "parallel.hpp"
-#include "team.hpp"
+#include "common/parallel.hpp"
+#include "common/team.hpp"
 
 namespace py = pybind11;
 

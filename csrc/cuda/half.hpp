@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/dtype.hpp"
 #include "cuda/runtime.hpp"
-#include "dtype.hpp"
 
 namespace ccamerge::cuda {
 

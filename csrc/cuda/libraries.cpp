@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "check.hpp"
+#include "common/check.hpp"
 #include "cuda/library_table.hpp"
 
 namespace ccamerge::cuda {

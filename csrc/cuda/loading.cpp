@@ -5,7 +5,7 @@
 #include <mutex>
 #include <stdexcept>
 
-#include "check.hpp"
+#include "common/check.hpp"
 #include "cuda/libraries.hpp"
 #include "cuda/library_table.hpp"
 

@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "cpu/solve/blas.hpp"
+#include "common/dtype.hpp"
 #include "cuda/half.hpp"
 #include "cuda/library_table.hpp"
-#include "dtype.hpp"
+#include "host/blas.hpp"
 
 namespace ccamerge::cuda {
 namespace {

@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "solve/stack.hpp"
+#include "common/stack.hpp"
 
 namespace ccamerge {
 

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "check.hpp"
+#include "common/check.hpp"
 #include "solve/backend.hpp"
 #include "solve/condition.hpp"
 #include "solve/norms.hpp"

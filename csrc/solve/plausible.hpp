@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "check.hpp"
+#include "common/check.hpp"
 #include "solve/backend.hpp"
 #include "solve/covariance.hpp"
 #include "solve/norms.hpp"

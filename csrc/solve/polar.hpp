@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/solve/singular.hpp"
+#include "host/singular.hpp"
 #include "solve/backend.hpp"
 #include "solve/covariance.hpp"
 #include "solve/norms.hpp"

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/solve/singular.hpp"
+#include "host/singular.hpp"
 #include "solve/backend.hpp"
 #include "solve/operands.hpp"
 

@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "cores.hpp"
-#include "parallel.hpp"
+#include "common/cores.hpp"
+#include "common/parallel.hpp"
 #include "testing.hpp"
 
 namespace {

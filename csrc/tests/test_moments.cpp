@@ -6,9 +6,9 @@
 #include <thread>
 #include <vector>
 
+#include "common/parallel.hpp"
 #include "cpu/moments/kernels.hpp"
 #include "cpu/moments/moments.hpp"
-#include "parallel.hpp"
 #include "testing.hpp"
 
 using namespace ccamerge;

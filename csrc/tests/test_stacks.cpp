@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "check.hpp"
+#include "common/check.hpp"
 #include "cpu/solve/instances.hpp"
 #include "stacking.hpp"
 #include "testing.hpp"

@@ -7,9 +7,9 @@
 #include <utility>
 #include <vector>
 
-#include "check.hpp"
+#include "common/check.hpp"
+#include "common/parallel.hpp"
 #include "cpu/solve/instances.hpp"
-#include "parallel.hpp"
 #include "testing.hpp"
 
 using namespace ccamerge;

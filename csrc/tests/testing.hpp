@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <string>
 
-#include "cpu/solve/blas.hpp"
+#include "host/blas.hpp"
 
 namespace ccamerge::testing {
 

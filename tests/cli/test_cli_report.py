@@ -16,6 +16,7 @@ from ccamerge.reporting.run_folder import RecordError, read_record
 from tests import reports
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
 Image = pytest.importorskip("PIL.Image")
 
 
@@ -179,9 +180,14 @@ def test_bad_arguments(folder: Path, tmp_path: Path, capsys) -> None:
         read_record(tmp_path)
 
 
-def test_without_matplotlib(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install 'ccamerge[plots]'" in fails(capsys, "report", folder)
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_without_a_package(
+    folder: Path, capsys, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    error = fails(capsys, "report", folder)
+    assert f"{package}: pip install 'ccamerge[plots]'" in error
+    assert not (folder / "report.html").exists()
 
 
 def test_help_needs_neither_torch_nor_matplotlib() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,6 +15,7 @@ from ccamerge.reporting.run_folder import Record
 from tests import reports
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
 Image = pytest.importorskip("PIL.Image")
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -150,3 +152,9 @@ def test_says_what_is_absent() -> None:
     assert found.images == []
     for text in ("No evaluation", "No barriers", "give no correlations", "No tap was repaired"):
         assert text in found.text
+
+
+def test_without_jinja2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r"pip install 'ccamerge\[plots\]'"):
+        to_html(CASES["nothing"], {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,9 +14,18 @@ if TYPE_CHECKING:
     from ccamerge.reporting.results import Comparison
 
 PICTURES = ("comparison", "barriers", "correlations", "conditioning", "repair", "resources")
-"""In the order of a page; each is a module here, with ``draw(report, evaluated)``."""
+"""In the order of a page; each is a module here, see `picture`."""
 
 DPI = 130
+
+
+def picture(name: str) -> ModuleType:
+    """The module of a picture.
+
+    It has the ``TITLE`` and ``CAPTION``, what a page says where the picture is ``ABSENT``, and
+    ``draw(report, evaluated)``, which returns None where the picture would be empty.
+    """
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def draw(report: Report, evaluated: Comparison | None = None) -> dict[str, Figure]:
@@ -36,10 +46,7 @@ def draw(report: Report, evaluated: Comparison | None = None) -> dict[str, Figur
     except ImportError as error:
         message = "pictures need matplotlib: pip install 'ccamerge[plots]'"
         raise ImportError(message) from error
-    drawn = {
-        name: importlib.import_module(f"ccamerge.reporting.plots.{name}").draw(report, evaluated)
-        for name in PICTURES
-    }
+    drawn = {name: picture(name).draw(report, evaluated) for name in PICTURES}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 

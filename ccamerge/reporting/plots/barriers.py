@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from ccamerge.reporting.report import Report
     from ccamerge.reporting.results import Comparison
 
+TITLE = "On the way between the networks"
+CAPTION = (
+    "Metric and loss of merges between the reference (t = 0) and the others (t = 1). A barrier is "
+    "how far the loss rises above the straight line between the models' own losses."
+)
+ABSENT = "No barriers were evaluated."
+
 _COLUMNS = 2
 
 

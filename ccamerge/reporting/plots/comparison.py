@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ccamerge.reporting.report import Report
     from ccamerge.reporting.results import Comparison
 
+TITLE = "The merged network beside the models and their ensemble"
+CAPTION = "Light to dark: models, ensemble, merged. The dotted line is the models' mean."
+ABSENT = "No evaluation: `ccamerge evaluate` with --out RUN/evaluation.json makes one."
+
 
 def draw(report: Report, evaluated: Comparison | None) -> Figure | None:
     """Bars of the metric and of the loss, light to dark: models, ensemble, merged."""

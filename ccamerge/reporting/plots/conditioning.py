@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ccamerge.reporting.report import Report
     from ccamerge.reporting.results import Comparison
 
+TITLE = "Conditioning and ridge"
+CAPTION = "Condition number of each space's regularised covariances, and the ridge used."
+ABSENT = "The methods used solve no regularised problem."
+
 
 def draw(report: Report, evaluated: Comparison | None) -> Figure | None:
     """Condition numbers of the regularised covariances over the ridges, both logarithmic."""

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from ccamerge.reporting.report import Report, SpaceReport
     from ccamerge.reporting.results import Comparison
 
+TITLE = "How alike the spaces are"
+CAPTION = (
+    "Correlation of matched directions, mean over the models but the reference; spaces from left "
+    "to right in the network's order, their sizes in brackets. Canonical correlations are "
+    "regularised: below those without a ridge."
+)
+ABSENT = "The methods used give no correlations."
+
 _ROWS = 120
 
 

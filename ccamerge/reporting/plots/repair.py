@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from ccamerge.reporting.report import Report
     from ccamerge.reporting.results import Comparison
 
+TITLE = "Variance kept, before and after repair"
+CAPTION = (
+    "Standard deviation of the merged network's features over that of the aligned models, by tap; "
+    "for regression, the root-mean-square error over that before, by operation."
+)
+ABSENT = "No tap was repaired and no operation fitted."
+
 
 def draw(report: Report, evaluated: Comparison | None) -> Figure | None:
     """One panel for each of the two that took place."""

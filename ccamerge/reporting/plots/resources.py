@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from ccamerge.reporting.report import Report
     from ccamerge.reporting.results import Comparison
 
+TITLE = "Time and memory by stage"
+CAPTION = (
+    "Seconds of each stage, and the largest resident memory that the whole process had had when "
+    "the stage ended, by the operating system's count: a stage that adds nothing to it needed no "
+    "more than what came before."
+)
+ABSENT = "No times were recorded."
+
 
 def draw(report: Report, evaluated: Comparison | None) -> Figure | None:
     """Bars of seconds, and of the largest resident memory up to each stage's end."""

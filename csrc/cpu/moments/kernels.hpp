@@ -12,7 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "dtype.hpp"
+#include "common/dtype.hpp"
 
 namespace ccamerge {
 

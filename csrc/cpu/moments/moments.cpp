@@ -4,7 +4,7 @@
 #include <limits>
 #include <mutex>
 
-#include "check.hpp"
+#include "common/check.hpp"
 
 namespace ccamerge {
 

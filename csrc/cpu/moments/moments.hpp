@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "block_table.hpp"
-#include "call_mutex.hpp"
-#include "view.hpp"
+#include "common/block_table.hpp"
+#include "common/call_mutex.hpp"
+#include "common/view.hpp"
 
 namespace ccamerge {
 

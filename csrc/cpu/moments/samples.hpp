@@ -7,8 +7,8 @@
 #include <new>
 #include <vector>
 
+#include "common/view.hpp"
 #include "cpu/moments/kernels.hpp"
-#include "view.hpp"
 
 namespace ccamerge {
 

@@ -6,9 +6,9 @@
 #include <optional>
 #include <set>
 
+#include "common/parallel.hpp"
 #include "cpu/moments/moments.hpp"
 #include "cpu/moments/updater.hpp"
-#include "parallel.hpp"
 
 namespace ccamerge {
 namespace {

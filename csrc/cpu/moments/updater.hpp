@@ -12,11 +12,11 @@
 #include <limits>
 #include <mutex>
 
-#include "check.hpp"
+#include "common/check.hpp"
+#include "common/parallel.hpp"
 #include "cpu/moments/layout.hpp"
 #include "cpu/moments/moments.hpp"
 #include "cpu/moments/samples.hpp"
-#include "parallel.hpp"
 
 namespace ccamerge {
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
-#include "cpu/solve/blas.hpp"
-#include "parallel.hpp"
+#include "common/parallel.hpp"
+#include "host/blas.hpp"
 
 namespace ccamerge {
 
@@ -52,15 +52,13 @@ void Cpu::multiply(bool trans_a, ConstView a, bool trans_b, ConstView b, View c,
 
 void Cpu::gram_lower(double alpha, ConstView a, View c) {
   for (int k = 0; k < c.count; ++k) {
-    blas::syrk<double>(true, a.cols, a.rows, alpha, a.member(k).data, a.ld, 0.0, c.member(k).data,
-                       c.ld);
+    blas::syrk(true, a.cols, a.rows, alpha, a.member(k).data, a.ld, 0.0, c.member(k).data, c.ld);
   }
 }
 
 void Cpu::downdate_lower(ConstView a, View c) {
   for (int k = 0; k < c.count; ++k) {
-    blas::syrk<double>(false, a.rows, a.cols, -1.0, a.member(k).data, a.ld, 1.0, c.member(k).data,
-                       c.ld);
+    blas::syrk(false, a.rows, a.cols, -1.0, a.member(k).data, a.ld, 1.0, c.member(k).data, c.ld);
   }
 }
 

@@ -5,9 +5,9 @@
 #include <cstddef>
 #include <vector>
 
-#include "cpu/solve/blas.hpp"
-#include "cpu/solve/buffers.hpp"
-#include "cpu/solve/matrix.hpp"
+#include "host/blas.hpp"
+#include "host/buffers.hpp"
+#include "host/matrix.hpp"
 #include "solve/backend.hpp"
 
 namespace ccamerge {

@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "cpu/solve/backend.hpp"
-#include "cpu/solve/blas.hpp"
+#include "host/blas.hpp"
 
 namespace ccamerge {
 namespace {

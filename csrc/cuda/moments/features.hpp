@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
+#include "common/dtype.hpp"
 #include "cuda/runtime.hpp"
-#include "dtype.hpp"
 
 namespace ccamerge::cuda {
 

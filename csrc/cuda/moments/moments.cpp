@@ -4,7 +4,7 @@
 #include <mutex>
 #include <set>
 
-#include "check.hpp"
+#include "common/check.hpp"
 
 namespace ccamerge::cuda {
 

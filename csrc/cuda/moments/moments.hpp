@@ -10,13 +10,13 @@
 #include <string>
 #include <vector>
 
-#include "block_table.hpp"
-#include "call_mutex.hpp"
+#include "common/block_table.hpp"
+#include "common/call_mutex.hpp"
+#include "common/view.hpp"
 #include "cuda/memory.hpp"
 #include "cuda/moments/state.hpp"
 #include "cuda/moments/totals.hpp"
 #include "cuda/runtime.hpp"
-#include "view.hpp"
 
 namespace ccamerge::cuda {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "block_table.hpp"
+#include "common/block_table.hpp"
 
 namespace ccamerge::cuda {
 

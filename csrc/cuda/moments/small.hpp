@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "block_table.hpp"
+#include "common/block_table.hpp"
 #include "cuda/memory.hpp"
 #include "cuda/moments/statistics.hpp"
 #include "cuda/moments/totals.hpp"

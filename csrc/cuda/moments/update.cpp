@@ -1,7 +1,7 @@
 // The update of moments on a device: checks, and which way it goes.
 #include <algorithm>
 
-#include "check.hpp"
+#include "common/check.hpp"
 #include "cuda/moments/update_routes.hpp"
 
 namespace ccamerge::cuda {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "check.hpp"
+#include "common/check.hpp"
 
 namespace ccamerge::cuda {
 namespace {

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <numeric>
 
+#include "common/parallel.hpp"
 #include "cuda/solve/elementwise.hpp"
 #include "cuda/solve/reductions.hpp"
-#include "parallel.hpp"
 
 namespace ccamerge::cuda {
 

@@ -1,8 +1,8 @@
 // Cholesky factors of small diagonal blocks and the factors' inverses. Asynchronous.
 #pragma once
 
+#include "common/stack.hpp"
 #include "cuda/runtime.hpp"
-#include "solve/stack.hpp"
 
 namespace ccamerge::cuda {
 

@@ -1,4 +1,4 @@
-#include "cpu/solve/blas.hpp"
+#include "host/blas.hpp"
 
 #include <algorithm>
 #include <stdexcept>
@@ -15,10 +15,7 @@ namespace {
     (char*, char*, int*, int*, int*, float*, float*, int*, float*, int*, float*, float*, int*)) \
   X(dgemm, (char*, char*, int*, int*, int*, double*, double*, int*, double*, int*, double*,     \
             double*, int*))                                                                     \
-  X(ssyrk, (char*, char*, int*, int*, float*, float*, int*, float*, float*, int*))              \
   X(dsyrk, (char*, char*, int*, int*, double*, double*, int*, double*, double*, int*))          \
-  X(dtrsm, (char*, char*, char*, char*, int*, int*, double*, double*, int*, double*, int*))     \
-  X(dpotrf, (char*, int*, double*, int*, int*))                                                 \
   X(dsyevd, (char*, char*, int*, double*, int*, double*, double*, int*, int*, int*, int*))      \
   X(dsyevr, (char*, char*, char*, int*, double*, int*, double*, double*, int*, int*, double*,   \
              int*, double*, double*, int*, int*, double*, int*, int*, int*, int*))              \
@@ -90,34 +87,15 @@ void gemm(bool trans_a, bool trans_b, int m, int n, int k, T alpha, const T* a, 
   }
 }
 
-template <class T>
-void syrk(bool trans, int n, int k, T alpha, const T* a, int lda, T beta, T* c, int ldc) {
-  char uplo = 'L', t = op(trans);
-  if constexpr (sizeof(T) == sizeof(float)) {
-    table.ssyrk(&uplo, &t, &n, &k, &alpha, mut(a), &lda, &beta, c, &ldc);
-  } else {
-    table.dsyrk(&uplo, &t, &n, &k, &alpha, mut(a), &lda, &beta, c, &ldc);
-  }
-}
-
 template void gemm<float>(bool, bool, int, int, int, float, const float*, int, const float*, int,
                           float, float*, int);
 template void gemm<double>(bool, bool, int, int, int, double, const double*, int, const double*,
                            int, double, double*, int);
-template void syrk<float>(bool, int, int, float, const float*, int, float, float*, int);
-template void syrk<double>(bool, int, int, double, const double*, int, double, double*, int);
 
-void trsm(bool left, bool trans, int m, int n, double alpha, const double* a, int lda, double* b,
-          int ldb) {
-  char side = left ? 'L' : 'R', uplo = 'L', t = op(trans), diag = 'N';
-  table.dtrsm(&side, &uplo, &t, &diag, &m, &n, &alpha, mut(a), &lda, b, &ldb);
-}
-
-int potrf(int n, double* a, int lda) {
-  char uplo = 'L';
-  int info = 0;
-  table.dpotrf(&uplo, &n, a, &lda, &info);
-  return info;
+void syrk(bool trans, int n, int k, double alpha, const double* a, int lda, double beta, double* c,
+          int ldc) {
+  char uplo = 'L', t = op(trans);
+  table.dsyrk(&uplo, &t, &n, &k, &alpha, mut(a), &lda, &beta, c, &ldc);
 }
 
 int syevd(bool vectors, int n, double* a, int lda, double* w) {

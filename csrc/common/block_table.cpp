@@ -1,8 +1,8 @@
-#include "block_table.hpp"
+#include "common/block_table.hpp"
 
 #include <algorithm>
 
-#include "check.hpp"
+#include "common/check.hpp"
 
 namespace ccamerge {
 

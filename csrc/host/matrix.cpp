@@ -1,9 +1,9 @@
-#include "cpu/solve/matrix.hpp"
+#include "host/matrix.hpp"
 
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/solve/blas.hpp"
+#include "host/blas.hpp"
 
 namespace ccamerge {
 namespace {

@@ -1,4 +1,4 @@
-#include "cores.hpp"
+#include "common/cores.hpp"
 
 #include <sched.h>
 

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "cpu/solve/matrix.hpp"
+#include "host/matrix.hpp"
 
 namespace ccamerge {
 

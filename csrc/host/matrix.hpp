@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <utility>
 
-#include "cpu/solve/buffers.hpp"
-#include "solve/stack.hpp"
+#include "common/stack.hpp"
+#include "host/buffers.hpp"
 
 namespace ccamerge {
 

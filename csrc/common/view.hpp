@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "dtype.hpp"
+#include "common/dtype.hpp"
 
 namespace ccamerge {
 

@@ -1,4 +1,4 @@
-#include "parallel.hpp"
+#include "common/parallel.hpp"
 
 #include <unistd.h>
 
@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
-#include "check.hpp"
-#include "team.hpp"
+#include "common/check.hpp"
+#include "common/team.hpp"
 
 namespace ccamerge {
 namespace {

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <stdexcept>
 
-#include "parallel.hpp"
+#include "common/parallel.hpp"
 
 namespace ccamerge {
 

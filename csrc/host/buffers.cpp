@@ -1,4 +1,4 @@
-#include "cpu/solve/buffers.hpp"
+#include "host/buffers.hpp"
 
 #include <sys/mman.h>
 

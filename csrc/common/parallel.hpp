@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <functional>
 
-#include "cores.hpp"
+#include "common/cores.hpp"
 
 namespace ccamerge {
 

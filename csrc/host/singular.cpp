@@ -1,4 +1,4 @@
-#include "cpu/solve/singular.hpp"
+#include "host/singular.hpp"
 
 #include <algorithm>
 #include <cstddef>
@@ -6,8 +6,8 @@
 #include <stdexcept>
 #include <utility>
 
-#include "check.hpp"
-#include "cpu/solve/blas.hpp"
+#include "common/check.hpp"
+#include "host/blas.hpp"
 
 namespace ccamerge {
 

@@ -21,16 +21,8 @@ void gemm(bool trans_a, bool trans_b, int m, int n, int k, T alpha, const T* a, 
           int ldb, T beta, T* c, int ldc);
 
 // Lower triangle of c = alpha a a^T + beta c (or a^T a when trans), c of order n.
-template <class T>
-void syrk(bool trans, int n, int k, T alpha, const T* a, int lda, T beta, T* c, int ldc);
-
-// b = alpha op(a)^-1 b (left) or alpha b op(a)^-1; a is lower triangular, b of shape (m, n).
-void trsm(bool left, bool trans, int m, int n, double alpha, const double* a, int lda, double* b,
-          int ldb);
-
-// Lower Cholesky factor in place. Returns LAPACK's info: 0, or the order of the first leading
-// minor that is not positive definite.
-int potrf(int n, double* a, int lda);
+void syrk(bool trans, int n, int k, double alpha, const double* a, int lda, double beta, double* c,
+          int ldc);
 
 // All eigenvalues (ascending) and, with vectors, eigenvectors in a, from its lower triangle.
 // Allocates its workspace. info > 0: no convergence.
