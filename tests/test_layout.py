@@ -1,4 +1,4 @@
-"""How the package lies: stages that import downwards only, files without circles, short functions."""
+"""How the package lies: stages that import downwards only, no circles, short functions."""
 
 from __future__ import annotations
 
