@@ -18,11 +18,13 @@ from ccamerge.core import arguments
 from ccamerge.core.brief import Brief
 from ccamerge.core.device import DeviceLike, memory_of
 from ccamerge.core.stopwatch import Stopwatch
-from ccamerge.graph.maps import FeatureMap, average, transform
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.groups import GENERAL
+from ccamerge.graph.maps import average, transform
 from ccamerge.graph.networks.fingerprints import program_fingerprint, state_fingerprint
 from ccamerge.graph.networks.states import folded_state, placed, same_architecture
 from ccamerge.graph.networks.widths import shapes_of
-from ccamerge.graph.space import ANY_MAP, Effect, Space, Spaces
+from ccamerge.graph.space import Space, Spaces
 from ccamerge.graph.tracing.modules import copied, extra_state, tensors_of
 from ccamerge.graph.tracing.plain import put_back, take_plain
 from ccamerge.merging.checking import check_results, checked
@@ -453,7 +455,7 @@ def _space_report(space: Space, aligned: Aligned) -> SpaceReport:
         size=space.size,
         method=aligned.methods[space.name],
         ridge=aligned.ridges[space.name],
-        exact=space.exact,
+        exact=space.exact.words,
         notes=list(space.notes),
         correlations=[
             [] if s.correlations is None else [float(c) for c in s.correlations] for s in others
@@ -469,11 +471,6 @@ def _approximate(space: Space, maps: Sequence[FeatureMap]) -> str:
     used = [feature_map.forward for feature_map in maps]
     if others := sorted({len(m) for m in used} - {space.size}):
         return f"maps lead from {', '.join(map(str, others))} to {space.size} features"
-    if space.exact == ANY_MAP:
-        return ""
-    single = all((m != 0).sum(dim).eq(1).all() for m in used for dim in (0, 1))
-    if single and space.exact == Effect.POSITIVE.value and all((m >= 0).all() for m in used):
-        return ""
-    if single and all((m[m != 0] == 1).all() for m in used):
+    if space.exact == GENERAL or all(map(space.exact.contains, used)):
         return ""
     return f"maps mix features, but only {space.exact} would be exact"

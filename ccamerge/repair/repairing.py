@@ -22,14 +22,14 @@ from ccamerge.collection.statistics import Collected
 from ccamerge.core.brief import Brief
 from ccamerge.core.device import Device, memory_of, resolve
 from ccamerge.core.moments import Moments
-from ccamerge.graph.folds import LINEAR_OPS
-from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.networks.states import fast_layout
+from ccamerge.graph.rules import features_dim, operation
 from ccamerge.graph.space import Spaces
 from ccamerge.graph.tracing.batches import batch_size, moved
 from ccamerge.graph.tracing.program import Node, Program, Ref
 from ccamerge.methods.weights import Shares
-from ccamerge.repair.regression import Fit, Fitted, Sample, features_dim, fit, fits_of
+from ccamerge.repair.regression import Fit, Fitted, Sample, fit, fits_of
 
 WALK_BYTES = 2 << 30
 """Bound on the live activations of the walk, in the memory of the device that walks; fewer of the
@@ -288,14 +288,10 @@ def _absorbers(
             return None
         return found
 
-    if node.op in LINEAR_OPS or node.op == "aten.batch_norm":
-        first = 1
-    elif node.op in ("aten.layer_norm", "aten.group_norm"):
-        first = 2
-    else:
-        return (), None
     names = ("weight", "bias")
-    arguments = [node.argument(first + i, names[i]) for i in range(2)]
+    if not operation(node).places.keys() >= set(names):
+        return (), None
+    arguments = [operation(node).place(node, name) for name in names]
     weight, bias = (key(a) for a in arguments)
     if weight is None or (arguments[1] is not None and bias is None):
         return (), None  # shared with another operation, or absent
