@@ -11,16 +11,22 @@ from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.groups import FIXED, PERMUTATION, Group, assigned
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Blocks(Group):
     """A map of ``inner`` for each of ``count`` equal blocks of features, such as heads.
 
-    ``exchanged`` says that whole blocks may be permuted, too.
+    ``exchanged`` says that whole blocks may be permuted, too. If neither is anything but the
+    identity, the group is `FIXED`, and not this one.
     """
 
     inner: Group
     count: int
     exchanged: bool = False
+
+    def __post_init__(self) -> None:
+        if self.count < 2 or (self.inner == FIXED and not self.exchanged):
+            message = f"{self.words}: the same group goes by a simpler name"
+            raise ValueError(message)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -50,13 +56,16 @@ class Blocks(Group):
 
     def meet(self, other: Group) -> Group:
         """What both allow within blocks; blocks that lie otherwise share the identity alone."""
+        if isinstance(other, Contravariant):
+            return other.meet(self)
+        both = self.exchanged
         if isinstance(other, Blocks) and self.count == other.count:
-            both = self.exchanged and other.exchanged
-            return Blocks(self.inner & other.inner, self.count, both)
-        if other.blockwise:
-            both = self.exchanged and other >= PERMUTATION
-            return Blocks(self.inner & other, self.count, both)
-        return FIXED
+            inner, both = self.inner & other.inner, both and other.exchanged
+        elif other.blockwise:
+            inner, both = self.inner & other, both and other >= PERMUTATION
+        else:
+            return FIXED
+        return Blocks(inner, self.count, both) if both or inner != FIXED else FIXED
 
     def contains(self, matrix: Tensor) -> bool:
         """Whether each block goes to one, by a map of the inner group."""
@@ -101,7 +110,7 @@ class Blocks(Group):
         return _joined(each, order)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Contravariant(Group):
     """A map of ``inner`` on one half of the features, and its inverse transposed on the other.
 
@@ -109,6 +118,11 @@ class Contravariant(Group):
     """
 
     inner: Group
+
+    def __post_init__(self) -> None:
+        if self.inner == FIXED:
+            message = f"{self.words}: the same group goes by a simpler name"
+            raise ValueError(message)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -122,24 +136,16 @@ class Contravariant(Group):
 
     def within(self, other: Group) -> bool:
         """Whether the other one allows what is done to both halves."""
-        if isinstance(other, Contravariant):
-            return self.inner <= other.inner
-        if isinstance(other, Blocks):
-            closed = other.count == 2 and other.inner.blockwise
-            return closed and self.inner <= other.inner
-        return other.blockwise and self.inner <= other
+        return self.inner <= _on_halves(other)
 
     def over(self, other: Group) -> bool:
         """Whether the other one changes nothing."""
         return other == FIXED
 
     def meet(self, other: Group) -> Group:
-        """What both allow on a half, if the other one allows it on both."""
-        if isinstance(other, Contravariant):
-            return Contravariant(self.inner & other.inner)
-        if isinstance(other, Blocks) and other.count == 2 and other.inner.blockwise:
-            return Contravariant(self.inner & other.inner)
-        return Contravariant(self.inner & other) if other.blockwise else FIXED
+        """What both allow on a half."""
+        inner = self.inner & _on_halves(other)
+        return Contravariant(inner) if inner != FIXED else FIXED
 
     def contains(self, matrix: Tensor) -> bool:
         """Whether the halves are mapped apart, so that products of features stay."""
@@ -164,6 +170,15 @@ class Contravariant(Group):
             message = f"{size} features have no two halves"
             raise ValueError(message)
         return _contrary(self.inner.random(size // 2, generator))
+
+
+def _on_halves(group: Group) -> Group:
+    """What a group allows on a half of the features beside the contrary on the other."""
+    if isinstance(group, Contravariant):
+        return group.inner
+    if isinstance(group, Blocks):
+        return group.inner if group.count == 2 and group.inner.blockwise else FIXED
+    return group if group.blockwise else FIXED
 
 
 def _cut(matrix: Tensor, count: int) -> Tensor:

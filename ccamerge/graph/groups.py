@@ -35,6 +35,9 @@ class Group(abc.ABC):
     words: str
     blockwise: bool = False
 
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
     def __str__(self) -> str:
         return self.words
 
@@ -71,7 +74,7 @@ class Group(abc.ABC):
         """A random map of so many features, well-conditioned."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Plain(Group):
     """A group of maps of any number of features, by what it does.
 
@@ -89,7 +92,7 @@ class Plain(Group):
     blockwise: bool = True
 
     def __reduce__(self) -> tuple[Callable[[str], Group], tuple[str]]:
-        return KNOWN.__getitem__, (self.name,)  # there is one of each
+        return named, (self.name,)  # there is one of each
 
     def within(self, other: Group) -> bool:
         """Whether a larger one is, or lies in, another."""
@@ -127,6 +130,11 @@ def known(group: Plain) -> Plain:
     """Make a group known under its name."""
     KNOWN[group.name] = group
     return group
+
+
+def named(name: str) -> Plain:
+    """The group known under a name."""
+    return KNOWN[name]
 
 
 def assigned(gains: Tensor) -> Tensor:

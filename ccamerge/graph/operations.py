@@ -48,6 +48,7 @@ class Operation:
         than sums and products
     smooth : whether it is a function of the single elements of one tensor, its other arguments
         being numbers, with a finite value and slope wherever an element may be
+    adds : whether it is the sum of two values and nothing else
     reduces : whether it makes one value of many, in whatever order these come
     magnitude : whether means of its values are statistics of features, as in norms
     twin : what stands for it in a network without non-linearities; itself if None
@@ -62,6 +63,7 @@ class Operation:
     linear: bool = False
     commutes: Group = GENERAL
     smooth: bool = False
+    adds: bool = False
     reduces: bool = False
     magnitude: bool = False
     twin: Twin | None = None

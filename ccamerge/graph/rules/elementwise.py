@@ -111,7 +111,8 @@ def _unshifted(node: Node) -> Node:
     return node if isinstance(node.args[1], Ref) else left_out(node)
 
 
-@rule("add", "sub", tap="sum", commutes=PERMUTATION, twin=_unshifted)
+@rule("add", tap="sum", adds=True, commutes=PERMUTATION, twin=_unshifted)
+@rule("sub", tap="sum", commutes=PERMUTATION, twin=_unshifted)
 @rule("rsub", commutes=PERMUTATION, twin=_unshifted)
 def _sum(node: Node, d: Facts) -> list[Axis] | None:
     tensors = [a for a in node.args[:2] if d.is_tensor(a)]

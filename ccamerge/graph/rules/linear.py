@@ -117,17 +117,20 @@ def _contract(
         ],
     )
     if bias is not None:
-        added = d.axes_of(bias)
-        d.restrict(out[: len(out) - 1], "one number added to many features", node)
-        for dim in range(1, len(added) + 1):
-            if ax.axis_size(added[-dim]) == ax.axis_size(out[-dim]):
-                d.same_feature(bias, len(added) - dim, out[-dim], node)
-                d.use(bias, len(added) - dim, Role.WRITE, out[-dim], node)
-            else:
-                ax.pin(added[-dim], f"one for many in {node.name}")
-        if static and d.is_weight(bias):
-            return None
-    return out
+        _added(node, d, bias, out)
+    return None if static and bias is not None and d.is_weight(bias) else out
+
+
+def _added(node: Node, d: Facts, bias: Any, out: list[Axis]) -> None:
+    """A bias of the last axis, or of several of the last ones."""
+    own = d.axes_of(bias)
+    d.restrict(out[: len(out) - 1], "one number added to many features", node)
+    for dim in range(1, len(own) + 1):
+        if ax.axis_size(own[-dim]) == ax.axis_size(out[-dim]):
+            d.same_feature(bias, len(own) - dim, out[-dim], node)
+            d.use(bias, len(own) - dim, Role.WRITE, out[-dim], node)
+        else:
+            ax.pin(own[-dim], f"one for many in {node.name}")
 
 
 def _bias(node: Node, d: Facts, axis: Axis) -> None:

@@ -158,7 +158,7 @@ def _site(node: Node, program: Program) -> tuple[str | None, Node | None]:
     users = program.users()
     end, added = node, None
     following = users.get(node.name, [])
-    if len(following) == 1 and following[0].op == "aten.add" and node.name not in program.outputs:
+    if len(following) == 1 and operation(following[0]).adds and node.name not in program.outputs:
         total = following[0]
         others = [ref for ref in total.refs() if ref != node.name]
         before = {n.name for n in program.nodes[: program.nodes.index(node)]}
