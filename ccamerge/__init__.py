@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ccamerge.evaluation.comparing import compare
     from ccamerge.evaluation.evaluating import evaluate
     from ccamerge.evaluation.interpolation import barrier
-    from ccamerge.graph.maps import FeatureMap
+    from ccamerge.graph.feature_map import FeatureMap
     from ccamerge.graph.networks.inspection import spaces
     from ccamerge.graph.networks.verification import verify
     from ccamerge.graph.space import Space, Spaces
@@ -39,7 +39,7 @@ __version__ = "0.1.0"
 # Loaded when first asked for: importing torch takes seconds, `ccamerge --help` should not.
 _HOMES = {
     "ccamerge.core.threads": ("num_threads", "set_num_threads"),
-    "ccamerge.graph.maps": ("FeatureMap",),
+    "ccamerge.graph.feature_map": ("FeatureMap",),
     "ccamerge.collection.statistics": ("Statistics",),
     "ccamerge.collection.collecting": ("collect",),
     "ccamerge.evaluation.comparing": ("compare",),

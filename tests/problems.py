@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ccamerge.core.moments import Moments
-from ccamerge.graph.space import Group, Space
+from ccamerge.graph.groups import GENERAL
+from ccamerge.graph.space import Space
 from ccamerge.methods import METHODS, Alignment, Mode, Solution
 
 Array = np.ndarray[Any, Any]
@@ -45,7 +46,7 @@ def alignment_of(
     gamma: float | None = None,
 ) -> Alignment:
     """One space, "test", of models without parameters."""
-    space = Space("test", of_models[0].shape[1], Group.GENERAL, "", (), (), ())
+    space = Space("test", of_models[0].shape[1], GENERAL, GENERAL, (), (), ())
     states: list[dict[str, Any]] = [{} for _ in of_models]
     ridges = {} if ridge is None else {"test": ridge}
     moments = {"test": moments_of(*of_models)}

@@ -55,7 +55,7 @@ def wrong(): return 3
 def no_method(alignment): return {}
 def swap(alignment, *, first=0):
     """Not to be called before it is decorated: see the end."""
-    from ccamerge.graph.maps import FeatureMap
+    from ccamerge.graph.feature_map import FeatureMap
     from ccamerge.methods import Solution
 
     found = {}
@@ -68,8 +68,9 @@ def swap(alignment, *, first=0):
     return found
 
 
+from ccamerge.graph.groups import PERMUTATION
 from ccamerge.methods import register
-swap = register("swapped", pairs="all", permutes=True)(swap)
+swap = register("swapped", pairs="all", maps=PERMUTATION)(swap)
 def nothing(): return []
 '''
 

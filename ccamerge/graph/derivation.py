@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis, Basis
-from ccamerge.graph.folds import LINEAR_OPS, Fold
-from ccamerge.graph.rules import CONTRACTIONS, MOVES, REDUCTIONS, RULES, SHAPE_ONLY
-from ccamerge.graph.space import ANY_MAP, Effect, Group, Role, Slot, Space, Spaces, Tap
-from ccamerge.graph.tracing.program import Node, Program, Ref
-
-
-@dataclasses.dataclass(frozen=True)
-class _Use:
-    """A role of a parameter's axis; of ``axis`` in a range of rows, if ``rows`` are given."""
-
-    parameter: str
-    dim: int
-    role: Role
-    axis: Axis | None = None
-    rows: tuple[int, int] | None = None
+from ccamerge.graph.facts import Facts, Limit, Use
+from ccamerge.graph.folds import Fold
+from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION, Group
+from ccamerge.graph.rules import operation
+from ccamerge.graph.space import Role, Slot, Space, Spaces, Tap
+from ccamerge.graph.tracing.program import Node, Program
 
 
 class Derivation:
-    """Axes of every value, filled in by the rules as the program is walked once.
-
-    What is computed from parameters alone is *static*. A static value has, beside its axes, its
-    *sources*: for each parameter in it axes of the same shape, whose bases stand for the axes of
-    that parameter. They go through the same moves as the value does, so that a gain that was
-    reshaped, expanded, sliced or joined to others is still known for what it is where it is used.
+    """The program walked once: rules fill in the axes of every value, and from them come spaces.
 
     Parameters
     ----------
@@ -42,43 +29,16 @@ class Derivation:
 
     def __init__(self, program: Program, frozen: Mapping[str, str] | None = None) -> None:
         self.program = program
-        self._uses: dict[_Use, None] = {}
-        self._kept: dict[tuple[str, int], str] = {}  # axes of parameters that no map may touch
-        self._axes: dict[str, list[Axis] | list[list[Axis]]] = {}
-        self._static: set[str] = set()
-        self._sources: dict[str, list[list[Axis]] | list[list[list[Axis]]]] = {}
-        self._effects: list[tuple[list[Axis], Effect, str]] = []
-        self._restrictions: list[tuple[list[Axis], str]] = []
-        self._remarks: list[tuple[list[Axis], str]] = []
-        self._norms: set[str] = set()
-        self._products: set[str] = set()
-        self._own: dict[str, list[Axis]] = {}  # of each parameter, whatever names it has
+        self.facts = Facts(program)
         for name, shape in program.shapes.items():
-            key = program.parameters.get(name)
-            if key is not None:
-                if key not in self._own:
-                    fixed = (frozen or {}).get(key)
-                    self._own[key] = [
-                        ax.inert(size) if fixed or size == 1 else ax.fresh(size) for size in shape
-                    ]
-                    if fixed:
-                        self._kept.update(
-                            {(key, i): (frozen or {})[key] for i in range(len(shape))}
-                        )
-                self._axes[name] = self._own[key]
-                self._sources[name] = [[ax.fresh(n, (key, i)) for i, n in enumerate(shape)]]
-                self._static.add(name)
-            elif name in program.inputs or name in program.constants:
-                self._axes[name] = [ax.inert(size) for size in shape]
-                if name in program.constants:
-                    self._static.add(name)
+            self._begin(name, shape, frozen or {})
         for key, limit in program.limits.items():
-            if key not in self._own:
+            if key not in self.facts.own:
                 continue
-            why = f"{key}: {limit.why}"
+            own, why = self.facts.own[key], f"{key}: {limit.why}"
             if limit.movable:
-                self._restrictions.append((list(self._own[key]), why))
-            for axis in () if limit.movable else self._own[key]:
+                self.facts.limits.append((list(own), Limit(PERMUTATION, why)))
+            for axis in () if limit.movable else own:
                 ax.pin(axis, why)
         for node in program.nodes:
             self._visit(node)
@@ -87,136 +47,51 @@ class Derivation:
                 ax.pin(axis, "network output")
         self._pin_unknown_uses()
 
-    # What rules call -----------------------------------------------------------------------
-
-    def is_tensor(self, argument: Any) -> bool:
-        """Whether an argument is a value with axes."""
-        return isinstance(argument, Ref) and argument.name in self._axes
-
-    def is_static(self, argument: Any) -> bool:
-        """Whether an argument does not depend on the network's inputs."""
-        return not isinstance(argument, Ref) or argument.name in self._static
-
-    def is_weight(self, argument: Any) -> bool:
-        """Whether an argument is a parameter, or computed from parameters alone."""
-        return bool(self.sources_of(argument))
-
-    def axes_of(self, argument: Any) -> list[Axis]:
-        """The axes of a tensor argument."""
-        found = self._axes[argument.name]
-        return list(found)  # type: ignore[arg-type]
-
-    def sources_of(self, argument: Any) -> list[list[Axis]]:
-        """For each parameter in a static argument its axes; nothing for any other argument."""
-        if not isinstance(argument, Ref) or argument.name not in self._static:
-            return []
-        return list(self._sources.get(argument.name, []))  # type: ignore[arg-type]
-
-    def features_of(self, argument: Any, dim: int) -> Axis:
-        """The axis of a weight that holds features, be it a single one."""
-        axes = self._axes[argument.name]
-        axis: Axis = axes[dim]  # type: ignore[assignment]
-        key = self.program.parameters.get(argument.name)
-        if axis == ax.inert(1) and key is not None and (key, dim) not in self._kept:
-            axes[dim] = axis = ax.fresh(1)  # type: ignore[call-overload]
-        return axis
-
-    def same_feature(self, argument: Any, dim: int, axis: Axis, node: Node) -> None:
-        """Equate a parameter's axis with one of features, be it a single one."""
-        if ax.axis_size(axis) == 1 and not ax.is_inert(axis):
-            self.features_of(argument, dim)
-        ax.unify(self.axes_of(argument)[dim], axis, node.name)
-
-    def use(
-        self,
-        argument: Any,
-        dim: int,
-        role: Role | None,
-        axis: Axis,
-        node: Node,
-        why: str = "",
-        rows: tuple[int, int] | None = None,
-    ) -> None:
-        """Record that an axis of a weight has a role in a space, or (None) why it has none.
-
-        ``rows`` limit it to a range of the parameter's axis 0, for the space ``axis``.
-        """
-        if rows is not None:
-            key = self.program.parameters.get(argument.name)
-            if key is None:
-                ax.pin(axis, f"{node.name}: grouped weights that are computed")
-            else:
-                assert role is not None
-                self._uses[_Use(key, dim, role, axis, rows)] = None
-            return
-        if role is Role.SCALE and self.is_weight(argument):
-            self.restrict([axis], why or f"scaled feature by feature in {node.name}", node)
-        for source in self.sources_of(argument):
-            for basis in ax.bases(source[dim]):
-                assert basis.origin is not None
-                if role is None:
-                    self._kept[basis.origin] = why
-                else:
-                    self._uses[_Use(*basis.origin, role)] = None
-        if role is None:
-            ax.pin(self.axes_of(argument)[dim], why)
-
-    def effect(self, axes: list[Axis], effect: Effect, node: Node) -> None:
-        """Record that an operation commutes with no more than ``effect`` allows.
-
-        Of parameters alone it leaves permutations: they are mapped before the operation.
-        """
-        if node.name in self._static:
-            self.restrict(axes, f"{node.op} of parameters", node)
-        self._effects.append((axes, effect, node.name))
-
-    def restrict(self, axes: list[Axis], why: str, node: Node) -> None:
-        """Allow only permutations along the axes."""
-        self._restrictions.append((axes, f"{node.name}: {why}" if node.name not in why else why))
-
-    def remark(self, axes: list[Axis], text: str) -> None:
-        """Note something about the axes that limits no map."""
-        self._remarks.append((axes, text))
-
-    def normalised(self, node: Node) -> None:
-        """The node is a normalisation that stays in the program."""
-        self._norms.add(node.name)
-
-    def multiplied(self, node: Node) -> None:
-        """The node's features are products of features."""
-        self._products.add(node.name)
-
-    def made_of(self, node: Node, sources: list[list[Axis]]) -> None:
-        """The sources of a static node's value; a rule that gives none leaves the node unknown."""
-        if node.name in self._static:
-            self._sources[node.name] = sources
+    def _begin(self, name: str, shape: tuple[int, ...], frozen: Mapping[str, str]) -> None:
+        """The axes of a value that is there before any operation: a parameter, or an input."""
+        facts, key = self.facts, self.program.parameters.get(name)
+        if key is not None:
+            if key not in facts.own:
+                fixed = key in frozen
+                facts.own[key] = [
+                    ax.inert(size) if fixed or size == 1 else ax.fresh(size) for size in shape
+                ]
+                if fixed:
+                    facts.kept.update({(key, i): frozen[key] for i in range(len(shape))})
+            facts.axes[name] = facts.own[key]
+            facts.sources[name] = [[ax.fresh(n, (key, i)) for i, n in enumerate(shape)]]
+            facts.static.add(name)
+        elif name in self.program.inputs or name in self.program.constants:
+            facts.axes[name] = [ax.inert(size) for size in shape]
+            if name in self.program.constants:
+                facts.static.add(name)
 
     # The walk ------------------------------------------------------------------------------
 
     def _leaves(self, name: str) -> list[Axis]:
-        found = self._axes.get(name, [])
+        found = self.facts.axes.get(name, [])
         return [a for x in found for a in (x if isinstance(x, list) else [x])]
 
     def _visit(self, node: Node) -> None:
-        operands = [r for r in dict.fromkeys(node.refs()) if r in self._axes]
-        if all(r in self._static for r in operands):
-            self._static.add(node.name)
-        if node.op in SHAPE_ONLY or not operands:
+        operands = [r for r in dict.fromkeys(node.refs()) if r in self.facts.axes]
+        if all(r in self.facts.static for r in operands):
+            self.facts.static.add(node.name)
+        if not operands:
             if node.shape is not None:
-                self._axes[node.name] = [ax.inert(size) for size in node.shape]
-                self._sources[node.name] = []
+                self.facts.axes[node.name] = [ax.inert(size) for size in node.shape]
+                self.facts.sources[node.name] = []
             return
         if node.op == "getitem":
-            picked = self._axes[operands[0]][node.args[1]]
-            self._axes[node.name] = picked if isinstance(picked, list) else [picked]
-            if operands[0] in self._sources:
-                self._sources[node.name] = [
-                    source[node.args[1]] for source in self._sources[operands[0]]
+            picked = self.facts.axes[operands[0]][node.args[1]]
+            self.facts.axes[node.name] = picked if isinstance(picked, list) else [picked]
+            if operands[0] in self.facts.sources:
+                self.facts.sources[node.name] = [
+                    source[node.args[1]] for source in self.facts.sources[operands[0]]
                 ]
             return
         result = self._applied(node)
         if result is None or not self._known(node, operands):
-            known = node.op in RULES or node.op in MOVES
+            known = operation(node).rule or operation(node).move
             why = f"{node.op} in an unknown form" if known else f"no rule for {node.op}"
             if result is not None:
                 why = f"no rule for {node.op} of parameters"
@@ -224,38 +99,37 @@ class Derivation:
                 for axis in self._leaves(name):
                     ax.pin(axis, f"{why} ({node.name})")
             result = [ax.inert(size) for size in node.shape] if node.shape is not None else []
-            self._sources[node.name] = []
+            self.facts.sources[node.name] = []
         if node.shape is not None and [ax.axis_size(a) for a in result] != list(node.shape):  # type: ignore[arg-type]
             message = f"rule for {node.op} gave axes {result} for shape {node.shape}"
             raise AssertionError(message)
         if result:
-            self._axes[node.name] = result
+            self.facts.axes[node.name] = result
 
     def _applied(self, node: Node) -> list[Axis] | list[list[Axis]] | None:
         """The axes of a node's result by its rule; None if there is none that fits."""
-        move = MOVES.get(node.op)
+        rule, move = operation(node).rule, operation(node).move
         if move is None:
-            rule = RULES.get(node.op)
-            return rule(node, self) if rule is not None else None
-        if not self.is_tensor(node.args[0]):
+            return rule(node, self.facts) if rule is not None else None
+        if not self.facts.is_tensor(node.args[0]):
             return None
-        if node.name in self._static:
-            moved = [move(node, source) for source in self.sources_of(node.args[0])]
+        if node.name in self.facts.static:
+            moved = [move(node, source) for source in self.facts.sources_of(node.args[0])]
             if None not in moved:
-                self._sources[node.name] = moved  # type: ignore[assignment]
-        result = move(node, self.axes_of(node.args[0]))
+                self.facts.sources[node.name] = moved  # type: ignore[assignment]
+        result = move(node, self.facts.axes_of(node.args[0]))
         return None if result is None else result
 
     def _known(self, node: Node, operands: list[str]) -> bool:
         """Whether it is known where the parameters in a static value are."""
-        if node.name not in self._static or node.name in self._sources:
+        if node.name not in self.facts.static or node.name in self.facts.sources:
             return True
-        return not any(self._sources.get(r) for r in operands)
+        return not any(self.facts.sources.get(r) for r in operands)
 
     def _pin_unknown_uses(self) -> None:
         """Pin what a parameter shares a basis with in an axis that has no role there."""
-        known = {(use.parameter, use.dim) for use in self._uses} | self._kept.keys()
-        for key, axes in self._own.items():
+        known = {(use.parameter, use.dim) for use in self.facts.uses} | self.facts.kept.keys()
+        for key, axes in self.facts.own.items():
             for dim, axis in enumerate(axes):
                 if (key, dim) not in known:
                     ax.pin(axis, f"{key} reaches it along axis {dim} by no operation that is known")
@@ -272,13 +146,13 @@ class Derivation:
             for basis, tap in self._taps(node, users.get(node.name, [])):
                 order.setdefault(basis)
                 taps.setdefault(basis, []).append(tap)
-        for use in self._uses:
+        for use in self.facts.uses:
             for basis, slot in self._slots(use):
                 order.setdefault(basis)
                 slots.setdefault(basis, {}).setdefault(slot)
-        restrictions = self._table(self._restrictions)
-        remarks = self._table(self._remarks)
-        effects = self._table([(axes, effect) for axes, effect, _ in self._effects])
+        limits = self._table(self.facts.limits)
+        remarks = self._table(self.facts.remarks)
+        effects = self._table(self.facts.effects)
         open_spaces: list[Space] = []
         fixed: list[Space] = []
         names: set[str] = set()
@@ -290,17 +164,14 @@ class Derivation:
                 reasons.append("written or read by no parameter")
             elif not reasons and basis not in taps:
                 reasons.append("its features are never computed: it lies between parameters")
-            notes = [*restrictions.get(basis, {}), *_tied(own)]
-            group = Group.PERMUTATION if notes else Group.GENERAL
-            notes += remarks.get(basis, {})
-            met = set(effects.get(basis, {}))
-            exact = ANY_MAP
-            if group is Group.PERMUTATION or Effect.ELEMENTWISE in met:
-                exact = Effect.ELEMENTWISE.value
-            elif met:
-                exact = Effect.POSITIVE.value
+            limited = limits.get(basis, {})
+            notes = [limit.why for limit in limited] + (tied := _tied(own))
+            notes = [*dict.fromkeys(notes), *remarks.get(basis, {})]
+            groups = [limit.group for limit in limited] + [PERMUTATION] * len(tied)
+            group = _meet(GENERAL, groups)
+            exact = _meet(group, effects.get(basis, {}))
             if reasons:
-                group, exact, notes = Group.FIXED, "identity", reasons
+                group, exact, notes = FIXED, FIXED, reasons
             space = Space(
                 _name(own, taps.get(basis, []), names),
                 basis.size,
@@ -314,7 +185,7 @@ class Derivation:
         pinned = self._explained((*open_spaces, *fixed), fixed)
         return Spaces(self.program, unfolded, folds, tuple(open_spaces), tuple(fixed), pinned)
 
-    def _table(self, records: list[tuple[list[Axis], Any]]) -> dict[Basis, dict[Any, None]]:
+    def _table(self, records: Sequence[tuple[list[Axis], Any]]) -> dict[Basis, dict[Any, None]]:
         table: dict[Basis, dict[Any, None]] = {}
         for axes, value in records:
             for axis in axes:
@@ -323,11 +194,12 @@ class Derivation:
         return table
 
     def _taps(self, node: Node, users: list[Node]) -> list[tuple[Basis, Tap]]:
-        axes = self._axes.get(node.name)
-        if node.shape is None or not axes or node.op in MOVES or node.name in self._static:
+        axes = self.facts.axes.get(node.name)
+        if node.shape is None or not axes or operation(node).move or node.name in self.facts.static:
             return []
         kind = self._kind(node) if node.real else None
-        statistic = node.op in _MAGNITUDES and users and all(u.op in REDUCTIONS for u in users)
+        reduced = bool(users) and all(operation(user).reduces for user in users)
+        statistic = operation(node).magnitude and reduced
         if kind is None or statistic:  # squares of which only a mean is taken: nobody's features
             return []
         found = []
@@ -341,19 +213,11 @@ class Derivation:
         return found
 
     def _kind(self, node: Node) -> str | None:
-        if node.op in (*LINEAR_OPS, *CONTRACTIONS, "aten.embedding"):
-            return "write"
-        if node.name in self._norms:
-            return "norm"
-        if node.op in ("aten.add", "aten.sub"):
-            return "sum"
-        if node.name in self._products or any(name == node.name for _, _, name in self._effects):
-            return "activation"
-        return None
+        return operation(node).tap or ("activation" if node.name in self.facts.active else None)
 
-    def _slots(self, use: _Use) -> list[tuple[Basis, Slot]]:
+    def _slots(self, use: Use) -> list[tuple[Basis, Slot]]:
         found, start = [], 0
-        axis = self._own[use.parameter][use.dim] if use.axis is None else use.axis
+        axis = self.facts.own[use.parameter][use.dim] if use.axis is None else use.axis
         for segment in ax.resolve(axis):
             sizes = [f.size if isinstance(f, Basis) else f for f in segment]
             for i, factor in enumerate(segment):
@@ -373,8 +237,8 @@ class Derivation:
         for space in spaces:
             for slot in space.slots:
                 held.setdefault((slot.parameter, slot.dim), []).append(space)
-        pinned = dict(self._kept)
-        for key, axes in self._own.items():
+        pinned = dict(self.facts.kept)
+        for key, axes in self.facts.own.items():
             for dim, axis in enumerate(axes):
                 owners = held.get((key, dim), [])
                 if any(s.name not in closed for s in owners) or (key, dim) in pinned:
@@ -388,8 +252,9 @@ class Derivation:
         return pinned
 
 
-_MAGNITUDES = frozenset({"aten.pow", "aten.square", "aten.abs", "aten.mul", "aten.exp"})
-"""Operations whose means are statistics of features, as in norms."""
+def _meet(largest: Group, groups: Iterable[Group]) -> Group:
+    """What all of some groups allow."""
+    return functools.reduce(operator.and_, groups, largest)
 
 
 def _tied(slots: tuple[Slot, ...]) -> list[str]:

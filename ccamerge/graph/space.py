@@ -10,6 +10,7 @@ from typing import Any
 
 from ccamerge.core.brief import Brief
 from ccamerge.graph.folds import Fold
+from ccamerge.graph.groups import Group
 from ccamerge.graph.tracing.program import Program
 
 
@@ -21,21 +22,6 @@ class Role(enum.Enum):
     SCALE = "scale"  # multiplies features one by one: only permutations commute with it
     NORM = "norm"  # as WRITE, of a normalisation whose affine part `repair` estimates anew
     VARIANCE = "variance"  # the running variance of such a normalisation
-
-
-class Effect(enum.Enum):
-    """What an operation's non-linearity leaves of the maps that commute with it."""
-
-    POSITIVE = "positive scaling and permutation"  # relu(a x) = a relu(x) for a > 0
-    ELEMENTWISE = "permutation"
-
-
-class Group(enum.Enum):
-    """The largest set of maps that a space's parameters can carry."""
-
-    GENERAL = "general"
-    PERMUTATION = "permutation"
-    FIXED = "fixed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,22 +68,19 @@ class Tap:
 KERNEL = "position in the kernel"
 """Why no space holds the spatial axes of a convolution's weight."""
 
-ANY_MAP = "any invertible map"
-"""What `Space.exact` says where no non-linearity touches the space."""
-
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Space(Brief):
     """A set of axes that must be transformed together.
 
-    ``group`` is what its parameters can carry; ``exact`` names the maps under which the network's
+    ``group`` is what its parameters can carry; ``exact`` holds the maps under which the network's
     function is preserved exactly, everything beyond being an approximation.
     """
 
     name: str
     size: int
     group: Group
-    exact: str
+    exact: Group
     notes: tuple[str, ...]
     slots: tuple[Slot, ...]
     taps: tuple[Tap, ...]
@@ -106,8 +89,8 @@ class Space(Brief):
         return {
             "name": self.name,
             "size": self.size,
-            "group": self.group.value,
-            "exact": self.exact,
+            "group": self.group.name,
+            "exact": self.exact.words,
             "notes": self.notes,
             "slots": [f"{slot.parameter} axis {slot.dim}" for slot in self.slots],
             "taps": [tap.name for tap in self.taps],
@@ -175,8 +158,7 @@ class Spaces(Brief):
         width = max([len(s.name) for s in (*self.spaces, *self.fixed)] + [5])
         lines = [f"{'space':<{width}}  {'size':>6}  {'maps':<12} {'exact under':<36} taps"]
         for s in (*self.spaces, *self.fixed):
-            lines.append(
-                f"{s.name:<{width}}  {s.size:>6}  {s.group.value:<12} {s.exact:<36} {len(s.taps)}"
-            )
+            maps = f"{s.group.name:<12} {s.exact.words:<36}"
+            lines.append(f"{s.name:<{width}}  {s.size:>6}  {maps} {len(s.taps)}")
             lines += [f"{'':<{width}}          {note}" for note in s.notes]
         return "\n".join(lines)

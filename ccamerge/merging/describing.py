@@ -9,8 +9,9 @@ from ccamerge.collection.statistics import Statistics
 from ccamerge.config.settings import Settings
 from ccamerge.core.device import Device
 from ccamerge.core.stopwatch import Stopwatch
-from ccamerge.graph.maps import FeatureMap
-from ccamerge.graph.space import ANY_MAP, Effect, Space, Spaces
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.groups import GENERAL
+from ccamerge.graph.space import Space, Spaces
 from ccamerge.merging.assembling import Merged
 from ccamerge.methods.alignment import Aligned
 from ccamerge.methods.weights import Shares
@@ -104,7 +105,7 @@ def _space_report(space: Space, aligned: Aligned) -> SpaceReport:
         size=space.size,
         method=aligned.methods[space.name],
         ridge=aligned.ridges[space.name],
-        exact=space.exact,
+        exact=space.exact.words,
         notes=list(space.notes),
         correlations=[
             [] if s.correlations is None else [float(c) for c in s.correlations] for s in others
@@ -120,11 +121,6 @@ def _approximate(space: Space, maps: Sequence[FeatureMap]) -> str:
     used = [feature_map.forward for feature_map in maps]
     if others := sorted({len(m) for m in used} - {space.size}):
         return f"maps lead from {', '.join(map(str, others))} to {space.size} features"
-    if space.exact == ANY_MAP:
-        return ""
-    single = all((m != 0).sum(dim).eq(1).all() for m in used for dim in (0, 1))
-    if single and space.exact == Effect.POSITIVE.value and all((m >= 0).all() for m in used):
-        return ""
-    if single and all((m[m != 0] == 1).all() for m in used):
+    if space.exact == GENERAL or all(map(space.exact.contains, used)):
         return ""
     return f"maps mix features, but only {space.exact} would be exact"

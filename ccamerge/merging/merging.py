@@ -19,7 +19,7 @@ from ccamerge.core.brief import Brief
 from ccamerge.core.device import Device, DeviceLike, memory_of
 from ccamerge.core.renamed import renamed
 from ccamerge.core.stopwatch import Stopwatch
-from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.networks.network import Network, networks_of
 from ccamerge.graph.networks.parameters import Parameters, same_architecture
 from ccamerge.graph.space import Spaces

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ccamerge.core.device import Device, memory_of
 from ccamerge.graph.derivation import Derivation
+from ccamerge.graph.rules import operation
 from ccamerge.graph.space import Spaces
 from ccamerge.graph.tracing.lockstep import lockstep
 from ccamerge.graph.tracing.program import Program, Ref
@@ -38,8 +39,8 @@ def reset_statistics(
     """
     norms: dict[str, list[tuple[str, str]]] = {}
     for node in program.nodes:
-        if node.op == "aten.batch_norm" and isinstance(node.args[0], Ref):
-            given = (node.argument(3, "running_mean"), node.argument(4, "running_var"))
+        if "running_var" in operation(node).places and isinstance(node.args[0], Ref):
+            given = [operation(node).place(node, f"running_{name}") for name in ("mean", "var")]
             keys = [program.parameters[g.name] for g in given if isinstance(g, Ref)]
             if len(keys) == 2:  # else it normalises by the batch and has nothing to reset
                 norms.setdefault(node.args[0].name, []).append((keys[0], keys[1]))

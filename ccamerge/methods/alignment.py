@@ -15,8 +15,8 @@ from ccamerge.config.patterns import by_pattern
 from ccamerge.core import arguments
 from ccamerge.core.brief import Brief
 from ccamerge.core.device import memory_of, resolve
-from ccamerge.graph.maps import FeatureMap
-from ccamerge.graph.space import Group, Space, Spaces
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.space import Space, Spaces
 from ccamerge.graph.tracing.batches import moved
 from ccamerge.methods import METHODS, Alignment, Method, Mode, Solution, Solutions
 from ccamerge.methods.ridges import RidgeChoice, ridges_of
@@ -144,7 +144,7 @@ def methods_of(choice: MethodChoice, spaces: Sequence[Space], mode: Mode) -> dic
     methods = {}
     for space in spaces:
         method = found[names[space.name]]
-        if space.group is Group.PERMUTATION and not method.permutes:
+        if not method.maps <= space.group:
             method = found["permutation"]
         _check_mode(method, mode)
         methods[space.name] = method

@@ -17,7 +17,8 @@ from ccamerge.core.brief import Brief
 from ccamerge.core.determined import ROUNDING
 from ccamerge.core.device import Device, memory_of, resolve
 from ccamerge.core.moments import Moments
-from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.groups import GENERAL, Group
 from ccamerge.graph.space import Space
 from ccamerge.methods.likeness import likeness
 
@@ -185,20 +186,20 @@ class Alignment(Brief):
 class Method:
     """An entry of `METHODS`.
 
-    ``solve(alignment, **options)`` returns `Solutions`; ``options`` are its keyword parameters
-    with their defaults. ``modes`` are those it knows, ``pairs`` the blocks it needs in the
-    reference mode; in the universe mode all are there. ``permutes`` says that its maps are
-    permutations, which spaces can carry that carry nothing else; ``rectangular``, that in the
-    reference mode they lead from any number of features to the reference's; ``regularised``, that
-    it wants a ridge for each space; ``on_device``, that it takes moments and gives maps on a CUDA
-    device, too. ``ready`` raises ImportError if the method cannot run for lack of a package.
+    ``solve(alignment, **options)`` returns `Solutions`; ``options`` are its keyword parameters with
+    their defaults. ``modes`` are those it knows, ``pairs`` the blocks it needs in the reference
+    mode; in the universe mode all are there. ``maps`` is the group that its maps are of, which a
+    space must be able to carry; ``rectangular`` says that in the reference mode they lead from any
+    number of features to the reference's; ``regularised``, that it wants a ridge for each space;
+    ``on_device``, that it takes moments and gives maps on a CUDA device, too. ``ready`` raises
+    ImportError if the method cannot run for lack of a package.
     """
 
     name: str
     solve: Callable[..., Solutions]
     modes: tuple[Mode, ...]
     pairs: Literal["reference", "all"]
-    permutes: bool
+    maps: Group
     rectangular: bool
     regularised: bool
     on_device: bool
@@ -214,7 +215,7 @@ def register(
     *,
     modes: tuple[Mode, ...] = ("reference",),
     pairs: Literal["reference", "all"] = "reference",
-    permutes: bool = False,
+    maps: Group = GENERAL,
     rectangular: bool = False,
     regularised: bool = False,
     on_device: bool = False,
@@ -236,7 +237,7 @@ def register(
             solve,
             modes,
             pairs,
-            permutes,
+            maps,
             rectangular,
             regularised,
             on_device,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ccamerge.core.canonical import CCAResult, cca_batch
 from ccamerge.core.device import Device
-from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.methods.base import Alignment, AlignmentProblem, Solution, Solutions, register
 from ccamerge.methods.composed import orthogonal_universe
 from ccamerge.methods.orders import with_dead_units_paired

@@ -16,7 +16,7 @@ from torch import Tensor
 from ccamerge.core.determined import determined, projected
 from ccamerge.core.moments import Moments
 from ccamerge.core.universes import UniverseResult, universe_batch
-from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.space import Space
 from ccamerge.methods.base import (
     Alignment,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ccamerge.core.determined import determined, projected
 from ccamerge.core.device import memory_of
-from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.space import Space
 from ccamerge.methods.base import Alignment, AlignmentProblem, Solution, over_deviations
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,

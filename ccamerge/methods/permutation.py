@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.groups import PERMUTATION
 from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,
@@ -17,7 +18,7 @@ from ccamerge.methods.orders import best_order
 from ccamerge.methods.permutation_universe import permutation_universe
 
 
-@register("permutation", modes=("reference", "universe"), permutes=True)
+@register("permutation", modes=("reference", "universe"), maps=PERMUTATION)
 def permutation(alignment: Alignment) -> Solutions:
     """The one-to-one matching of features with the largest sum of correlations."""
     if alignment.mode == "universe":

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ccamerge.core.moments import Moments
-from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.methods.base import Alignment, Array, Solutions
 from ccamerge.methods.composed import universe_solution
 from ccamerge.methods.orders import SAME, matched_orders, models_in_order

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ccamerge.core.decompositions import polar_batch
 from ccamerge.core.device import Device
-from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,

@@ -11,7 +11,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ccamerge.graph.maps import FeatureMap, slot_view, transform
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.groups import PERMUTATION
+from ccamerge.graph.maps import slot_view, transform
 from ccamerge.graph.space import Role, Slot, Space
 from ccamerge.methods.base import (
     Alignment,
@@ -43,7 +45,7 @@ class Matching:
     sweeps: int
 
 
-@register("weight_matching", permutes=True)
+@register("weight_matching", maps=PERMUTATION)
 def weight_matching(alignment: Alignment, *, seed: int = 0) -> Solutions:
     """The permutations with the largest inner product of weights, found by coordinate ascent.
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ccamerge.core.moments import Moments
-from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.space import Space
 from ccamerge.methods.base import (
     Alignment,

@@ -22,15 +22,15 @@ from ccamerge.collection.taps import repair_taps
 from ccamerge.core.brief import Brief
 from ccamerge.core.device import Device, memory_of, resolve
 from ccamerge.core.moments import Moments
-from ccamerge.graph.folds import LINEAR_OPS
-from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.networks.states import fast_layout
+from ccamerge.graph.rules import features_dim, operation
 from ccamerge.graph.space import Spaces
 from ccamerge.graph.tracing.batches import batch_size, moved
 from ccamerge.graph.tracing.lockstep import lockstep
 from ccamerge.graph.tracing.program import Node, Program, Ref
 from ccamerge.methods.weights import Shares
-from ccamerge.repair.regression import Fit, Fitted, Sample, features_dim, fit, fits_of
+from ccamerge.repair.regression import Fit, Fitted, Sample, fit, fits_of
 
 WALK_BYTES = 2 << 30
 """Bound on the live activations of the walk, in the memory of the device that walks; fewer of the
@@ -102,28 +102,18 @@ def repair_merged(
     device = resolve(collected.device)
     targets = _targets(spaces, collected, maps, shares)
     program = spaces.program
-    usage = _usage(program)
-    absorbers = {
-        n.name: (scaled[0], shifted)
-        for n in program.nodes
-        for scaled, shifted in [_absorbers(n, program, usage)]
-        if scaled
-    }
     fits: dict[str, Fit] = {}
     skipped: dict[str, str] = {}
     if teachers:
-        fits, skipped = fits_of(spaces, maps, shares, absorbers)
+        fits, skipped = fits_of(spaces, maps, shares, _all_absorbers(program))
     programs = [program, *(p for p, _ in teachers)]
     batches = walked_inputs(programs, collected.inputs, fits, memory_of(device))
     count = len(batches)
     turns = collected.turns[:count]  # where the models' outputs were counted
     result = RepairResult(skipped=skipped, walked=_inputs(batches), kept=_inputs(collected.inputs))
-    # What fits still to come read, in all networks.
-    waiting = Counter(name for job in fits.values() for name in (job.source, job.added) if name)
-    held: dict[str, list[Tensor]] = {
-        name: [leaves[position] for leaves in batches] * (1 + len(teachers))
-        for position, name in enumerate(program.inputs)
-    }
+    held = _Held(fits.values(), count)
+    for position, name in enumerate(program.inputs):
+        held.keep(name, [leaves[position] for leaves in batches] * (1 + len(teachers)))
     with torch.inference_mode():
         start = {key: fast_layout(value) for key, value in state.items()}
         networks = [(program, start), *teachers]
@@ -137,40 +127,61 @@ def repair_merged(
             replies, values = None, every[:count]
             if name in fits:
                 job = fits[name]
-                inputs = held[job.source][:count]
-                samples = _samples(job, every, held, count)
+                samples = held.samples(job, every)
                 result.fitted.append(fit(job, state, samples, device))
-                values = [job.apply(x, state) for x in inputs]
+                values = [job.apply(sample.x, state) for sample in samples]
                 mean, std = channel_statistics(values, features_dim(job.node), turns, device)
                 result.statistics[name] = (mean, std**2)
                 replies = [*values, *every[count:]]
-                for read in (job.source, job.added):
-                    if read:
-                        waiting[read] -= 1
-                        if not waiting[read]:
-                            del held[read]
+                held.release(job)
             elif name in targets:
                 values = _restore(name, targets[name], state, values, turns, result, device)
                 replies = [*values, *every[count:]]
-            if waiting[name]:
-                held[name] = every if replies is None else replies
+            held.keep(name, every if replies is None else replies)
 
 
-def _samples(
-    job: Fit, every: Sequence[Tensor], held: Mapping[str, Sequence[Tensor]], count: int
-) -> list[Sample]:
-    """What a fit needs of each batch; lists hold the merged network's, then each model's."""
-    added = held[job.added] if job.added else None
-    return [
-        Sample(
-            held[job.source][batch],
-            every[batch],
-            every[count + batch :: count],
-            None if added is None else added[batch],
-            None if added is None else added[count + batch :: count],
-        )
-        for batch in range(count)
-    ]
+class _Held:
+    """The values that fits still to come read: lists of the merged network's, then each model's.
+
+    ``count`` is the number of batches.
+    """
+
+    def __init__(self, fits: Collection[Fit], count: int) -> None:
+        self._waiting = Counter(name for job in fits for name in _read(job))
+        self._values: dict[str, Sequence[Tensor]] = {}
+        self._count = count
+
+    def keep(self, name: str, values: Sequence[Tensor]) -> None:
+        """Hold a value if a fit will read it."""
+        if self._waiting[name]:
+            self._values[name] = values
+
+    def samples(self, job: Fit, every: Sequence[Tensor]) -> list[Sample]:
+        """What a fit needs of each batch, ``every`` being what the operation gives."""
+        count, source = self._count, self._values[job.source]
+        added = self._values[job.added] if job.added else None
+        return [
+            Sample(
+                source[batch],
+                every[batch],
+                every[count + batch :: count],
+                None if added is None else added[batch],
+                None if added is None else added[count + batch :: count],
+            )
+            for batch in range(count)
+        ]
+
+    def release(self, job: Fit) -> None:
+        """Let go of what only this fit was to read."""
+        for name in _read(job):
+            self._waiting[name] -= 1
+            if not self._waiting[name]:
+                del self._values[name]
+
+
+def _read(job: Fit) -> list[str]:
+    """The values that a fit reads."""
+    return [name for name in (job.source, job.added) if name]
 
 
 def _restore(
@@ -278,6 +289,13 @@ def _usage(program: Program) -> Counter[str]:
     return Counter(key for found in keys for key in found if key is not None)
 
 
+def _all_absorbers(program: Program) -> dict[str, tuple[str, str | None]]:
+    """For each node with a weight of its own the names of weight and bias."""
+    usage = _usage(program)
+    found = ((node.name, *_absorbers(node, program, usage)) for node in program.nodes)
+    return {name: (scaled[0], shifted) for name, scaled, shifted in found if scaled}
+
+
 def _absorbers(
     node: Node, program: Program, usage: Mapping[str, int]
 ) -> tuple[tuple[str, ...], str | None]:
@@ -289,14 +307,10 @@ def _absorbers(
             return None
         return found
 
-    if node.op in LINEAR_OPS or node.op == "aten.batch_norm":
-        first = 1
-    elif node.op in ("aten.layer_norm", "aten.group_norm"):
-        first = 2
-    else:
-        return (), None
     names = ("weight", "bias")
-    arguments = [node.argument(first + i, names[i]) for i in range(2)]
+    if not operation(node).places.keys() >= set(names):
+        return (), None
+    arguments = [operation(node).place(node, name) for name in names]
     weight, bias = (key(a) for a in arguments)
     if weight is None or (arguments[1] is not None and bias is None):
         return (), None  # shared with another operation, or absent

@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ccamerge
-from ccamerge.graph.space import Group, Space
+from ccamerge.graph.groups import GENERAL
+from ccamerge.graph.space import Space
 from ccamerge.methods import METHODS, Alignment, Solution
 from tests import models as M
 from tests.backends import Moments, assert_equal, cca, host, universe, universe_batch
@@ -303,7 +304,7 @@ def _row(method: str, features: list[Array], reference: int) -> list[Solution]:
     moments = Moments([size] * len(features), pairs="all")
     moments.update(features)
     kept = moments if METHODS[method].on_device else moments.to("cpu")  # as `align` does
-    space = Space("test", size, Group.GENERAL, "", (), (), ())
+    space = Space("test", size, GENERAL, GENERAL, (), (), ())
     states = [{} for _ in features]
     ridges = {"test": 1e-2}
     alignment = Alignment([space], {"test": kept}, states, reference, "universe", ridges)

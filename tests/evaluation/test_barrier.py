@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.evaluation.interpolation import path
-from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.networks.states import folded_state
 from ccamerge.merging.loading import load_merged

@@ -6,22 +6,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.groups import GENERAL
+from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.networks.states import folded_state
-from ccamerge.graph.networks.verification import random_map
-from ccamerge.graph.space import Group, Role, Slot, Space
+from ccamerge.graph.space import Role, Slot, Space
 from ccamerge.merging.averaging import average
 from tests import models as M
 
 
 def _space(size: int, *slots: Slot) -> Space:
-    return Space("s", size, Group.GENERAL, "any invertible map", (), slots, ())
+    return Space("s", size, GENERAL, GENERAL, (), slots, ())
 
 
 def _map(size: int, seed: int = 0) -> FeatureMap:
     space = _space(size)
-    return random_map(space, "any invertible map", torch.Generator().manual_seed(seed))
+    return GENERAL.random(space.size, torch.Generator().manual_seed(seed))
 
 
 def _dense(length: int, start: int, outer: int, inner: int, matrix: Tensor) -> Tensor:

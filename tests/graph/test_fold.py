@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ccamerge.graph.folds import fold
+from ccamerge.graph.folding import fold
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.tracing.program import trace

@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccamerge.cli.demo.networks import ResNet20
+from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION, POSITIVE, Group
 from ccamerge.graph.networks.inspection import spaces
-from ccamerge.graph.space import Group, Role, Spaces
+from ccamerge.graph.space import Role, Spaces
 from ccamerge.merging.paper import unfolded_spaces
 from tests import models as M
 
-POSITIVE = "positive scaling and permutation"
 RESNET = {
     "conv1": 16,
     **{f"layer1.{i}.conv1": 16 for i in range(3)},
@@ -35,12 +35,12 @@ CASES = {
     "vgg-bn": (lambda: M.vgg11(True), (2, 3, 32, 32), VGG_NORM, POSITIVE),
     "resnet20": (ResNet20, (2, 3, 8, 8), RESNET, POSITIVE),
     "bottleneck": (M.BottleneckResNet, (2, 3, 8, 8), BOTTLENECK, POSITIVE),
-    "depthwise": (M.DepthwiseSeparable, (2, 3, 8, 8), {"stem.0": 8, "expand.0": 16}, "permutation"),
+    "depthwise": (M.DepthwiseSeparable, (2, 3, 8, 8), {"stem.0": 8, "expand.0": 16}, PERMUTATION),
     "dense": (
         M.DenseBlockNet,
         (2, 3, 8, 8),
         {"stem": 12, "convs.0": 6, "convs.1": 6, "convs.2": 6, "transition": 15},
-        "permutation",
+        PERMUTATION,
     ),
 }
 
@@ -57,9 +57,9 @@ def test_expected_spaces(name: str) -> None:
     assert {s.name: s.size for s in found} == sizes
     assert {s.exact for s in found} == {exact}
     groups = {s.name: s.group for s in found}
-    expected = dict.fromkeys(sizes, Group.GENERAL)
+    expected = dict.fromkeys(sizes, GENERAL)
     if name == "depthwise":
-        expected["expand.0"] = Group.PERMUTATION  # the depthwise kernel scales channel by channel
+        expected["expand.0"] = PERMUTATION  # the depthwise kernel scales channel by channel
     assert groups == expected
     # The unfolded program, which the paper's treatment transforms, must have the very same spaces.
     assert {s.name: s.size for s in unfolded_spaces(found)} == sizes
@@ -112,7 +112,7 @@ def test_grouped_convolution_splits_by_group() -> None:
 def test_tied_parameter_allows_permutations_only() -> None:
     found = spaces(M.TiedAutoencoder(), torch.randn(4, 10))
     (space,) = found
-    assert (space.name, space.size, space.group) == ("encode", 6, Group.PERMUTATION)
+    assert (space.name, space.size, space.group) == ("encode", 6, PERMUTATION)
     assert any("tied" in note for note in space.notes)
     # A module used twice joins what it reads to what it writes.
     assert {("middle.weight", 0), ("middle.weight", 1)} <= {
@@ -124,7 +124,7 @@ def test_layer_norm_and_group_norm() -> None:
     found = spaces(M.NormedMLP(), torch.randn(4, 12))
     sizes = {s.name: s.size for s in found}
     assert sizes == {"first": 16, "second": 4, "second#2": 4, "second#3": 4, "second#4": 4}
-    assert {s.group for s in found} == {Group.PERMUTATION}
+    assert {s.group for s in found} == {PERMUTATION}
 
 
 def test_unknown_operation_is_pinned_with_its_reason() -> None:
@@ -133,7 +133,7 @@ def test_unknown_operation_is_pinned_with_its_reason() -> None:
     assert "no rule for aten.logcumsumexp" in found.pinned["a.weight", 0]
     assert ("b.weight", 1) in found.pinned
     (fixed,) = (s for s in found.fixed if s.name == "a")
-    assert fixed.group is Group.FIXED
+    assert fixed.group is FIXED
     assert "logcumsumexp" in str(found)
 
 
@@ -165,7 +165,7 @@ def test_pieces_of_an_axis(how: str) -> None:
     assert starts == {0, 4}
     # The second half is added to part's output, and so shares its basis.
     assert "part.weight" in {s.parameter for s in found["whole#2"].slots if s.role is Role.WRITE}
-    assert all(s.group is Group.GENERAL for s in found)
+    assert all(s.group is GENERAL for s in found)
 
 
 def test_functional_and_module_activations_agree() -> None:
@@ -188,14 +188,14 @@ def test_functional_and_module_activations_agree() -> None:
 
 @pytest.mark.parametrize(
     ("activation", "exact"),
-    [(nn.ReLU(), POSITIVE), (nn.LeakyReLU(), POSITIVE), (nn.GELU(), "permutation"),
-     (nn.Tanh(), "permutation"), (nn.Identity(), "any invertible map"),
-     (nn.Dropout(), "any invertible map")],
+    [(nn.ReLU(), POSITIVE), (nn.LeakyReLU(), POSITIVE), (nn.GELU(), PERMUTATION),
+     (nn.Tanh(), PERMUTATION), (nn.Identity(), GENERAL),
+     (nn.Dropout(), GENERAL)],
 )  # fmt: skip
-def test_exact_label_of_an_activation(activation: nn.Module, exact: str) -> None:
+def test_exact_group_of_an_activation(activation: nn.Module, exact: Group) -> None:
     model = nn.Sequential(nn.Linear(4, 6), activation, nn.Linear(6, 3))
     (space,) = spaces(model, torch.randn(2, 4))
-    assert (space.exact, space.group) == (exact, Group.GENERAL)
+    assert (space.exact, space.group) == (exact, GENERAL)
 
 
 def test_lookup_by_an_unknown_name() -> None:

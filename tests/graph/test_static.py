@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.groups import PERMUTATION
+from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.inspection import spaces
 
 
@@ -128,5 +130,5 @@ def test_padding_with_a_number_leaves_permutations(value: float) -> None:
             return self.b(nn.functional.pad(self.a(x), (1, 1, 1, 1), value=value))
 
     x = torch.randn(4, 3, 8, 8)
-    assert spaces(Padded(), x)["a"].exact == "permutation"
+    assert spaces(Padded(), x)["a"].exact == PERMUTATION
     assert all(check.passed for check in ccamerge.verify(Padded(), x))

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.config.settings import Repair
+from ccamerge.graph.groups import GENERAL, PERMUTATION
 from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.parameters import parameters_of
 from ccamerge.graph.networks.states import folded_state
-from ccamerge.graph.networks.trial import random_map
-from ccamerge.graph.space import Group
 from ccamerge.graph.tracing.plain import take_plain
 from ccamerge.merging.loading import load_merged
 from ccamerge.methods import METHODS
@@ -130,10 +129,9 @@ def transformed(model: nn.Module, example: Tensor, kind: str, seed: int) -> nn.M
     generator = torch.Generator().manual_seed(seed)
     maps = {}
     for space in found.spaces:
-        open_to_all = kind == "exact" and space.group is Group.GENERAL
-        maps[space.name] = random_map(
-            space, space.exact if open_to_all else "permutation", generator
-        )
+        open_to_all = kind == "exact" and space.group == GENERAL
+        group = space.exact if open_to_all else PERMUTATION
+        maps[space.name] = group.random(space.size, generator)
         if kind == "rotation":
             turn = torch.linalg.qr(maps[space.name].forward + torch.eye(space.size))[0]
             maps[space.name] = ccamerge.FeatureMap(turn, turn.T.contiguous())

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.networks.states import folded_state
-from ccamerge.graph.rules import RULES
+from ccamerge.graph.rules import OPERATIONS
 from ccamerge.merging.loading import load_merged
 from ccamerge.merging.paper import unfolded_spaces
 from tests import models as M
@@ -313,7 +314,7 @@ class _Doubtful(nn.Module):
 @pytest.mark.filterwarnings("ignore:aligned. nothing")
 def test_what_fails_its_proof_is_pinned_unless_that_is_turned_off(monkeypatch, tmp_path):
     """In merge, from files of moments and in the report."""
-    monkeypatch.setitem(RULES, "aten.cumsum", RULES["aten.relu"])
+    monkeypatch.setitem(OPERATIONS, "aten.cumsum", OPERATIONS["aten.relu"])
     models = [M.randomise(_Doubtful(), seed) for seed in range(2)]
     data = [torch.randn(16, 4, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     found = ccamerge.merge(models, data, progress=False)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ccamerge
-from ccamerge.graph.maps import FeatureMap
+from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.methods import METHODS, Alignment, Solution, Solutions, register
 from ccamerge.methods.alignment import methods_of, pairs_needed

@@ -10,13 +10,14 @@ import torch
 
 import ccamerge
 from ccamerge.collection.collecting import Statistics
+from ccamerge.graph.groups import GENERAL
 from ccamerge.graph.networks.inspection import spaces
-from ccamerge.graph.space import Group, Space, Spaces
+from ccamerge.graph.space import Space, Spaces
 from ccamerge.methods.ridges import DEFAULT_RIDGE, GRID, best_ridge, held_out_errors, ridges_of
 from tests import models as M
 from tests.problems import Array, moments_of, related
 
-SPACE = Space("test", 6, Group.GENERAL, "", (), (), ())
+SPACE = Space("test", 6, GENERAL, GENERAL, (), (), ())
 
 
 def _collected(*folds: list[Array]) -> Statistics:

@@ -14,7 +14,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.space import Spaces

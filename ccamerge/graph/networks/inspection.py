@@ -12,10 +12,11 @@ from torch.utils import _pytree as pytree
 
 from ccamerge.core import arguments
 from ccamerge.graph.derivation import Derivation
-from ccamerge.graph.folds import fold
+from ccamerge.graph.folding import fold
+from ccamerge.graph.groups import FIXED
 from ccamerge.graph.networks.parameters import Parameters, parameters_of
-from ccamerge.graph.networks.trial import Trial, random_map, uncovered
-from ccamerge.graph.space import Group, Space, Spaces
+from ccamerge.graph.networks.trial import Trial, uncovered
+from ccamerge.graph.space import Space, Spaces
 from ccamerge.graph.tracing.batches import batch_size, moved, split_batch
 from ccamerge.graph.tracing.exporting import Free
 from ccamerge.graph.tracing.program import Program, trace
@@ -88,7 +89,7 @@ def proved(
         if any(slot.parameter in loose for slot in space.slots)
     }
     generator = torch.Generator().manual_seed(0)
-    maps = {s.name: random_map(s, s.exact, generator) for s in found.spaces}
+    maps = {s.name: s.exact.random(s.size, generator) for s in found.spaces}
 
     def fault(spaces: list[Space]) -> str:
         seen = trial.mapped(spaces, maps)
@@ -120,7 +121,7 @@ def pinned(found: Spaces, reasons: Mapping[str, str]) -> Spaces:
             open_spaces.append(space)
             continue
         why = reasons[space.name]
-        fixed.append(dataclasses.replace(space, group=Group.FIXED, exact="identity", notes=(why,)))
+        fixed.append(dataclasses.replace(space, group=FIXED, exact=FIXED, notes=(why,)))
         for slot in space.slots:
             axes.setdefault((slot.parameter, slot.dim), why)
     return dataclasses.replace(found, spaces=tuple(open_spaces), fixed=tuple(fixed), pinned=axes)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ccamerge.graph.maps import FeatureMap, transform
-from ccamerge.graph.space import Effect, Space, Spaces, Tap
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.maps import transform
+from ccamerge.graph.space import Space, Spaces, Tap
 from ccamerge.graph.tracing.program import Program
 
 EXACT_TOLERANCE = 1e-10
@@ -176,32 +177,6 @@ def change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
         scale = a.abs().square().sum().sqrt()
         worst = max(worst, float((b - a).abs().square().sum().sqrt() / scale.clamp_min(1e-300)))
     return worst
-
-
-def random_map(space: Space, kind: str, generator: torch.Generator) -> FeatureMap:
-    """A random element of a group of maps: "any invertible map", a scaled or a pure permutation.
-
-    Invertible maps have singular values in [1/2, 2], between reflections at random directions,
-    which mix all features and cost no factorisation of a matrix.
-    """
-    size = space.size
-    order = torch.randperm(size, generator=generator)
-    permutation = FeatureMap.permutation(order)
-    if kind == Effect.ELEMENTWISE.value:
-        return permutation
-    stretch = torch.exp2(2 * torch.rand(size, generator=generator, dtype=torch.float64) - 1)
-    if kind == Effect.POSITIVE.value:
-        return FeatureMap(permutation.forward * stretch, permutation.inverse / stretch[:, None])
-    directions = torch.randn(2, size, generator=generator, dtype=torch.float64)
-    left, right = directions / directions.square().sum(1, keepdim=True).sqrt()
-    forward = _reflected(_reflected(torch.diag(stretch), left).T, right).T[:, order]
-    inverse = _reflected(_reflected(torch.diag(1 / stretch), right).T, left).T[order]
-    return FeatureMap(forward.contiguous(), inverse.contiguous())
-
-
-def _reflected(matrix: Tensor, direction: Tensor) -> Tensor:
-    """The matrix from the left by a Householder reflection at a unit vector."""
-    return matrix - 2 * torch.outer(direction, direction @ matrix)
 
 
 def uncovered(found: Spaces) -> list[tuple[str, int]]:

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from ccamerge.core import arguments
-from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.groups import GENERAL
+from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.inspection import few_leaves, spaces_of_call
 from ccamerge.graph.networks.parameters import parameters_of
-from ccamerge.graph.networks.trial import Mapped, Trial, change, random_map, uncovered
-from ccamerge.graph.rules import ELEMENTWISE, REDUCTIONS
-from ccamerge.graph.space import ANY_MAP, Effect, Group, Role, Spaces
+from ccamerge.graph.networks.trial import Mapped, Trial, change, uncovered
+from ccamerge.graph.rules import operation
+from ccamerge.graph.space import Role, Spaces
 from ccamerge.graph.tracing.batches import moved, split_batch
 from ccamerge.graph.tracing.modules import check_state, copied
-from ccamerge.graph.tracing.program import Node, Program, Ref
+from ccamerge.graph.tracing.program import Program
 
 CHANGED = 1e-6
 """Relative change that half of a transformation must at least make."""
@@ -75,7 +77,7 @@ def verify(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> list[Chec
     few, whole = few_leaves(found.program, args, kwargs), found.program.flatten_inputs(args, kwargs)
     trials = [Trial.of(found.program, state, [few, whole])]
     trials += _on_new_inputs(trials[0], generator)
-    exact = {s.name: random_map(s, s.exact, generator) for s in found.spaces}
+    exact = {s.name: s.exact.random(s.size, generator) for s in found.spaces}
     seen = [trial.mapped(found.spaces, exact) for trial in trials]
     return [
         _symmetry(trials, seen, found, exact),
@@ -136,11 +138,7 @@ def _symmetry(
 
 def _linear_twin(trials: Sequence[Trial], found: Spaces, generator: torch.Generator) -> Check:
     program = linear_twin(trials[0].program)
-    maps = {}
-    for space in found.spaces:
-        general = space.group is Group.GENERAL
-        kind = "any invertible map" if general else Effect.ELEMENTWISE.value
-        maps[space.name] = random_map(space, kind, generator)
+    maps = {s.name: s.group.random(s.size, generator) for s in found.spaces}
     twins = [Trial(program, trial.state, trial.leaves) for trial in trials] if maps else []
     changes = [twin.changed(transform(twin.state, found.spaces, maps)) for twin in twins]
     return _preserved("linear twin", twins, changes, found, maps)
@@ -152,48 +150,9 @@ def linear_twin(program: Program) -> Program:
     Element-wise functions, normalisations and shifts by a number become the identity, maxima over
     space means.
     """
-    return dataclasses.replace(program, nodes=tuple(map(_linearised, program.nodes)))
-
-
-_LINEAR = {
-    "aten.max_pool1d": torch.ops.aten.avg_pool1d.default,
-    "aten.max_pool2d": torch.ops.aten.avg_pool2d.default,
-    "aten.max_pool3d": torch.ops.aten.avg_pool3d.default,
-    "aten.adaptive_max_pool1d": torch.ops.aten.adaptive_avg_pool1d.default,
-    "aten.adaptive_max_pool2d": torch.ops.aten.adaptive_avg_pool2d.default,
-    "aten.adaptive_max_pool3d": torch.ops.aten.adaptive_avg_pool3d.default,
-}
-
-_MEANS = frozenset({"aten.mean", "aten.sum", "aten.any", "aten.all"})
-"""Reductions that are linear, or of truth values."""
-
-_IDENTITY = ELEMENTWISE | {
-    *("aten.prelu", "aten.masked_fill", "aten.softmax", "aten.log_softmax"),
-    *("aten.batch_norm", "aten.layer_norm", "aten.rms_norm", "aten.group_norm"),
-}
-
-
-def _linearised(node: Node) -> Node:
-    if node.op in _LINEAR:
-        args = node.args[:4] if "pool" in node.op and "adaptive" not in node.op else node.args
-        return dataclasses.replace(node, target=_LINEAR[node.op], args=args)
-    if node.op in REDUCTIONS - _MEANS and node.shape is not None:
-        dims = node.named("dim")
-        over = [dims] if isinstance(dims, int) else dims
-        args = (node.args[0], over, bool(node.named("keepdim", default=False)))
-        return dataclasses.replace(node, target=torch.ops.aten.mean.dim, args=args, kwargs={})
-    if node.op in ("aten.constant_pad_nd", "aten.pad"):
-        pad = torch.ops.aten.constant_pad_nd.default
-        plain = node.op == "aten.constant_pad_nd" or node.argument(2, "mode") in (None, "constant")
-        return dataclasses.replace(node, target=pad, args=node.args[:2]) if plain else node
-    shift = node.op in ("aten.add", "aten.sub", "aten.rsub") and not isinstance(node.args[1], Ref)
-    if shift or (node.op in _IDENTITY and isinstance(node.args[0], Ref)):
-        return dataclasses.replace(node, target=_same, args=node.args[:1], kwargs={})
-    return node
-
-
-def _same(x: Any) -> Any:
-    return x
+    twins = (operation(node).twin for node in program.nodes)
+    nodes = (twin(n) if twin else n for n, twin in zip(program.nodes, twins, strict=True))
+    return dataclasses.replace(program, nodes=tuple(nodes))
 
 
 def _mutation(trials: Sequence[Trial], found: Spaces, generator: torch.Generator) -> Check:
@@ -201,7 +160,7 @@ def _mutation(trials: Sequence[Trial], found: Spaces, generator: torch.Generator
         return Check("mutation", True, NOTHING)
     # Any map will do, as half of one is to be seen, and all spaces together: each by itself would
     # take two passes. Features on which no output depends are no fault.
-    maps = {s.name: random_map(s, ANY_MAP, generator) for s in found.spaces}
+    maps = {s.name: GENERAL.random(s.size, generator) for s in found.spaces}
     halves = {"writers": frozenset(Role) - {Role.READ}, "readers": frozenset({Role.READ})}
     seen = {
         half: max(t.changed(transform(t.state, found.spaces, maps, roles)) for t in trials)

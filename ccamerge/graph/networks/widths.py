@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ccamerge.core import arguments
+from ccamerge.graph.groups import GENERAL
 from ccamerge.graph.networks.inspection import spaces_of_call
 from ccamerge.graph.networks.parameters import Parameters, Shapes
-from ccamerge.graph.space import Group, Slot, Space, Spaces
+from ccamerge.graph.space import Slot, Space, Spaces
 from ccamerge.graph.tracing.exporting import Free
 from ccamerge.graph.tracing.program import Node, Program
 
@@ -207,11 +208,12 @@ def _check_spaces(who: str, first: Spaces, other: Spaces) -> None:
         raise ValueError(message)
     for ours, theirs in zip(first.spaces, other.spaces, strict=True):
         sizes = f"space {ours.name!r} has {theirs.size} features, not {ours.size}"
-        if ours.size != theirs.size and Group.PERMUTATION in (ours.group, theirs.group):
+        carried = ours.group & theirs.group
+        if ours.size != theirs.size and carried != GENERAL:
             notes = "; ".join((*ours.notes, *theirs.notes)[:1])
             message = (
-                f"{who}: {sizes}, and its parameters can carry permutations only ({notes}), which "
-                "need equal widths"
+                f"{who}: {sizes}, and its parameters can carry {carried.name}s only ({notes}), "
+                "which need equal widths"
             )
             raise ValueError(message)
         if _layout(ours) != _layout(theirs):

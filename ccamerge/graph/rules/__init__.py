@@ -1,31 +1,22 @@
-"""One rule for each operation: how the axes of its result follow from those of its operands.
+"""The entries of `ccamerge.graph.operations`, above all their rules, in a file for each kind.
 
-A rule receives the node and the `Derivation` under way. It equates axes, records which axes of
-which parameters write, read or scale the features of an axis, and returns the axes of the result.
-An operation without a rule pins every live axis it touches; nothing is guessed. To support a new
-operation, add a rule to the file of its kind.
+A rule says how the axes of an operation's result follow from those of its operands, and records in
+`Facts` what its parameters do; nothing is guessed. To support a new operation, add an entry to the
+file of its kind, or to a file of your own.
 """
 
 from __future__ import annotations
 
+from ccamerge.graph.operations import OPERATIONS, features_dim, operation
 from ccamerge.graph.rules import elementwise, linear, normalisation, reductions, shapes
-from ccamerge.graph.rules.elementwise import ACTIVATIONS, ELEMENTWISE
-from ccamerge.graph.rules.linear import CONTRACTIONS
-from ccamerge.graph.rules.reductions import REDUCTIONS
-from ccamerge.graph.rules.registry import MOVES, RULES
-from ccamerge.graph.rules.shapes import SHAPE_ONLY
 
 __all__ = [
-    "ACTIVATIONS",
-    "CONTRACTIONS",
-    "ELEMENTWISE",
-    "MOVES",
-    "REDUCTIONS",
-    "RULES",
-    "SHAPE_ONLY",
+    "OPERATIONS",
     "elementwise",
+    "features_dim",
     "linear",
     "normalisation",
+    "operation",
     "reductions",
     "shapes",
 ]

@@ -2,63 +2,60 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
-from ccamerge.graph.rules.registry import broadcast, operand_axes, rule
-from ccamerge.graph.space import Effect, Role
+from ccamerge.graph.facts import Facts
+from ccamerge.graph.groups import PERMUTATION, POSITIVE, Group
+from ccamerge.graph.operations import left_out, operation, rule
+from ccamerge.graph.rules.shared import broadcast, operand_axes
+from ccamerge.graph.space import Role
 from ccamerge.graph.tracing.program import Node, Ref
-
-if TYPE_CHECKING:
-    from ccamerge.graph.derivation import Derivation
-
-HOMOGENEOUS = frozenset({"aten.relu", "aten.leaky_relu"})
-"""Functions of single elements that commute with positive scales."""
-
-ACTIVATIONS = HOMOGENEOUS | {
-    f"aten.{name}"
-    for name in (
-        *("threshold", "gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "hardtanh"),
-        *("relu6", "hardswish", "hardsigmoid", "mish", "softplus", "softsign", "log_sigmoid"),
-        *("hardshrink", "softshrink", "abs", "square", "clamp", "clamp_min", "clamp_max", "erf"),
-        *("sin", "cos", "atan", "asinh"),
-    )
-}
-"""Functions of the single elements of one tensor, its other arguments being numbers, that have a
-finite value and slope wherever an element may be."""
-
-ELEMENTWISE = ACTIVATIONS | {
-    f"aten.{name}"
-    for name in (
-        *("exp", "exp2", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal", "pow"),
-        *("sign", "tan", "sinh", "cosh", "asin", "acos", "acosh", "atanh", "floor", "ceil"),
-        *("round", "trunc", "frac", "nan_to_num", "logit", "isnan", "isinf", "isfinite"),
-        *("logical_not", "bitwise_not", "angle"),
-    )
-}
-"""All functions of the single elements of one tensor."""
 
 _COMPARED = ("eq", "ne", "lt", "le", "gt", "ge", "maximum", "minimum", "fmax", "fmin", "atan2")
 _LOGICAL = ("logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor")
-_OTHER = ("fmod", "remainder", "floor_divide", "__and__", "__or__", "__xor__", "hypot", "prelu")
+_OTHER = ("fmod", "remainder", "floor_divide", "__and__", "__or__", "__xor__", "hypot")
 
 
-@rule(*(name.removeprefix("aten.") for name in ELEMENTWISE))
-def _elementwise(node: Node, d: Derivation) -> list[Axis] | None:
+def elementwise(*names: str, commutes: Group = PERMUTATION, **facts: Any) -> None:
+    """Register functions of the single elements of one tensor; see `Operation` for the rest."""
+    rule(*names, commutes=commutes, twin=left_out, **facts)(_elementwise)
+
+
+def _elementwise(node: Node, d: Facts) -> list[Axis] | None:
     tensors = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, Ref)]
     if len(tensors) != 1 or tensors[0] is not node.args[0]:
         return _several(node, d) if node.op == "aten.pow" else None  # a tensor as a bound
     axes = operand_axes(node, d)
-    d.effect(axes, Effect.POSITIVE if node.op in HOMOGENEOUS else Effect.ELEMENTWISE, node)
+    d.effect(axes, operation(node).commutes, node)
     d.made_of(node, d.sources_of(node.args[0]))
     return axes
 
 
-@rule("prelu", "_prelu_kernel")
-def _prelu(node: Node, d: Derivation) -> list[Axis]:
+elementwise("relu", "leaky_relu", commutes=POSITIVE, smooth=True)
+elementwise("abs", "square", smooth=True, magnitude=True)
+elementwise("exp", "pow", magnitude=True)
+elementwise(
+    *("threshold", "gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "hardtanh"),
+    *("relu6", "hardswish", "hardsigmoid", "mish", "softplus", "softsign", "log_sigmoid"),
+    *("hardshrink", "softshrink", "clamp", "clamp_min", "clamp_max", "erf"),
+    *("sin", "cos", "atan", "asinh"),
+    smooth=True,
+)
+elementwise(
+    *("exp2", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal"),
+    *("sign", "tan", "sinh", "cosh", "asin", "acos", "acosh", "atanh", "floor", "ceil"),
+    *("round", "trunc", "frac", "nan_to_num", "logit", "isnan", "isinf", "isfinite"),
+    *("logical_not", "bitwise_not", "angle"),
+)
+
+
+@rule("prelu", commutes=POSITIVE, twin=left_out)
+@rule("_prelu_kernel", commutes=POSITIVE)
+def _prelu(node: Node, d: Facts) -> list[Axis]:
     axes = operand_axes(node, d)
-    d.effect(axes, Effect.POSITIVE, node)
+    d.effect(axes, operation(node).commutes, node)
     slope = node.args[1]
     for dim, axis in enumerate(own := d.axes_of(slope)):
         if ax.axis_size(axis) > 1:
@@ -68,25 +65,22 @@ def _prelu(node: Node, d: Derivation) -> list[Axis]:
     return axes
 
 
-@rule(*_COMPARED, *_LOGICAL, *(name for name in _OTHER if name != "prelu"), "where")
-@rule("masked_fill", "lerp", "addcmul", "addcdiv")
-def _of_several(node: Node, d: Derivation) -> list[Axis] | None:
-    return _several(node, d)
-
-
-def _several(node: Node, d: Derivation) -> list[Axis] | None:
+@rule(*_COMPARED, *_LOGICAL, *_OTHER, commutes=PERMUTATION)
+@rule("where", "lerp", "addcmul", "addcdiv", commutes=PERMUTATION)
+@rule("masked_fill", commutes=PERMUTATION, twin=left_out)
+def _several(node: Node, d: Facts) -> list[Axis] | None:
     """Several tensors, element by element, in another way than by sums and products."""
     if node.shape is None:
         return None
     result = _together(node, d, [a for a in node.args if d.is_tensor(a)], Role.SCALE)
-    d.effect(result, Effect.ELEMENTWISE, node)
+    d.effect(result, operation(node).commutes, node)
     tensors = [a for a in node.args if d.is_tensor(a)]
     if len(tensors) > 1 and any(not ax.is_inert(a) for t in tensors[1:] for a in d.axes_of(t)):
         d.restrict(result, node.op, node)
     return result
 
 
-def _together(node: Node, d: Derivation, tensors: list[Ref], role: Role) -> list[Axis]:
+def _together(node: Node, d: Facts, tensors: list[Ref], role: Role) -> list[Axis]:
     """Equate the axes of tensors that are broadcast together; weights among them have a role."""
     assert node.shape is not None
     rank = len(node.shape)
@@ -112,15 +106,22 @@ def _together(node: Node, d: Derivation, tensors: list[Ref], role: Role) -> list
     return result
 
 
-@rule("add", "sub", "rsub")
-def _sum(node: Node, d: Derivation) -> list[Axis] | None:
+def _unshifted(node: Node) -> Node:
+    """Without a number that is added to every feature."""
+    return node if isinstance(node.args[1], Ref) else left_out(node)
+
+
+@rule("add", tap="sum", adds=True, commutes=PERMUTATION, twin=_unshifted)
+@rule("sub", tap="sum", commutes=PERMUTATION, twin=_unshifted)
+@rule("rsub", commutes=PERMUTATION, twin=_unshifted)
+def _sum(node: Node, d: Facts) -> list[Axis] | None:
     tensors = [a for a in node.args[:2] if d.is_tensor(a)]
     if node.shape is None or not tensors:
         return None
     result = _together(node, d, tensors, Role.WRITE)
     numbers = [d.axes_of(t) for t in tensors if all(ax.axis_size(a) == 1 for a in d.axes_of(t))]
     if len(tensors) == 1 or any(len(axes) == 0 for axes in numbers):
-        d.effect(result, Effect.ELEMENTWISE, node)  # a shift of every feature by one number
+        d.effect(result, operation(node).commutes, node)  # a shift of every feature by one number
     for dim, axis in enumerate(result):
         for tensor in tensors:
             own = d.axes_of(tensor)
@@ -130,8 +131,9 @@ def _sum(node: Node, d: Derivation) -> list[Axis] | None:
     return result
 
 
-@rule("mul", "div", "true_divide")
-def _product(node: Node, d: Derivation) -> list[Axis] | None:
+@rule("mul", magnitude=True)
+@rule("div", "true_divide", commutes=PERMUTATION)  # if it rounds
+def _product(node: Node, d: Facts) -> list[Axis] | None:
     tensors = [a for a in node.args[:2] if d.is_tensor(a)]
     if node.shape is None or not tensors:
         return None

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
-from ccamerge.graph.rules.registry import operand_axes, rule, split_evenly
+from ccamerge.graph.facts import Facts
+from ccamerge.graph.operations import operation, rule
+from ccamerge.graph.rules.shared import operand_axes, split_evenly
 from ccamerge.graph.space import KERNEL, Role
 from ccamerge.graph.tracing.program import Node, Ref
-
-if TYPE_CHECKING:
-    from ccamerge.graph.derivation import Derivation
-
 
 Letters = list[str]
 
 MATCHED_IN_ORDER = "its groups are matched one by one, in the order in which they stand"
 
-CONTRACTIONS = frozenset(
-    f"aten.{name}" for name in ("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
-)
-"""Sums of products by other names than `aten.linear`."""
+PLACES = {"weight": 1, "bias": 2}
 
 
-@rule("linear")
-def _linear(node: Node, d: Derivation) -> list[Axis] | None:
+@rule("linear", tap="write", places=PLACES, features=-1, linear=True)
+def dense(node: Node, d: Facts) -> list[Axis] | None:
+    """A layer with (input, weight, bias) that reads and writes the last axis."""
     x, weight = operand_axes(node, d), node.args[1]
     if len(d.axes_of(weight)) != 2:
         return None
     d.features_of(weight, 0)
     rows = [f"x{i}" for i in range(len(x) - 1)]
-    return _contract(node, d, [*node.args[:2]], [[*rows, "in"], ["out", "in"]], [*rows, "out"])
+    bias = operation(node).place(node, "bias")
+    spec = [[*rows, "in"], ["out", "in"]]
+    return _contract(node, d, [*node.args[:2]], spec, [*rows, "out"], bias)
 
 
-@rule("matmul", "mm", "bmm")
-def _matmul(node: Node, d: Derivation) -> list[Axis] | None:
+@rule("matmul", "mm", "bmm", tap="write")
+def _matmul(node: Node, d: Facts) -> list[Axis] | None:
     a, b = (len(operand_axes(node, d, i)) for i in range(2))
     if node.shape is None or min(a, b) == 0:
         return None
@@ -46,8 +44,8 @@ def _matmul(node: Node, d: Derivation) -> list[Axis] | None:
     return _contract(node, d, [*node.args[:2]], [left, right], result)
 
 
-@rule("addmm", "baddbmm")
-def _addmm(node: Node, d: Derivation) -> list[Axis] | None:
+@rule("addmm", "baddbmm", tap="write")
+def _addmm(node: Node, d: Facts) -> list[Axis] | None:
     more = [] if node.op == "aten.addmm" else ["x"]
     if node.shape is None or not d.is_tensor(node.args[0]):
         return None
@@ -55,8 +53,8 @@ def _addmm(node: Node, d: Derivation) -> list[Axis] | None:
     return _contract(node, d, [*node.args[1:3]], spec, [*more, "row", "out"], node.args[0])
 
 
-@rule("einsum")
-def _einsum(node: Node, d: Derivation) -> list[Axis] | None:
+@rule("einsum", tap="write")
+def _einsum(node: Node, d: Facts) -> list[Axis] | None:
     equation = node.args[0].replace(" ", "")
     if "." in equation or "->" not in equation:
         return None
@@ -66,7 +64,7 @@ def _einsum(node: Node, d: Derivation) -> list[Axis] | None:
 
 def _contract(
     node: Node,
-    d: Derivation,
+    d: Facts,
     operands: list[Any],
     letters: list[Letters],
     result: Letters,
@@ -118,37 +116,40 @@ def _contract(
             for source in d.sources_of(operand)
         ],
     )
-    bias = node.argument(2, "bias") if node.op == "aten.linear" else bias
     if bias is not None:
-        added = d.axes_of(bias)
-        d.restrict(out[: len(out) - 1], "one number added to many features", node)
-        for dim in range(1, len(added) + 1):
-            if ax.axis_size(added[-dim]) == ax.axis_size(out[-dim]):
-                d.same_feature(bias, len(added) - dim, out[-dim], node)
-                d.use(bias, len(added) - dim, Role.WRITE, out[-dim], node)
-            else:
-                ax.pin(added[-dim], f"one for many in {node.name}")
-        if static and d.is_weight(bias):
-            return None
-    return out
+        _added(node, d, bias, out)
+    return None if static and bias is not None and d.is_weight(bias) else out
 
 
-def _bias(node: Node, d: Derivation, axis: Axis) -> None:
+def _added(node: Node, d: Facts, bias: Any, out: list[Axis]) -> None:
+    """A bias of the last axis, or of several of the last ones."""
+    own = d.axes_of(bias)
+    d.restrict(out[: len(out) - 1], "one number added to many features", node)
+    for dim in range(1, len(own) + 1):
+        if ax.axis_size(own[-dim]) == ax.axis_size(out[-dim]):
+            d.same_feature(bias, len(own) - dim, out[-dim], node)
+            d.use(bias, len(own) - dim, Role.WRITE, out[-dim], node)
+        else:
+            ax.pin(own[-dim], f"one for many in {node.name}")
+
+
+def _bias(node: Node, d: Facts, axis: Axis) -> None:
     bias = node.argument(2, "bias")
     if bias is not None:
         d.same_feature(bias, 0, axis, node)
         d.use(bias, 0, Role.WRITE, axis, node)
 
 
-def _positions(node: Node, d: Derivation, x: list[Axis]) -> None:
+def _positions(node: Node, d: Facts, x: list[Axis]) -> None:
     """Of a convolution: features that lie along positions, or among samples, of which a bias is."""
     for axis in x[2:]:
         ax.pin(axis, f"positions of {node.name}")
     d.restrict([x[0]], "one number added to many features", node)
 
 
-@rule("conv1d", "conv2d", "conv3d")
-def _conv(node: Node, d: Derivation) -> list[Axis] | None:
+@rule("conv1d", "conv2d", "conv3d", tap="write", places=PLACES, linear=True)
+def convolution(node: Node, d: Facts) -> list[Axis] | None:
+    """With (input, weight, bias, stride, padding, dilation, groups), channels on axis 1."""
     x, weight = operand_axes(node, d), d.axes_of(node.args[1])
     if node.shape is None or len(x) != len(weight) or d.is_static(node.args[0]):
         return None
@@ -195,7 +196,7 @@ def _conv(node: Node, d: Derivation) -> list[Axis] | None:
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def _conv_transpose(node: Node, d: Derivation) -> list[Axis] | None:
+def _conv_transpose(node: Node, d: Facts) -> list[Axis] | None:
     x, weight = operand_axes(node, d), d.axes_of(node.args[1])
     if node.shape is None or len(x) != len(weight) or int(node.argument(6, "groups", 1)) != 1:
         return None
@@ -213,7 +214,7 @@ def _conv_transpose(node: Node, d: Derivation) -> list[Axis] | None:
 
 
 @rule("scaled_dot_product_attention")
-def _attention(node: Node, d: Derivation) -> list[Axis] | None:
+def _attention(node: Node, d: Facts) -> list[Axis] | None:
     if node.shape is None or not all(map(d.is_tensor, node.args[:3])):
         return None
     query, key, value = (d.axes_of(a) for a in node.args[:3])
@@ -244,8 +245,8 @@ def _attention(node: Node, d: Derivation) -> list[Axis] | None:
     return out
 
 
-@rule("embedding")
-def _embedding(node: Node, d: Derivation) -> list[Axis] | None:
+@rule("embedding", tap="write")
+def _embedding(node: Node, d: Facts) -> list[Axis] | None:
     if len(sources := d.sources_of(node.args[0])) != 1 or d.is_weight(node.args[1]):
         return None
     weight = d.axes_of(node.args[0])

@@ -2,54 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
+from ccamerge.graph.facts import Facts
+from ccamerge.graph.groups import PERMUTATION
+from ccamerge.graph.operations import left_out, operation, rule
 from ccamerge.graph.rules.linear import MATCHED_IN_ORDER
-from ccamerge.graph.rules.registry import operand_axes, rule, split_evenly
-from ccamerge.graph.space import Effect, Role
+from ccamerge.graph.rules.shared import operand_axes, split_evenly
+from ccamerge.graph.space import Role
 from ccamerge.graph.tracing.program import Node
 
-if TYPE_CHECKING:
-    from ccamerge.graph.derivation import Derivation
+_PLACES = {"weight": 1, "bias": 2, "running_mean": 3, "running_var": 4}
+
+_AFFINE = {"weight": 2, "bias": 3}
+
+_ROLES = (("weight", Role.SCALE), ("bias", Role.WRITE))
 
 
-@rule("batch_norm")
-def _batch_norm(node: Node, d: Derivation) -> list[Axis] | None:
+@rule("batch_norm", tap="norm", places=_PLACES, commutes=PERMUTATION, twin=left_out)
+def _batch_norm(node: Node, d: Facts) -> list[Axis] | None:
     axes = operand_axes(node, d)
     if d.is_static(node.args[0]) or len(axes) < 2:
         return None
-    for index, name in enumerate(("weight", "bias", "running_mean", "running_var"), start=1):
-        own = node.argument(index, name)
+    for name in _PLACES:
+        own = operation(node).place(node, name)
         if own is not None:
             d.same_feature(own, 0, axes[1], node)
             d.use(own, 0, Role.VARIANCE if name == "running_var" else Role.NORM, axes[1], node)
-    d.effect(axes, Effect.ELEMENTWISE, node)
-    d.normalised(node)
+    d.effect(axes, operation(node).commutes, node)
     return axes
 
 
-@rule("layer_norm", "rms_norm")
-def _layer_norm(node: Node, d: Derivation) -> list[Axis]:
+@rule("layer_norm", tap="norm", places=_AFFINE, features=-1, twin=left_out)
+@rule("rms_norm", tap="norm", places={"weight": 2}, features=-1, twin=left_out)
+def _layer_norm(node: Node, d: Facts) -> list[Axis]:
     axes = operand_axes(node, d)
     count = len(node.args[1])
-    for index, name in ((2, "weight"), (3, "bias")):
-        own = node.argument(index, name) if node.op == "aten.layer_norm" or index == 2 else None
+    for name, role in _ROLES:
+        own = operation(node).place(node, name)
         if own is not None:
             for dim in range(count):
                 axis = axes[len(axes) - count + dim]
                 d.same_feature(own, dim, axis, node)
-                d.use(own, dim, Role.SCALE if index == 2 else Role.WRITE, axis, node)
+                d.use(own, dim, role, axis, node)
     # Without an affine part an orthogonal map would do; with it only a permutation is exact.
     d.restrict(axes[-count:], "normalised over its features", node)
     d.restrict(axes[: len(axes) - count], "normalised one by one", node)
-    d.normalised(node)
     return axes
 
 
-@rule("group_norm")
-def _group_norm(node: Node, d: Derivation) -> list[Axis] | None:
+@rule("group_norm", tap="norm", places=_AFFINE, twin=left_out)
+def _group_norm(node: Node, d: Facts) -> list[Axis] | None:
     axes = operand_axes(node, d)
     groups, channels = int(node.args[1]), ax.axis_size(axes[1])
     if 1 < groups < channels:
@@ -58,11 +61,10 @@ def _group_norm(node: Node, d: Derivation) -> list[Axis] | None:
             return None
         d.remark(pieces, f"{node.name}: {MATCHED_IN_ORDER}")
         axes = [axes[0], tuple(s for piece in pieces for s in piece), *axes[2:]]
-    for index, name in ((2, "weight"), (3, "bias")):
-        own = node.argument(index, name)
+    for name, role in _ROLES:
+        own = operation(node).place(node, name)
         if own is not None:
             d.same_feature(own, 0, axes[1], node)
-            d.use(own, 0, Role.SCALE if index == 2 else Role.WRITE, axes[1], node)
+            d.use(own, 0, role, axes[1], node)
     d.restrict(axes, "normalised within its group", node)
-    d.normalised(node)
     return axes

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+
+import torch
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
-from ccamerge.graph.rules.registry import dims_of, operand_axes, rule
-from ccamerge.graph.space import Effect
+from ccamerge.graph.facts import Facts
+from ccamerge.graph.groups import PERMUTATION, POSITIVE
+from ccamerge.graph.operations import OPERATIONS, Operation, left_out, operation, rule
+from ccamerge.graph.rules.shared import dims_of, operand_axes
 from ccamerge.graph.tracing.program import Node
 
-if TYPE_CHECKING:
-    from ccamerge.graph.derivation import Derivation
+
+def _averaged(node: Node) -> Node:
+    """The mean in place of the maximum."""
+    name = node.op.removeprefix("aten.")
+    args = node.args if name.startswith("adaptive") else node.args[:4]
+    target = getattr(torch.ops.aten, name.replace("max", "avg")).default
+    return dataclasses.replace(node, target=target, args=args)
 
 
-@rule("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d")
+for _name in ("aten.adaptive_max_pool1d", "aten.adaptive_max_pool3d"):
+    OPERATIONS[_name] = Operation(_name, twin=_averaged)  # with indices: no rule
+
+
+@rule("max_pool1d", "max_pool2d", "max_pool3d", commutes=POSITIVE, twin=_averaged)
+@rule("adaptive_max_pool2d", commutes=POSITIVE, twin=_averaged)
 @rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
 @rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
 @rule("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
-def _pool(node: Node, d: Derivation) -> list[Axis] | None:
+def _pool(node: Node, d: Facts) -> list[Axis] | None:
     axes = operand_axes(node, d)
     if node.shape is None:
         return None
@@ -26,22 +40,25 @@ def _pool(node: Node, d: Derivation) -> list[Axis] | None:
     kept, gone = axes[: len(axes) - spatial], axes[len(axes) - spatial :]
     for axis in gone:
         ax.pin(axis, f"pooled over by {node.name}")
-    if "max" in node.op:
-        d.effect(kept, Effect.POSITIVE, node)
+    d.effect(kept, operation(node).commutes, node)
     return [*kept, *(ax.inert(size) for size in node.shape[len(kept) :])]
 
 
-_REDUCED = (
-    *("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "norm", "linalg_vector_norm"),
-    *("any", "all", "prod"),
-)
+def _mean(node: Node) -> Node:
+    """The mean in place of another reduction."""
+    if node.shape is None:
+        return node
+    dims = node.named("dim")
+    over = [dims] if isinstance(dims, int) else dims
+    args = (node.args[0], over, bool(node.named("keepdim", default=False)))
+    return dataclasses.replace(node, target=torch.ops.aten.mean.dim, args=args, kwargs={})
 
-REDUCTIONS = frozenset(f"aten.{name}" for name in _REDUCED)
-"""Operations that make one value of many, in whatever order these come."""
 
-
-@rule(*_REDUCED)
-def _reduce(node: Node, d: Derivation) -> list[Axis] | None:
+@rule("mean", "sum", reduces=True)
+@rule("any", "all", reduces=True, commutes=PERMUTATION)  # of truth values
+@rule("amax", "amin", "var", "std", "prod", reduces=True, commutes=PERMUTATION, twin=_mean)
+@rule("logsumexp", "norm", "linalg_vector_norm", reduces=True, commutes=PERMUTATION, twin=_mean)
+def _reduce(node: Node, d: Facts) -> list[Axis] | None:
     axes = operand_axes(node, d)
     dims = node.argument(2 if "norm" in node.op else 1, "dim")
     if node.shape is None or (dims is not None and not isinstance(dims, (int, list, tuple))):
@@ -55,20 +72,19 @@ def _reduce(node: Node, d: Derivation) -> list[Axis] | None:
 
     d.restrict([axes[dim] for dim in over], f"reduced over by {node.name}", node)
     result = reduced(axes)
-    if node.op not in ("aten.mean", "aten.sum"):
-        d.effect(result, Effect.ELEMENTWISE, node)
+    d.effect(result, operation(node).commutes, node)
     d.made_of(node, [reduced(source) for source in d.sources_of(node.args[0])])
     return result
 
 
-@rule("cumsum", "cumprod", "argmax", "argmin")
-def _along(node: Node, d: Derivation) -> list[Axis] | None:
+@rule("cumsum")
+@rule("cumprod", "argmax", "argmin", commutes=PERMUTATION)
+def _along(node: Node, d: Facts) -> list[Axis] | None:
     axes, dim = operand_axes(node, d), node.argument(1, "dim")
     if dim is None or node.shape is None:
         return None
     ax.pin(axes[int(dim)], f"gone along by {node.name}")
-    if node.op != "aten.cumsum":
-        d.effect(axes, Effect.ELEMENTWISE, node)
+    d.effect(axes, operation(node).commutes, node)
     if not node.op.startswith("aten.arg"):
         d.made_of(node, d.sources_of(node.args[0]))
         return axes
@@ -76,18 +92,28 @@ def _along(node: Node, d: Derivation) -> list[Axis] | None:
     return rest if len(node.shape) == len(rest) else None
 
 
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax")
-def _softmax(node: Node, d: Derivation) -> list[Axis]:
+@rule("softmax", "log_softmax", commutes=PERMUTATION, twin=left_out)
+@rule("_softmax", "_log_softmax", commutes=PERMUTATION)
+def _softmax(node: Node, d: Facts) -> list[Axis]:
     axes = operand_axes(node, d)
     d.restrict([axes[int(node.args[1])]], f"softmax over it in {node.name}", node)
-    d.effect(axes, Effect.ELEMENTWISE, node)
+    d.effect(axes, operation(node).commutes, node)
     d.made_of(node, d.sources_of(node.args[0]))
     return axes
 
 
-@rule("constant_pad_nd", "pad", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d")
+def _with_zeros(node: Node) -> Node:
+    """Zeros in place of another number."""
+    if node.op == "aten.pad" and node.argument(2, "mode") not in (None, "constant"):
+        return node
+    target = torch.ops.aten.constant_pad_nd.default
+    return dataclasses.replace(node, target=target, args=node.args[:2])
+
+
+@rule("constant_pad_nd", "pad", commutes=PERMUTATION, twin=_with_zeros)
+@rule("reflection_pad1d", "reflection_pad2d", "reflection_pad3d")
 @rule("replication_pad1d", "replication_pad2d", "replication_pad3d")
-def _pad(node: Node, d: Derivation) -> list[Axis] | None:
+def _pad(node: Node, d: Facts) -> list[Axis] | None:
     axes = operand_axes(node, d)
     if node.shape is None:
         return None
@@ -100,6 +126,6 @@ def _pad(node: Node, d: Derivation) -> list[Axis] | None:
     mode = node.argument(2, "mode", "constant") if node.op == "aten.pad" else "constant"
     value = node.argument(3 if node.op == "aten.pad" else 2, "value", 0)
     if mode == "constant" and "constant" in node.op + mode and value not in (None, 0):
-        d.effect(axes, Effect.ELEMENTWISE, node)  # every feature gets the same number
+        d.effect(axes, operation(node).commutes, node)  # every feature gets the same number
         d.restrict(axes, f"padded with {value}", node)
     return axes

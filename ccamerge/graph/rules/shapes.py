@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
-from ccamerge.graph.rules.registry import broadcast, dims_of, move, rule
+from ccamerge.graph.facts import Facts
+from ccamerge.graph.operations import move, rule
+from ccamerge.graph.rules.shared import broadcast, dims_of
 from ccamerge.graph.space import Role
 from ccamerge.graph.tracing.program import Node, Ref
 
-if TYPE_CHECKING:
-    from ccamerge.graph.derivation import Derivation
 
-SHAPE_ONLY = frozenset(
-    f"aten.{name}"
-    for name in (
-        *("sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "size", "dim", "numel"),
-        *("sym_constrain_range", "sym_constrain_range_for_size", "_assert_async", "_assert_scalar"),
-        *("_assert_tensor_metadata", "zeros_like", "ones_like", "full_like", "empty_like"),
-        *("new_zeros", "new_ones", "new_full", "new_empty"),
-    )
-)
-"""Operations that read the shape of their operand and nothing else."""
+@rule("sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "size", "dim", "numel")
+@rule("sym_constrain_range", "sym_constrain_range_for_size", "_assert_async", "_assert_scalar")
+@rule("_assert_tensor_metadata", "zeros_like", "ones_like", "full_like", "empty_like")
+@rule("new_zeros", "new_ones", "new_full", "new_empty")
+def _shape_alone(node: Node, d: Facts) -> list[Axis]:
+    """They read the shape of their operand and nothing else."""
+    d.made_of(node, [])
+    return [ax.inert(size) for size in node.shape or ()]
 
 
 @move("clone", "contiguous", "detach", "alias", "to", "_to_copy", "type_as", "dropout")
@@ -165,7 +162,7 @@ def _index_select(node: Node, axes: list[Axis]) -> list[Axis] | None:
 
 
 @rule("index")
-def _index(node: Node, d: Derivation) -> list[Axis] | None:
+def _index(node: Node, d: Facts) -> list[Axis] | None:
     indices = node.args[1]
     given = [i for i, index in enumerate(indices) if index is not None]
     if node.shape is None or not d.is_tensor(node.args[0]):
@@ -198,7 +195,7 @@ def _index(node: Node, d: Derivation) -> list[Axis] | None:
 
 
 @rule("cat", "concat", "stack")
-def _cat(node: Node, d: Derivation) -> list[Axis] | None:
+def _cat(node: Node, d: Facts) -> list[Axis] | None:
     tensors = [r for r in node.args[0] if d.axes_of(r) != [ax.inert(0)]]  # torch's legacy empty one
     parts = [d.axes_of(r) for r in tensors]
     new = node.op == "aten.stack"

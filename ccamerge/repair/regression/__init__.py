@@ -22,7 +22,6 @@ reconstructing outputs through the non-linearity and across the shortcut.
 """
 
 from ccamerge.repair.regression.fitting import DAMPING, Fitted, Sample, fit
-from ccamerge.repair.regression.operators import features_dim
 from ccamerge.repair.regression.sites import Fit, Piece, fits_of
 
-__all__ = ["DAMPING", "Fit", "Fitted", "Piece", "Sample", "features_dim", "fit", "fits_of"]
+__all__ = ["DAMPING", "Fit", "Fitted", "Piece", "Sample", "fit", "fits_of"]

@@ -106,7 +106,7 @@ def _part(job: Fit, sample: Sample, weight: Tensor) -> tuple[Part, Tensor]:
     total = total.to(wanted.dtype).contiguous()
     operator = Operator.of(job.node, weight, sample.output)
     # A linear layer reads at the positions where it writes; a convolution finds them by its stride.
-    x = counted(job.node, sample.x) if job.node.op == "aten.linear" else sample.x
+    x = sample.x if operator.stride else counted(job.node, sample.x)
     return Part(operator, x.to(wanted.dtype), total, activated), wanted
 
 

@@ -15,24 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ccamerge.collection.positions import FITTED, lattice
+from ccamerge.graph.rules import features_dim
 from ccamerge.graph.tracing.program import Node
 
 _CONVOLUTIONS: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
 
 
-def features_dim(node: Node) -> int:
-    """The axis of a linear operation's or a norm's output that its parameters act on."""
-    return len(node.shape or ()) - 1 if node.op in ("aten.linear", "aten.layer_norm") else 1
-
-
-def features_last(node: Node, value: Tensor) -> Tensor:
-    """A linear operation's output with its features on the last axis."""
-    return value if node.op == "aten.linear" else value.movedim(1, -1)
-
-
 def counted(node: Node, value: Tensor) -> Tensor:
     """The positions of an operation's output that count, features last: a view."""
-    return features_last(node, value[lattice(value.shape, features_dim(node), FITTED)])
+    dim = features_dim(node)
+    return value[lattice(value.shape, dim, FITTED)].movedim(dim, -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +45,9 @@ class Operator:
     def of(cls, node: Node, weight: Tensor, output: Tensor) -> Operator:
         """The operation of a node, whose outputs are like ``output``."""
         shape = tuple(weight.shape)
-        if node.op == "aten.linear":
-            return cls(shape)
         spatial = len(shape) - 2
+        if not spatial:
+            return cls(shape)
 
         def each(index: int, name: str, default: int) -> tuple[int, ...]:
             given = node.argument(index, name, default)

@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ccamerge.graph.folds import LINEAR_OPS
-from ccamerge.graph.maps import FeatureMap
-from ccamerge.graph.rules import ACTIVATIONS
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.rules import features_dim, operation
 from ccamerge.graph.space import Spaces
 from ccamerge.graph.tracing.program import Node, Program, Ref
 from ccamerge.methods.weights import Shares
-from ccamerge.repair.regression.operators import features_dim
 
 LARGEST = 8192
 """Inputs or outputs of an operation up to which it is fitted; moments grow with their square."""
@@ -127,7 +125,7 @@ def fits_of(
     fits: dict[str, Fit] = {}
     skipped: dict[str, str] = {}
     for node in nodes.values():
-        if node.op not in LINEAR_OPS or node.shape is None:
+        if not operation(node).linear or node.shape is None:
             continue
         own = sorted(pieces.get(node.name, []), key=lambda piece: piece.start)
         if node.name not in absorbers:
@@ -160,7 +158,7 @@ def _site(node: Node, program: Program) -> tuple[str | None, Node | None]:
     users = program.users()
     end, added = node, None
     following = users.get(node.name, [])
-    if len(following) == 1 and following[0].op == "aten.add" and node.name not in program.outputs:
+    if len(following) == 1 and operation(following[0]).adds and node.name not in program.outputs:
         total = following[0]
         others = [ref for ref in total.refs() if ref != node.name]
         before = {n.name for n in program.nodes[: program.nodes.index(node)]}
@@ -171,4 +169,4 @@ def _site(node: Node, program: Program) -> tuple[str | None, Node | None]:
     same = {(n.op, n.args[1:], tuple(n.kwargs.items())) for n in readers if len(n.refs()) == 1}
     if end.name in program.outputs or len(same) != 1 or any(len(n.refs()) > 1 for n in readers):
         return added, None
-    return added, readers[0] if readers[0].op in ACTIVATIONS else None
+    return added, readers[0] if operation(readers[0]).smooth else None

@@ -19,10 +19,9 @@ import ccamerge
 from ccamerge.checkpoints.reading import load_state, save_state
 from ccamerge.cli import main
 from ccamerge.cli.demo.networks import ResNet20
+from ccamerge.graph.groups import GENERAL, PERMUTATION
 from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.states import folded_state
-from ccamerge.graph.networks.verification import random_map
-from ccamerge.graph.space import Group
 from ccamerge.merging.loading import load_merged
 from ccamerge.methods import METHODS
 from tests import models as M
@@ -79,7 +78,7 @@ def case(name: str) -> Case:
     data = [torch.randn(shape, dtype=torch.float64) for _ in range(8)]
     found = ccamerge.spaces(model, data[0])
     generator = torch.Generator().manual_seed(1)
-    maps = {s.name: random_map(s, "permutation", generator) for s in found.spaces}
+    maps = {s.name: PERMUTATION.random(s.size, generator) for s in found.spaces}
     copied = copy.deepcopy(model)
     load_merged(
         copied, transform(folded_state(model.state_dict(), found), found.spaces, maps), found, {}
@@ -113,7 +112,7 @@ def test_every_method_merges_three_different_networks(method: str, name: str) ->
     result = ccamerge.merge(found.models, statistics=found.collected, method=method, progress=False)
     assert all(torch.isfinite(v).all() for v in result.model.state_dict().values())
     assert math.isfinite(found.change(result.model))
-    general = {s.name for s in result.spaces if s.group is Group.GENERAL}
+    general = {s.name for s in result.spaces if s.group == GENERAL}
     assert general
     assert all(result.aligned.methods[space] == method for space in general)
 

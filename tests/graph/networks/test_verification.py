@@ -16,7 +16,8 @@ from ccamerge.graph.derivation import Derivation
 from ccamerge.graph.networks import trial, verification
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.networks.verification import verify
-from ccamerge.graph.rules import MOVES, linear, shapes
+from ccamerge.graph.operations import OPERATIONS, Operation, left_out
+from ccamerge.graph.rules import linear, shapes
 from ccamerge.graph.space import Role
 from tests import models as M
 
@@ -75,9 +76,13 @@ def test_a_bias_without_a_rule_pins_its_features(monkeypatch: pytest.MonkeyPatch
     assert real is not unsaid
 
 
+def _moving(name: str, move: Any) -> Operation:
+    return Operation(name, move=move, twin=left_out if name == "aten.tanh" else None)
+
+
 def test_symmetry_fails_when_too_large_a_group_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tanh declared to be the identity: exact under any map, it says."""
-    monkeypatch.setitem(MOVES, "aten.tanh", shapes._same)
+    monkeypatch.setitem(OPERATIONS, "aten.tanh", _moving("aten.tanh", shapes._same))
     model = M.randomise(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)))
     verdicts = _verdicts(model, (16, 6))
     assert not verdicts["symmetry"]
@@ -93,7 +98,7 @@ def test_linear_twin_fails_when_flatten_has_the_wrong_order(
         inner = ax.axis_size(axes[2]) * ax.axis_size(axes[3])
         return [axes[0], tuple((inner, *segment) for segment in ax.resolve(axes[1]))]
 
-    monkeypatch.setitem(MOVES, "aten.flatten", wrong)
+    monkeypatch.setitem(OPERATIONS, "aten.flatten", _moving("aten.flatten", wrong))
     model = M.randomise(
         nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4))
     )
@@ -246,7 +251,7 @@ def test_a_value_may_hold_features_of_two_spaces() -> None:
 
 
 def test_spaces_that_do_not_hold_are_pinned_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MOVES, "aten.tanh", shapes._same)
+    monkeypatch.setitem(OPERATIONS, "aten.tanh", _moving("aten.tanh", shapes._same))
     model = M.randomise(
         nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 4))
     )

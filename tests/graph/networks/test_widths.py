@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ccamerge
-from ccamerge.graph.maps import FeatureMap, transform
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.states import folded_state
 from ccamerge.merging.loading import load_merged
 from ccamerge.merging.paper import unfolded_spaces

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ccamerge.collection.positions import RESTORED, lattice
-from ccamerge.graph.folds import LINEAR_OPS
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.networks.states import folded_state
+from ccamerge.graph.rules import operation
 from ccamerge.graph.tracing.program import Node, Ref
 from ccamerge.repair.regression import Fit, Piece, Sample, rounds, sites
 from tests import models as M
@@ -160,7 +160,7 @@ def test_weights_of_zero_leave_the_other_model() -> None:
 def test_every_linear_operation_is_fitted(name: str) -> None:
     build, shape = CASES[name]
     result = merge(_models(build), _data(shape), repair="regression", progress=False)
-    linear = {n.name for n in result.spaces.program.nodes if n.op in LINEAR_OPS}
+    linear = {n.name for n in result.spaces.program.nodes if operation(n).linear}
     assert {f.tap for f in result.report.fitted} == linear
     assert result.report.skipped == {}
     assert not linear & {r.tap for r in result.report.repaired}

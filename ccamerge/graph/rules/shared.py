@@ -1,49 +1,16 @@
-"""Where rules are registered, and what they share."""
+"""What rules share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
+from ccamerge.graph.facts import Facts
 from ccamerge.graph.tracing.program import Node
 
-if TYPE_CHECKING:
-    from ccamerge.graph.derivation import Derivation
 
-Axes = list[Axis] | list[list[Axis]]
-Rule = Callable[[Node, "Derivation"], "Axes | None"]
-Move = Callable[[Node, "list[Axis]"], "Axes | None"]
-
-RULES: dict[str, Rule] = {}
-
-MOVES: dict[str, Move] = {}
-"""Operations whose result holds elements of their first operand: its axes follow from that one's
-alone, whatever these stand for."""
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operations by name."""
-
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys((f"aten.{name}" for name in names), function))
-        return function
-
-    return register
-
-
-def move(*names: str) -> Callable[[Move], Move]:
-    """Register how operations, by name, move the axes of their first operand."""
-
-    def register(function: Move) -> Move:
-        MOVES.update(dict.fromkeys((f"aten.{name}" for name in names), function))
-        return function
-
-    return register
-
-
-def operand_axes(node: Node, d: Derivation, index: int = 0) -> list[Axis]:
+def operand_axes(node: Node, d: Facts, index: int = 0) -> list[Axis]:
     """The axes of an operation's operand."""
     return d.axes_of(node.args[index])
 
