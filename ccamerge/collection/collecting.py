@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -128,8 +128,40 @@ def collect(
         message = f"folds must be at least 1, got {folds}"
         raise ValueError(message)
     where = device_for(models, device)
+    return one_pass(
+        models,
+        data,
+        given_spaces(found, models),
+        where,
+        reference=reference,
+        pairs=pairs,
+        folds=folds,
+        progress=progress,
+        seed=seed,
+        prove=prove,
+    )
+
+
+def one_pass(
+    models: Sequence[nn.Module],
+    data: Iterable[Any],
+    every: Sequence[Spaces],
+    where: Device | None,
+    *,
+    reference: int,
+    pairs: Pairs,
+    folds: int,
+    progress: bool,
+    seed: int,
+    prove: bool,
+    check: Callable[[Sequence[Spaces]], object] = lambda _: None,
+) -> Collected:
+    """As `collect`, of arguments that are checked.
+
+    ``every`` has each model's spaces; none if they are not known. ``check`` is called with them
+    before a second batch is drawn, to raise what it has against them.
+    """
     memory = memory_of(where)
-    every = given_spaces(found, models)
     result: Collected | None = None
     reservoir = Reservoir(KEEP_SAMPLES, KEEP_BYTES, seed)
     watched: list[_Watched] = []
@@ -142,6 +174,7 @@ def collect(
         args, kwargs = _inputs(batch, models[0], index)
         if result is None:
             every = every or spaces_of_models(models, args, kwargs, prove)
+            check(every)
             states = [
                 {key: fast_layout(value) for key, value in folded_state(model, own, memory).items()}
                 for model, own in zip(models, every, strict=True)

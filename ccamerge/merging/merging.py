@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ccamerge.collection.collecting import collect, device_for
+from ccamerge.collection.collecting import FOLDS, device_for, one_pass
 from ccamerge.collection.statistics import Collected
-from ccamerge.config.settings import Norm, Repair, Settings
+from ccamerge.config.settings import (
+    DEFAULT_METHOD,
+    MethodChoice,
+    Mode,
+    Norm,
+    Repair,
+    RidgeChoice,
+    Settings,
+    Weights,
+)
 from ccamerge.core import arguments
 from ccamerge.core.brief import Brief
 from ccamerge.core.device import DeviceLike, memory_of
@@ -25,18 +34,10 @@ from ccamerge.graph.networks.widths import shapes_of
 from ccamerge.graph.space import ANY_MAP, Effect, Space, Spaces
 from ccamerge.graph.tracing.modules import copied, extra_state, tensors_of
 from ccamerge.graph.tracing.plain import put_back, take_plain
-from ccamerge.merging.checking import check_results, checked
+from ccamerge.merging.checking import check_results, checked, refuse_for_spaces
 from ccamerge.merging.paper import reset_statistics, unfolded_spaces
-from ccamerge.methods import Mode
-from ccamerge.methods.alignment import (
-    DEFAULT_METHOD,
-    Aligned,
-    MethodChoice,
-    align,
-    pairs_needed,
-)
-from ccamerge.methods.ridges import RidgeChoice
-from ccamerge.methods.weights import Weights, shares_of
+from ccamerge.methods.alignment import Aligned, align, pairs_needed
+from ccamerge.methods.weights import shares_of
 from ccamerge.repair.repairing import RepairResult, repair_merged
 from ccamerge.reporting import plots
 from ccamerge.reporting.report import Report, SpaceReport
@@ -213,19 +214,23 @@ def merge(
             if data is None:
                 message = "data is needed: pass calibration batches, or moments of an earlier merge"
                 raise ValueError(message)
-            moments = collect(
+            moments = one_pass(
                 models,
-                data,
+                arguments.batches(data),
+                (),
+                where,
                 reference=reference,
                 pairs=pairs,
+                folds=FOLDS,
                 progress=progress,
                 seed=seed,
                 prove=given.prove,
-                device=where or "cpu",
+                check=lambda own: refuse_for_spaces(given, own, reference),
             )
         else:
             _check_moments(moments, models, reference, pairs)
             moments = moments.to(where)
+            refuse_for_spaces(given, [moments.spaces_of(m) for m in models], reference)
         derived = [moments.spaces_of(model) for model in models]
         distinct = {id(own): own for own in derived}  # models of equal widths share theirs
         there = {key: placed(own, memory) for key, own in distinct.items()}

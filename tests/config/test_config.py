@@ -18,9 +18,9 @@ import ccamerge
 from ccamerge import methods
 from ccamerge.config import settings
 from ccamerge.config.importing import ConfigError, Factory, import_function
-from ccamerge.config.model import METHODS, Evaluation
+from ccamerge.config.model import Evaluation
 from ccamerge.config.reader import load_config, parse_value
-from ccamerge.config.settings import Settings
+from ccamerge.config.settings import METHODS, Settings
 from ccamerge.merging import merging
 
 GOOD = """\
@@ -342,7 +342,7 @@ def test_fail_names_the_line(tmp_path):
 def test_no_torch_for_a_configuration(tmp_path):
     write(tmp_path, GOOD)
     code = (
-        "import sys; from ccamerge.config.model import load_config; load_config('merge.yml');"
+        "import sys; from ccamerge.config.reader import load_config; load_config('merge.yml');"
         "sys.exit('torch' in sys.modules)"
     )
     path = os.pathsep.join([str(Path(ccamerge.__file__).parents[1]), *sys.path])
