@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.cli.demo.cifar import load_images
-from ccamerge.collection.collecting import lockstep
 from ccamerge.graph.networks.states import fast_layout, folded_state
+from ccamerge.graph.tracing.lockstep import lockstep
 
 MODELS = 4
 IMAGES = 50_000
@@ -70,7 +70,7 @@ def forward_folded(
 ) -> None:
     """The passes as `collect` does them, through the library's internals, with nothing counted."""
     states = [
-        {key: fast_layout(value) for key, value in folded_state(model, spaces).items()}
+        {key: fast_layout(value) for key, value in folded_state(model.state_dict(), spaces).items()}
         for model in models
     ]
     with torch.inference_mode():
@@ -113,7 +113,8 @@ def run(given: Any, device: torch.device) -> tuple[str, dict[str, Any]]:
     stages = []
     for repair in ("regression", "variance"):  # the default first, as cold as it comes
         _, done = wall(
-            lambda r=repair: ccamerge.merge(models, moments=collected, repair=r, **settings), device
+            lambda r=repair: ccamerge.merge(models, statistics=collected, repair=r, **settings),
+            device,
         )
         stages.append({"repair": repair, "seconds": done.report.seconds})
     both = [s["seconds"]["solve"] + s["seconds"]["apply"] for s in stages]

@@ -64,7 +64,7 @@ def one(
     """A merge of the first ``count`` networks: accuracy, and seconds by stage."""
     given = {**settings, **options(device), "progress": False}
     models, moments = zoo.models[:count], collected.subset(range(count), 0)
-    took, done = wall(lambda: ccamerge.merge(models, moments=moments, **given), device)
+    took, done = wall(lambda: ccamerge.merge(models, statistics=moments, **given), device)
     stages = {stage: done.report.seconds.get(stage, 0.0) for stage in STAGES}
     return {"accuracy": zoo.accuracy(done.model), "total": took, **stages}
 

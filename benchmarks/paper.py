@@ -30,8 +30,8 @@ import torch
 from layout import record, surroundings, table, verdict
 
 import ccamerge
-from ccamerge import Collected, FeatureMap
-from ccamerge.collection.collecting import alignment_taps
+from ccamerge import FeatureMap, Statistics
+from ccamerge.collection.taps import alignment_taps
 from ccamerge.graph.space import Spaces
 from ccamerge.methods.alignment import Aligned
 
@@ -102,7 +102,7 @@ def measure(zoo: cases.Zoo, file: Path, options: Options, sets: Sets) -> dict[st
 
     Networks are tested after all are merged: only merging counts for the memory.
     """
-    collected = Collected.load(file)
+    collected = Statistics.load(file)
     rows: dict[str, Any] = {}
     merged: dict[str, list[torch.nn.Module]] = {}
     for count, chosen in sets.items():
@@ -111,7 +111,7 @@ def measure(zoo: cases.Zoo, file: Path, options: Options, sets: Sets) -> dict[st
             moments = collected.subset(indices, 0)
             models = [zoo.models[i] for i in indices]
             start = time.perf_counter()
-            done = ccamerge.merge(models, moments=moments, progress=False, **options)
+            done = ccamerge.merge(models, statistics=moments, progress=False, **options)
             times.append(time.perf_counter() - start)
             merged.setdefault(str(count), []).append(done.model)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -260,7 +260,7 @@ def rebased(aligned: Aligned, onto: int) -> Aligned:
 
 def modes_table(zoo: cases.Zoo, folder: Path, sets: Sets, repair: str) -> str:
     """Both modes for every choice of reference, and the universe's maps with one target."""
-    collected = Collected.load(folder / "pooled.safetensors")
+    collected = Statistics.load(folder / "pooled.safetensors")
     rows = []
     for count in (n for n in sets if n > 2):
         found: dict[str, list[float]] = {"reference": [], "universe": [], "maps alone": []}
@@ -273,7 +273,7 @@ def modes_table(zoo: cases.Zoo, folder: Path, sets: Sets, repair: str) -> str:
                 merged = {
                     mode: ccamerge.merge(
                         models,
-                        moments=moments,
+                        statistics=moments,
                         reference=reference,
                         mode=mode,
                         repair=repair,
@@ -285,7 +285,7 @@ def modes_table(zoo: cases.Zoo, folder: Path, sets: Sets, repair: str) -> str:
                     found[mode].append(zoo.accuracy(done.model))
                 done = ccamerge.merge(
                     models,
-                    moments=collected.subset(indices, 0),
+                    statistics=collected.subset(indices, 0),
                     aligned=rebased(merged["universe"].aligned, 0),
                     repair=repair,
                     progress=False,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ccamerge.collection.collecting import collect
     from ccamerge.collection.cost import plan
-    from ccamerge.collection.statistics import Collected
+    from ccamerge.collection.statistics import Statistics
     from ccamerge.core.canonical import CCAResult, cca, cca_batch
     from ccamerge.core.cuda import cuda_status
     from ccamerge.core.decompositions import (
@@ -38,7 +40,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ccamerge.core.threads": ("num_threads", "set_num_threads"),
     "ccamerge.graph.maps": ("FeatureMap",),
-    "ccamerge.collection.statistics": ("Collected",),
+    "ccamerge.collection.statistics": ("Statistics",),
     "ccamerge.collection.collecting": ("collect",),
     "ccamerge.evaluation.comparing": ("compare",),
     "ccamerge.core.cuda": ("cuda_status",),
@@ -68,13 +70,13 @@ __all__ = [
     "METHODS",
     "Barrier",
     "CCAResult",
-    "Collected",
     "Comparison",
     "FeatureMap",
     "MergeResult",
     "Moments",
     "Space",
     "Spaces",
+    "Statistics",
     "UniverseResult",
     "__version__",
     "barrier",
@@ -101,7 +103,14 @@ __all__ = [
 ]
 
 
+_OLD = {"Collected": "Statistics"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _OLD:
+        message = f"ccamerge.{name} is called ccamerge.{_OLD[name]} now"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return getattr(sys.modules[__name__], _OLD[name])
     if name not in _HOME_OF:
         message = f"module 'ccamerge' has no attribute {name!r}"
         raise AttributeError(message)

@@ -97,7 +97,7 @@ generalized_eigh_batch = _there(factors.generalized_eigh_batch)
 universe, universe_batch = _there(universe_solve.universe), _there(universe_solve.universe_batch)
 
 
-def collect(models: Any, data: Any, **options: Any) -> ccamerge.Collected:
+def collect(models: Any, data: Any, **options: Any) -> ccamerge.Statistics:
     """As the library's."""
     return ccamerge.collect(models, data, **{"device": _current, **options})
 

@@ -51,7 +51,7 @@ def models() -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def collected(models: list[Any]) -> ccamerge.Collected:
+def collected(models: list[Any]) -> ccamerge.Statistics:
     return ccamerge.collect(models, _images("train", 600), progress=False)
 
 
@@ -67,7 +67,7 @@ def test_the_checkpoints_are_what_they_should_be(models: list[Any], held_out: Da
 
 @pytest.fixture(scope="module")
 def accuracy(
-    models: list[Any], collected: ccamerge.Collected, held_out: Data
+    models: list[Any], collected: ccamerge.Statistics, held_out: Data
 ) -> dict[tuple[str, str], float]:
     """By method and repair, of one collection."""
     cases: list[tuple[str, Any]] = [
@@ -80,7 +80,7 @@ def accuracy(
     return {
         (method, repair): ccamerge.evaluate(
             ccamerge.merge(
-                models, method=method, repair=repair, moments=collected, progress=False
+                models, method=method, repair=repair, statistics=collected, progress=False
             ).model,
             held_out,
         )

@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
     comparison = ccamerge.compare(
         models,
         data,
-        moments=moments,
+        statistics=moments,
         methods={name: vars(settings) for name, settings in wanted.items()},
         points=args.barrier,
         metric=evaluation.metric,

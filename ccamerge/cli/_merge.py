@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     result = ccamerge.merge(
         models,
         reference=config.reference,
-        moments=moments,
+        statistics=moments,
         device=device or "cpu",
         **vars(settings),
     )

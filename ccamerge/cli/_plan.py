@@ -44,12 +44,13 @@ def print_plan(
     """
     import ccamerge
     from ccamerge.collection.collecting import FOLDS
+    from ccamerge.graph.networks.parameters import same_architecture
     from ccamerge.graph.networks.widths import spaces_of_models
     from ccamerge.graph.tracing.batches import split_batch
     from ccamerge.methods.alignment import pairs_needed
 
     example = example_inputs(args.input_shape, config.data)
-    every = spaces_of_models(networks, *split_batch(example, networks[0]))
+    every = spaces_of_models(same_architecture(networks), *split_batch(example, networks[0]))
     check_for_spaces(config, settings, every)
     pairs = pairs or pairs_needed(settings.method, settings.mode)
     print(f"method      {settings.method_words}")

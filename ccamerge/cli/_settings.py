@@ -18,7 +18,7 @@ from ccamerge.core.device import Device
 if TYPE_CHECKING:
     from torch import nn
 
-    from ccamerge.collection.statistics import Collected
+    from ccamerge.collection.statistics import Statistics
     from ccamerge.graph.space import Spaces
     from ccamerge.merging.checking import Problem
 
@@ -112,7 +112,7 @@ def statistics(
     models: Sequence[nn.Module],
     wanted: Iterable[Settings],
     device: Device | None,
-) -> tuple[Collected, float]:
+) -> tuple[Statistics, float]:
     """The moments that some merges need, from the file or from one pass over the data, on a device.
 
     Settings are checked before the pass, as soon as the first batch shows the network's spaces.
@@ -122,13 +122,14 @@ def statistics(
     The moments, and the seconds that it took to collect them.
     """
     import ccamerge
+    from ccamerge.graph.networks.parameters import same_architecture
     from ccamerge.graph.networks.widths import spaces_of_models
     from ccamerge.graph.tracing.batches import split_batch
     from ccamerge.methods.alignment import pairs_needed
 
     wanted = list(wanted)
     if config.moments is not None:
-        loaded = ccamerge.Collected.load(config.moments, device)
+        loaded = ccamerge.Statistics.load(config.moments, device)
         for settings in wanted:
             check_for_spaces(config, settings, [loaded.spaces_of(model) for model in models])
         return loaded, 0.0
@@ -138,7 +139,9 @@ def statistics(
     first = list(itertools.islice(batches, 1))
     if not first:
         config.fail("data", f"data is empty: {config.data.path} gave no batch")
-    found = spaces_of_models(models, *split_batch(first[0], models[0]), config.settings.prove)
+    found = spaces_of_models(
+        same_architecture(models), *split_batch(first[0], models[0]), config.settings.prove
+    )
     for settings in wanted:
         check_for_spaces(config, settings, found)
     every = {pairs_needed(settings.method, settings.mode) for settings in wanted}

@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import get_args
 
-from ccamerge.collection.collecting import FOLDS, alignment_taps, repair_taps
+from ccamerge.collection.collecting import FOLDS
 from ccamerge.collection.positions import MATCHED, RESTORED, lattice
 from ccamerge.collection.statistics import Pairs
+from ccamerge.collection.taps import alignment_taps, repair_taps
 from ccamerge.core import arguments
 from ccamerge.core.brief import Brief
 from ccamerge.graph.space import Spaces, Tap

@@ -18,7 +18,8 @@ from ccamerge.core.device import DeviceLike, resolve
 from ccamerge.core.moments import Moments
 from ccamerge.core.tensorfile import load_tensors, save_tensors
 from ccamerge.graph.networks.inspection import spaces_of_call
-from ccamerge.graph.networks.widths import Shapes, extended, shapes_of
+from ccamerge.graph.networks.parameters import Parameters, Shapes, parameters_of
+from ccamerge.graph.networks.widths import extended
 from ccamerge.graph.space import Space, Spaces
 from ccamerge.graph.tracing.batches import structure_from
 
@@ -28,7 +29,7 @@ _FORMAT = "ccamerge-moments-5"
 
 
 @dataclasses.dataclass(repr=False)
-class Collected(Brief):
+class Statistics(Brief):
     """Moments of several models on the same data, sufficient for any merge of them.
 
     Attributes
@@ -80,11 +81,11 @@ class Collected(Brief):
         """Where the moments are: "cpu" or "cuda:N"."""
         return next((m.device for folds in self.matched.values() for m in folds), "cpu")
 
-    def to(self, device: DeviceLike | None) -> Collected:
+    def to(self, device: DeviceLike | None) -> Statistics:
         """These statistics with all moments on a device; kept inputs stay where they are."""
         return self._mapped(lambda moments: moments.to(device))
 
-    def _mapped(self, change: Callable[[Moments], Moments]) -> Collected:
+    def _mapped(self, change: Callable[[Moments], Moments]) -> Statistics:
         """The same of changed moments."""
         matched = {s: [change(m) for m in folds] for s, folds in self.matched.items()}
         outputs = {
@@ -92,7 +93,7 @@ class Collected(Brief):
         }
         return dataclasses.replace(self, matched=matched, outputs=outputs)
 
-    def spaces_of(self, model: nn.Module) -> Spaces:
+    def spaces_of(self, model: nn.Module | Parameters) -> Spaces:
         """The spaces of one of the models, from the kept inputs if they are not known yet.
 
         Raises
@@ -101,14 +102,17 @@ class Collected(Brief):
             If the kept inputs hold objects of a class that is not imported, or the model cannot be
             traced for them.
         """
-        shapes = shapes_of(model)
+        parameters = model
+        if isinstance(parameters, nn.Module):
+            parameters = parameters_of(parameters, "the model")
+        shapes = parameters.shapes
         if shapes not in self.found:
             spec = structure_from(self.structure)
             calls = [pytree.tree_unflatten(leaves, spec) for leaves in self.inputs]
-            found = [spaces_of_call(model, *calls[0], prove=self.proved)]
+            found = [spaces_of_call(parameters, *calls[0], prove=self.proved)]
             for leaves, (args, kwargs) in zip(self.inputs, calls, strict=True):
                 if not found[0].program.accepts(leaves):
-                    found = extended(found, [model], args, kwargs, self.proved)
+                    found = extended(found, [parameters], args, kwargs, self.proved)
             self.found[shapes] = found[0]
         return self.found[shapes]
 
@@ -120,7 +124,7 @@ class Collected(Brief):
             total.merge(other)
         return total
 
-    def subset(self, models: Sequence[int], reference: int | None = None) -> Collected:
+    def subset(self, models: Sequence[int], reference: int | None = None) -> Statistics:
         """The statistics of some of the models, in the given order, without a pass over data.
 
         Parameters
@@ -184,7 +188,7 @@ class Collected(Brief):
         save_tensors(target, tensors, {"format": _FORMAT, "header": json.dumps(header)})
 
     @classmethod
-    def load(cls, path: str | Path, device: DeviceLike | None = None) -> Collected:
+    def load(cls, path: str | Path, device: DeviceLike | None = None) -> Statistics:
         """Read what `save` wrote, moments onto a device (default: the CPU).
 
         Raises
@@ -208,7 +212,7 @@ class Collected(Brief):
     @classmethod
     def _from(
         cls, tensors: Mapping[str, Tensor], header: dict[str, Any], device: DeviceLike | None
-    ) -> Collected:
+    ) -> Statistics:
         """From what `save` wrote."""
         states: dict[str, dict[str, dict[Any, dict[str, Any]]]] = {"matched": {}, "outputs": {}}
         inputs: list[list[Any]] = [list(row) for row in header.pop("inputs")]

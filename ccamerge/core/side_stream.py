@@ -23,7 +23,7 @@ LEAD = 4
 both streams at any time."""
 
 
-class Overlap:
+class SideStream:
     """A side stream for what is counted; on the CPU everything is done at once."""
 
     def __init__(self, device: Device | None) -> None:

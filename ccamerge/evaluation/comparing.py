@@ -12,11 +12,12 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from ccamerge.collection.statistics import Collected
+from ccamerge.collection.statistics import Statistics
 from ccamerge.config.importing import did_you_mean
 from ccamerge.config.model import METRICS, Ensemble
 from ccamerge.config.settings import Settings
 from ccamerge.core import arguments
+from ccamerge.core.renamed import renamed
 from ccamerge.evaluation.evaluating import Row, measure
 from ccamerge.evaluation.interpolation import check_points, path
 from ccamerge.evaluation.metrics import Metric, metric_named, title_of
@@ -26,11 +27,12 @@ from ccamerge.methods.weights import check_t
 from ccamerge.reporting.results import Barrier, Comparison, Score
 
 
+@renamed(moments="statistics")
 def compare(
     models: Sequence[nn.Module],
     data: Iterable[Any],
     *,
-    moments: Collected | None = None,
+    statistics: Statistics | None = None,
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = (),
     points: int = 0,
     metric: str | Metric = "accuracy",
@@ -49,8 +51,8 @@ def compare(
     models : of one architecture; never modified
     data : labelled batches as for `ccamerge.evaluate`, read once for the models and once for each
         method, so not a generator
-    moments : of the models, from `ccamerge.collect`, if ``methods`` are given; with pairs="all" if
-        one of them needs these
+    statistics : of the models, from `ccamerge.collect`, if ``methods`` are given; with pairs="all"
+        if one of them needs these
     methods : names in `METHODS`, or keyword arguments of `ccamerge.merge` by names for the rows:
         ``{"CCA, regression": {"method": "cca", "repair": "regression"}}``
     points : of the path from the reference to the others, at which each method's loss is measured
@@ -91,7 +93,7 @@ def compare(
         metric_named(value, argument=name)
     progress = arguments.flag(progress, "progress")
     points = arguments.integer(points, "points") and check_points(points)
-    merges = _settings(models, methods, moments, points, settings)
+    merges = _settings(models, methods, statistics, points, settings)
     if merges and isinstance(data, Iterator):
         message = "data is read several times: pass a list or a DataLoader, not a generator"
         raise ValueError(message)
@@ -160,7 +162,7 @@ def _method(
 def _settings(
     models: Sequence[nn.Module],
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
-    moments: Collected | None,
+    statistics: Statistics | None,
     points: int,
     settings: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
@@ -172,10 +174,10 @@ def _settings(
     else:
         given = arguments.items(methods, "methods", expected)
         methods = {arguments.string(name, "methods", expected): {"method": name} for name in given}
-    if methods and moments is None:
-        message = "moments are needed to merge by methods: pass ccamerge.collect(models, data)"
+    if methods and statistics is None:
+        message = "statistics are needed to merge by methods: pass ccamerge.collect(models, data)"
         raise ValueError(message)
-    common = {**settings, "moments": moments, "progress": False}
+    common = {**settings, "statistics": statistics, "progress": False}
     found = {name: {**common, **own} for name, own in methods.items()}
     known = inspect.signature(merge).parameters
     for name, chosen in found.items():
@@ -183,12 +185,12 @@ def _settings(
             hint = did_you_mean(unknown[0], known)
             message = f"methods[{name!r}]: {unknown[0]!r} is no argument of merge{hint}"
             raise TypeError(message)
-        check_results(chosen["moments"], chosen.get("aligned"))
+        check_results(chosen["statistics"], chosen.get("aligned"))
         reference = arguments.index(chosen.get("reference", 0), "reference", len(models))
         names = [field.name for field in dataclasses.fields(Settings)]
         how = Settings(**{key: chosen[key] for key in names if key in chosen})
         how = checked(how, len(models), reference)
-        every = [chosen["moments"].spaces_of(model) for model in models]
+        every = [chosen["statistics"].spaces_of(model) for model in models]
         refuse_for_spaces(how, every, reference)
         if points:
             check_t(how.weights, 0.5, reference)

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ccamerge.collection.statistics import Collected
+from ccamerge.collection.statistics import Statistics
 from ccamerge.core import arguments
+from ccamerge.core.renamed import renamed
 from ccamerge.evaluation.evaluating import measure
 from ccamerge.evaluation.metrics import Metric, metric_named
 from ccamerge.merging.merging import merge
@@ -18,11 +19,12 @@ POINTS = 11
 """From the reference to the others, both included."""
 
 
+@renamed(moments="statistics")
 def barrier(
     models: Sequence[nn.Module],
     data: Iterable[Any],
     *,
-    moments: Collected,
+    statistics: Statistics,
     metric: str | Metric = "accuracy",
     loss: str | Metric = "cross_entropy",
     points: int = POINTS,
@@ -36,7 +38,7 @@ def barrier(
     ----------
     models : as for `ccamerge.merge`
     data : labelled batches, as for `ccamerge.evaluate`
-    moments : of the models, from `ccamerge.collect` or the result of a merge
+    statistics : of the models, from `ccamerge.collect` or the result of a merge
     metric, loss : as for `ccamerge.evaluate`; the barrier is that of the loss
     points : merges from t = 0 to t = 1, equally far apart
     **settings : of `ccamerge.merge`. t = 0 is the reference itself and t = 1, of two models of
@@ -54,7 +56,7 @@ def barrier(
     models, data = arguments.modules(models), arguments.batches(data)
     for name, value in (("metric", metric), ("loss", loss)):
         metric_named(value, argument=name)
-    way = dict(path(models, points, **settings, moments=moments, progress=False))
+    way = dict(path(models, points, **settings, statistics=statistics, progress=False))
     rows = [(f"t = {t:g}", [model]) for t, model in way.items()]
     rows += [(f"models[{i}]", [model]) for i, model in enumerate(models)]
     values, _ = measure(rows, data, [metric, loss])
@@ -70,7 +72,7 @@ def path(
     Parameters
     ----------
     models, points : as for `barrier`
-    settings : of `ccamerge.merge`, with ``moments``
+    settings : of `ccamerge.merge`, with ``statistics``
 
     Raises
     ------

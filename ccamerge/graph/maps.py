@@ -1,9 +1,9 @@
-"""Applying feature maps to parameters, and averaging what results."""
+"""Feature maps, and parameters with their features mapped."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -94,9 +94,60 @@ class _Move:
     target_size: int
     factor: _Factor
 
-    @property
-    def axis(self) -> tuple[str, int]:
-        return self.slot.parameter, self.slot.dim
+
+class MappedParameters(Mapping[str, Tensor]):
+    """A model's parameters with its features mapped, each made when it is asked for.
+
+    In the same dtypes; products are formed in float64.
+
+    Parameters
+    ----------
+    state : parameters of the folded program; not modified
+    spaces : the spaces to map
+    maps : a map for each of them by name; a space without one is left alone
+    roles : only slots with these roles are changed
+    into : the reference's spaces, if its widths may differ: parameters then take its shapes
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        spaces: Sequence[Space],
+        maps: Mapping[str, FeatureMap],
+        roles: frozenset[Role] = frozenset(Role),
+        into: Sequence[Space] | None = None,
+    ) -> None:
+        self._state = state
+        self._moves: dict[str, list[_Move]] = {}
+        for move in _moves(spaces, maps, roles, spaces if into is None else into):
+            self._moves.setdefault(move.slot.parameter, []).append(move)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    def __getitem__(self, key: str) -> Tensor:
+        value = self._state[key]
+        moves = self._moves.get(key, [])
+        if not moves:
+            return value
+        changed = value.to(torch.complex128 if value.is_complex() else torch.float64, copy=True)
+        resized = {m.slot.dim for m in moves if m.size != m.target_size}
+        done: set[int] = set()
+        for move in moves:
+            slot, target_rows = move.slot, 0 in done  # ranges of axis 0 are the reference's by now
+            if slot.dim not in resized:
+                if target_rows:
+                    slot = dataclasses.replace(slot, rows=move.target.rows)
+                view = slot_view(changed, slot, move.size)
+                view.copy_(move.factor.applied(view))
+            elif slot.dim not in done:
+                done.add(slot.dim)
+                together = [m for m in moves if m.slot.dim == slot.dim]
+                changed = _resized(changed, slot.dim, together, target_rows)
+        return changed.to(value.dtype)
 
 
 def transform(
@@ -106,41 +157,8 @@ def transform(
     roles: frozenset[Role] = frozenset(Role),
     into: Sequence[Space] | None = None,
 ) -> dict[str, Tensor]:
-    """A model's parameters with its features mapped.
-
-    Parameters
-    ----------
-    state : parameters of the folded program; not modified
-    spaces : the spaces to map
-    maps : a map for each of them by name; a space without one is left alone
-    roles : only slots with these roles are changed
-    into : the reference's spaces, if its widths may differ: parameters then take its shapes
-
-    Returns
-    -------
-    New parameters in the same dtypes; products are formed in float64.
-    """
-    moves = list(_moves(spaces, maps, roles, spaces if into is None else into))
-    resized = dict.fromkeys(m.axis for m in moves if m.size != m.target_size)
-    done: set[tuple[str, int]] = set()
-    changed: dict[str, Tensor] = {}
-    for move in moves:
-        key, dim = move.axis
-        if key not in changed:
-            wide = torch.complex128 if state[key].is_complex() else torch.float64
-            changed[key] = state[key].to(wide, copy=True)
-        target_rows = (key, 0) in done  # ranges of axis 0 are the reference's by now
-        if move.axis not in resized:
-            slot = move.slot
-            if target_rows:
-                slot = dataclasses.replace(slot, rows=move.target.rows)
-            view = slot_view(changed[key], slot, move.size)
-            view.copy_(move.factor.applied(view))
-        elif move.axis not in done:
-            done.add(move.axis)
-            together = [m for m in moves if m.axis == move.axis]
-            changed[key] = _resized(changed[key], dim, together, target_rows)
-    return {**state, **{k: v.to(state[k].dtype) for k, v in changed.items()}}
+    """All of `MappedParameters` at once."""
+    return dict(MappedParameters(state, spaces, maps, roles, into))
 
 
 def _moves(
@@ -194,69 +212,3 @@ def _resized(tensor: Tensor, dim: int, moves: Sequence[_Move], target_rows: bool
         rest = old.shape[dim] - here
         new.narrow(dim, there, rest).copy_(old.narrow(dim, here, rest))
     return result
-
-
-def average(
-    states: Sequence[Mapping[str, Tensor]],
-    weights: Callable[[str], Sequence[float]],
-    used: Collection[str] | None = None,
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weighted mean of parameters, and what was taken from the first of the models instead.
-
-    Parameters
-    ----------
-    states : the models' parameters, in one set of features
-    weights : the models' shares for a parameter, summing to one; models without any do not count
-    used : parameters that the traced network uses, all if None; features that other ones read or
-        write are not known, so that a mean over models would mix them
-
-    Returns
-    -------
-    Parameters, whose sums are in double precision, and for each that the models do not agree in and
-    that is not, or not everywhere, their mean, why that is so.
-    """
-    result: dict[str, Tensor] = {}
-    reasons: dict[str, str] = {}
-    for key, value in states[0].items():
-        shares = [(state[key], w) for state, w in zip(states, weights(key), strict=True) if w != 0]
-        numbers = value.is_floating_point() or value.is_complex()
-        if all(_same(value, other) for other, _ in shares):
-            result[key] = value.clone()
-        elif not numbers:
-            result[key] = value.clone()
-            reasons[key] = f"it is of {str(value.dtype).removeprefix('torch.')}, and differs"
-        elif used is not None and key not in used:
-            result[key] = value.clone()
-            reasons[key] = "the traced call does not use it"
-        else:
-            result[key], whole = _mean(value, shares)
-            if not whole:
-                reasons[key] = "it has entries that are not finite, and differ"
-    return result, reasons
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same, NaN included."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-def _mean(first: Tensor, shares: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, bool]:
-    """A weighted mean of finite entries; others are kept where all agree, else the first's.
-
-    Whether all entries are either is the second result.
-    """
-    wide = torch.complex128 if first.is_complex() else torch.float64
-    total = torch.zeros_like(first, dtype=wide)
-    for value, weight in shares:
-        total.add_(value.to(wide), alpha=weight)
-    mean = total.to(first.dtype)
-    if bool(torch.isfinite(total).all()):
-        return mean, True
-    finite = torch.stack([value.isfinite() for value, _ in shares]).all(0)
-    one = shares[0][0]
-    same = torch.stack([(value == one) | ((value != value) & (one != one)) for value, _ in shares])
-    agreed = same.all(0)
-    mean = torch.where(finite, mean, torch.where(agreed, one, first))
-    return mean, bool((finite | agreed).all())

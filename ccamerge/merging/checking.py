@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ccamerge.collection.statistics import Collected
+from ccamerge.collection.statistics import Statistics
 from ccamerge.config.patterns import by_pattern
 from ccamerge.config.settings import DEFAULT_RIDGE, TABLE, Repair, Settings
 from ccamerge.core import arguments
+from ccamerge.graph.networks.fingerprints import program_fingerprint
+from ccamerge.graph.networks.parameters import Parameters
 from ccamerge.graph.space import Spaces
 from ccamerge.methods.alignment import (
     Aligned,
@@ -22,7 +24,6 @@ from ccamerge.methods.alignment import (
 from ccamerge.methods.weights import check_t, shares_of
 
 T = TypeVar("T")
-
 
 Problem = tuple[str, Exception]
 """A setting's name, and what is wrong with it."""
@@ -109,18 +110,45 @@ def refuse_for_spaces(settings: Settings, every: Sequence[Spaces], reference: in
         raise error
 
 
-def check_results(moments: Any, aligned: Any) -> None:
+def check_results(statistics: Any, aligned: Any) -> None:
     """Raise TypeError unless these are what `merge` and `collect` return under their names."""
     for name, value, kind, home in (
-        ("moments", moments, Collected, "ccamerge.collect"),
+        ("statistics", statistics, Statistics, "ccamerge.collect"),
         ("aligned", aligned, Aligned, "the `aligned` of a result"),
     ):
         if value is None or isinstance(value, kind):
             continue
         hint = ""
         if isinstance(value, (str, bytes)) or hasattr(value, "__fspath__"):
-            hint = f": load the file first, {name}=ccamerge.Collected.load({value!r:.100})"
+            hint = f": load the file first, {name}=ccamerge.Statistics.load({value!r:.100})"
         elif isinstance(getattr(value, name, None), kind):
             hint = f": pass its {name}, {name}=result.{name}"
-        expected = f"what {home} returns" if name == "moments" else home
+        expected = f"what {home} returns" if name == "statistics" else home
         raise arguments.wrong(name, f"{expected} ({kind.__name__})", value, hint)
+
+
+def check_statistics(
+    collected: Statistics, models: Sequence[Parameters], reference: int, pairs: str
+) -> Statistics:
+    """The statistics; ValueError unless they are of these models and suffice."""
+    if collected.models != len(models):
+        message = f"moments are of {collected.models} models, but {len(models)} were given"
+        raise ValueError(message)
+    if collected.pairs != "all" and collected.reference != reference:
+        message = (
+            f"moments were collected with reference {collected.reference}, not {reference}; "
+            "collect with pairs='all' to be free in the choice"
+        )
+        raise ValueError(message)
+    if pairs == "all" and collected.pairs != "all" and len(models) > 2:
+        message = "this mode or method needs moments of all pairs; collect with pairs='all'"
+        raise ValueError(message)
+    for index, model in enumerate(models):
+        if model.fingerprint != collected.fingerprint["models"][index]:
+            message = f"moments belong to other parameters than those of models[{index}]"
+            raise ValueError(message)
+        program = collected.spaces_of(model).program
+        if program_fingerprint(program) != collected.fingerprint["programs"][index]:
+            message = f"moments belong to another architecture than that of models[{index}]"
+            raise ValueError(message)
+    return collected

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccamerge.collection.collecting import lockstep
 from ccamerge.core.device import Device, memory_of
 from ccamerge.graph.derivation import Derivation
 from ccamerge.graph.space import Spaces
+from ccamerge.graph.tracing.lockstep import lockstep
 from ccamerge.graph.tracing.program import Program, Ref
 from ccamerge.repair.repairing import channel_statistics, walked_inputs
 

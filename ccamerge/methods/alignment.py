@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccamerge.collection.statistics import Collected, Pairs
+from ccamerge.collection.statistics import Pairs, Statistics
 from ccamerge.config.patterns import by_pattern
 from ccamerge.config.settings import DEFAULT_METHOD, MethodChoice, Mode, RidgeChoice
 from ccamerge.core import arguments
@@ -254,7 +254,7 @@ def check_solutions(
 
 def align(
     found: Spaces,
-    collected: Collected,
+    collected: Statistics,
     states: Sequence[Mapping[str, Tensor]],
     *,
     method: MethodChoice = DEFAULT_METHOD,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ccamerge.collection.statistics import Collected
+from ccamerge.collection.statistics import Statistics
 from ccamerge.config.patterns import by_pattern
 from ccamerge.config.settings import DEFAULT_RIDGE, RidgeChoice
 from ccamerge.core.canonical import cca_batch
@@ -31,7 +31,7 @@ GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 3.0, 10.0)
 def ridges_of(
     ridge: RidgeChoice | None,
     found: Spaces,
-    collected: Collected,
+    collected: Statistics,
     reference: int,
     regularised: Collection[str],
 ) -> dict[str, float]:
@@ -48,7 +48,7 @@ def ridges_of(
     )
 
 
-def best_ridge(space: Space, collected: Collected, reference: int) -> float:
+def best_ridge(space: Space, collected: Statistics, reference: int) -> float:
     """The ridge with the least held-out error in a space.
 
     Raises
@@ -60,7 +60,7 @@ def best_ridge(space: Space, collected: Collected, reference: int) -> float:
     return GRID[int(errors.mean(0).argmin())] if len(errors) else DEFAULT_RIDGE
 
 
-def held_out_errors(space: Space, collected: Collected, reference: int) -> Array:
+def held_out_errors(space: Space, collected: Statistics, reference: int) -> Array:
     """Relative errors (folds times other models, ridges), both ways added; see the module's head.
 
     A fold and model are left out if features that all are constant leave nothing to learn or judge.

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccamerge.collection.collecting import lockstep, repair_taps
 from ccamerge.collection.positions import RESTORED, lattice
-from ccamerge.collection.statistics import Collected
+from ccamerge.collection.statistics import Statistics
+from ccamerge.collection.taps import repair_taps
 from ccamerge.core.brief import Brief
 from ccamerge.core.device import Device, memory_of, resolve
 from ccamerge.core.moments import Moments
@@ -27,6 +27,7 @@ from ccamerge.graph.maps import FeatureMap
 from ccamerge.graph.networks.states import fast_layout
 from ccamerge.graph.space import Spaces
 from ccamerge.graph.tracing.batches import batch_size, moved
+from ccamerge.graph.tracing.lockstep import lockstep
 from ccamerge.graph.tracing.program import Node, Program, Ref
 from ccamerge.methods.weights import Shares
 from ccamerge.repair.regression import Fit, Fitted, Sample, features_dim, fit, fits_of
@@ -80,7 +81,7 @@ class RepairResult(Brief):
 def repair_merged(
     state: dict[str, Tensor],
     spaces: Spaces,
-    collected: Collected,
+    collected: Statistics,
     maps: Mapping[str, Sequence[FeatureMap]],
     shares: Shares,
     teachers: Sequence[tuple[Program, Mapping[str, Tensor]]] = (),
@@ -236,7 +237,7 @@ def channel_statistics(
 
 def _targets(
     spaces: Spaces,
-    collected: Collected,
+    collected: Statistics,
     maps: Mapping[str, Sequence[FeatureMap]],
     shares: Shares,
 ) -> dict[str, _Target]:

@@ -103,7 +103,7 @@ def test_methods_and_barriers(capsys, project):
         models, calibration(), reference=1, pairs="all", progress=False, seed=3
     )
     assert [m["name"] for m in record["merged"]] == ["average", "permutation", "zipit", "cca"]
-    settings = {"moments": moments, "reference": 1, "ridge": 0.01, "seed": 3}
+    settings = {"statistics": moments, "reference": 1, "ridge": 0.01, "seed": 3}
     for entry, way in zip(record["merged"], record["barriers"], strict=True):
         own = {**settings, "method": entry["name"]}
         assert found(entry) == scores(ccamerge.merge(models, **own).model)
@@ -172,7 +172,7 @@ def test_each_method_gets_the_options_that_it_knows(capsys, project):
     for entry in json.loads(out)["merged"]:
         options = {"zipit": {"alpha": 0.9}, "cca": {}, "swapped": {"first": 3}}[entry["name"]]
         merged = ccamerge.merge(
-            networks(), moments=moments, reference=1, method=entry["name"], options=options
+            networks(), statistics=moments, reference=1, method=entry["name"], options=options
         )
         assert found(entry) == scores(merged.model)
 

@@ -24,7 +24,7 @@ def test_collect_errors(capsys, project):
     assert text == "old.safetensors exists; --force replaces it"
     assert (project / "old.safetensors").read_bytes() == b"old"
     assert run(capsys, "collect", "merge.yml", "old.safetensors", "--force", "--quiet")[0] == 0
-    assert ccamerge.Collected.load("old.safetensors").samples == 512
+    assert ccamerge.Statistics.load("old.safetensors").samples == 512
     assert "no folder" in fails(capsys, 2, "collect", "merge.yml", "nowhere/x.safetensors")
 
 

@@ -68,7 +68,7 @@ def test_moments_replace_the_data(capsys, project):
     one, two = load_state("direct/model.safetensors"), load_state("later/model.safetensors")
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-5, atol=1e-6)
-    # Collected for one reference, they do not serve another.
+    # Statistics for one reference, they do not serve another.
     change(project, ("base_model: runs/1.pt", "base_model: runs/0.safetensors"))
     assert "reference" in fails(capsys, 2, "merge", "merge.yml", "other")
     change(project, ("stats.safetensors", "gone.safetensors"))
@@ -85,7 +85,7 @@ def test_collect_all_pairs_serves_any_reference(capsys, project):
 
 def test_collect_takes_the_pairs_that_mode_or_method_need(capsys, project):
     assert run(capsys, "collect", "merge.yml", "one.safetensors", "--quiet")[0] == 0
-    assert ccamerge.Collected.load("one.safetensors").pairs == "reference"
+    assert ccamerge.Statistics.load("one.safetensors").pairs == "reference"
     change(
         project, ("seed: 3", "seed: 3, mode: universe"), ("base_", "merge_method: average\nbase_")
     )
@@ -93,15 +93,15 @@ def test_collect_takes_the_pairs_that_mode_or_method_need(capsys, project):
     assert "2 models, 2 spaces, pairs: all\nmoments: 0.0 MiB (folds: 2)" in out
     _, _, err = run(capsys, "collect", "merge.yml", "two.safetensors", "--folds", "3")
     assert "512 samples, pairs: all, folds: 3" in err
-    collected = ccamerge.Collected.load("two.safetensors")
+    collected = ccamerge.Statistics.load("two.safetensors")
     assert collected.pairs == "all"
     assert {len(folds) for folds in collected.matched.values()} == {3}
     change(project, (", mode: universe", ""), ("average", '{"0": cca, "*": blobs_module:swap}'))
     assert run(capsys, "collect", "merge.yml", "three.safetensors", "--quiet")[0] == 0
-    assert ccamerge.Collected.load("three.safetensors").pairs == "all"  # as swap needs
+    assert ccamerge.Statistics.load("three.safetensors").pairs == "all"  # as swap needs
     given = ("--pairs", "reference", "--quiet")
     assert run(capsys, "collect", "merge.yml", "four.safetensors", *given)[0] == 0
-    assert ccamerge.Collected.load("four.safetensors").pairs == "reference"
+    assert ccamerge.Statistics.load("four.safetensors").pairs == "reference"
 
 
 def test_folds_for_ridge_auto(capsys, project):
@@ -115,7 +115,7 @@ def test_folds_for_ridge_auto(capsys, project):
     assert run(capsys, "merge", "merge.yml", "merged", "--quiet") == (0, "", "")
     report = json.loads((project / "merged/report.json").read_text())
     chosen = {space["name"]: space["ridge"] for space in report["report"]["spaces"]}
-    moments = ccamerge.Collected.load("s.safetensors")
+    moments = ccamerge.Statistics.load("s.safetensors")
     assert chosen == ridges_of("auto", moments.spaces_of(network()), moments, 1, set(chosen))
 
 

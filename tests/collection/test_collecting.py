@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.collection.collecting import KEEP_SAMPLES, Collected, alignment_taps
+from ccamerge.collection.data_pass import KEEP_SAMPLES
 from ccamerge.collection.kept_inputs import Reservoir
+from ccamerge.collection.statistics import Statistics
+from ccamerge.collection.taps import alignment_taps
 from tests import models as M
 from tests.backends import collect
 
@@ -159,7 +161,7 @@ def test_saving_and_loading_is_exact(tmp_path: Path) -> None:
     collected = collect(models, data, pairs="all", reference=2, progress=False)
     path = tmp_path / "moments.safetensors"
     collected.save(path)
-    loaded = Collected.load(path)
+    loaded = Statistics.load(path)
     assert (loaded.models, loaded.samples, loaded.pairs, loaded.reference) == (3, 41, "all", 2)
     assert loaded.fingerprint == collected.fingerprint
     found = loaded.spaces_of(models[0])
@@ -184,12 +186,12 @@ def test_loading_another_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"w": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match=r"model\.safetensors: not a file of collected moments"):
-        Collected.load(path)
+        Statistics.load(path)
     save_file({"w": torch.zeros(2)}, path, {"format": "ccamerge-moments-3"})
     with pytest.raises(ValueError, match=r"'ccamerge-moments-3', but .*-5': collect again"):
-        Collected.load(path)
+        Statistics.load(path)
     with pytest.raises(FileNotFoundError, match=r"absent\.safetensors: no such file"):
-        Collected.load(tmp_path / "absent.safetensors")
+        Statistics.load(tmp_path / "absent.safetensors")
 
 
 def test_the_size_does_not_depend_on_the_data() -> None:

@@ -20,7 +20,7 @@ from ccamerge.config.reader import load_config
 from ccamerge.config.settings import TABLE, Settings
 from ccamerge.reporting.report import Report
 
-OTHERS = ("models", "data", "reference", "moments", "aligned", "progress", "device")
+OTHERS = ("models", "data", "reference", "statistics", "aligned", "progress", "device")
 """Arguments of `merge` that depend on what is at hand."""
 
 

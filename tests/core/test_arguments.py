@@ -32,7 +32,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def moments(networks: Any, batches: Any) -> ccamerge.Collected:
+def moments(networks: Any, batches: Any) -> ccamerge.Statistics:
     return ccamerge.collect(networks, batches, progress=False)
 
 
@@ -85,22 +85,22 @@ def test_models_of_every_function(models: Any, batches: Any, moments: Any) -> No
         lambda models: ccamerge.collect(models, batches),
         lambda models: ccamerge.evaluate(models, batches),
         lambda models: ccamerge.compare(models, batches),
-        lambda models: ccamerge.barrier(models, batches, moments=moments),
+        lambda models: ccamerge.barrier(models, batches, statistics=moments),
     ):
         _refused(call, "models", models)
 
 
 def test_what_to_do_with_the_name_of_a_file_or_a_whole_result(
-    networks: Any, moments: ccamerge.Collected
+    networks: Any, moments: ccamerge.Statistics
 ) -> None:
     for value in ("stats.safetensors", Path("stats.safetensors")):
-        with pytest.raises(TypeError, match=r"load the file first, .*Collected\.load\(.*stats"):
-            ccamerge.merge(networks, moments=value)  # type: ignore[arg-type]
-    result = ccamerge.merge(networks, moments=moments, repair="none", progress=False)
+        with pytest.raises(TypeError, match=r"load the file first, .*Statistics\.load\(.*stats"):
+            ccamerge.merge(networks, statistics=value)  # type: ignore[arg-type]
+    result = ccamerge.merge(networks, statistics=moments, repair="none", progress=False)
     with pytest.raises(TypeError, match=r"got one MergeResult: pass its moments"):
-        ccamerge.merge(networks, moments=result)  # type: ignore[arg-type]
+        ccamerge.merge(networks, statistics=result)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"aligned=result\.aligned"):
-        ccamerge.merge(networks, moments=moments, aligned=result)  # type: ignore[arg-type]
+        ccamerge.merge(networks, statistics=moments, aligned=result)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,11 @@ def test_the_reference_alone_cannot_be_gone_away_from(networks: Any) -> None:
 
 def test_numbers_of_numpy_and_torch_are_numbers(networks: Any, moments: Any) -> None:
     plain = ccamerge.merge(
-        networks, moments=moments, ridge=0.25, t=0.5, weights=[1, 3], reference=0, progress=False
+        networks, statistics=moments, ridge=0.25, t=0.5, weights=[1, 3], reference=0, progress=False
     )
     result = ccamerge.merge(
         networks,
-        moments=moments,
+        statistics=moments,
         ridge=np.float32(0.25),
         t=torch.tensor(0.5),  # type: ignore[arg-type]
         weights=np.array([1, 3]),  # type: ignore[arg-type]
@@ -181,13 +181,13 @@ def test_compare_checks_everything_before_it_evaluates(
         def __iter__(self) -> Iterator[Tensor]:
             return _unread()
 
-    given = {"moments": moments, "methods": ["cca"], "progress": False}
+    given = {"statistics": moments, "methods": ["cca"], "progress": False}
     _refused(lambda **kw: ccamerge.compare(networks, Unread(), **{**given, **kw}), name, value)
 
 
 def test_an_unknown_setting_of_compare_is_named_with_its_row(networks: Any, moments: Any) -> None:
     with pytest.raises(TypeError, match=r"methods\['one'\]: 'ridg' is no .* mean 'ridge'"):
-        ccamerge.compare(networks, [], moments=moments, methods={"one": {"ridg": 1}})
+        ccamerge.compare(networks, [], statistics=moments, methods={"one": {"ridg": 1}})
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_an_unknown_setting_of_compare_is_named_with_its_row(networks: Any, mome
         (lambda **kw: ccamerge.Moments([2, 2]).subset(**kw), "models", [3, "ab", [0.5]]),
         (lambda **kw: ccamerge.Moments.load(**kw), "path", [3, None]),
         (lambda **kw: ccamerge.Moments.from_state(**kw), "state", [3, None]),
-        (lambda **kw: ccamerge.Collected.load(**kw), "path", [3, None]),
+        (lambda **kw: ccamerge.Statistics.load(**kw), "path", [3, None]),
         (lambda **kw: ccamerge.spaces(example_inputs=torch.ones(2, 3), **kw), "model", [3, "x"]),
         (lambda **kw: ccamerge.verify(example_inputs=torch.ones(2, 3), **kw), "model", [3, "x"]),
         (lambda **kw: ccamerge.verify(nn.Linear(3, 2), torch.ones(2, 3), **kw), "seed", ["1", 1.5]),
@@ -232,12 +232,12 @@ def test_functions_below_the_merge(call: Any, name: str, values: list[Any]) -> N
         _refused(call, name, value)
 
 
-def test_a_subset_is_of_distinct_models(moments: ccamerge.Collected) -> None:
+def test_a_subset_is_of_distinct_models(moments: ccamerge.Statistics) -> None:
     for models in ([0, 0], [0, 5], [0], [0.5, 1], 3, [True, False]):
         _refused(lambda models: moments.subset(models), "models", models)
 
 
-def test_a_damaged_file_of_moments_is_named(tmp_path: Path, moments: ccamerge.Collected) -> None:
+def test_a_damaged_file_of_moments_is_named(tmp_path: Path, moments: ccamerge.Statistics) -> None:
     from ccamerge.core.tensorfile import load_tensors, save_tensors
 
     moments.save(tmp_path / "s.safetensors")
@@ -249,7 +249,7 @@ def test_a_damaged_file_of_moments_is_named(tmp_path: Path, moments: ccamerge.Co
     ):
         save_tensors(tmp_path / "s.safetensors", tensors, about)
         with pytest.raises(ValueError, match=r"s\.safetensors: damaged"):
-            ccamerge.Collected.load(tmp_path / "s.safetensors")
+            ccamerge.Statistics.load(tmp_path / "s.safetensors")
 
 
 def test_messages_stay_short_whatever_came() -> None:

@@ -21,7 +21,7 @@ def results() -> dict[str, Any]:
     compared = ccamerge.compare(
         models,
         data,
-        moments=result.moments,
+        statistics=result.statistics,
         methods={f"method {i}" * 20: {"method": "average"} for i in range(9)},
         points=3,
         progress=False,
@@ -35,7 +35,7 @@ def results() -> dict[str, Any]:
         "spaces": result.spaces,
         "space": result.spaces[name],
         "program": result.spaces.program,
-        "collected": result.moments,
+        "collected": result.statistics,
         "report": result.report,
         "space report": result.report.spaces[0],
         "map": result.maps[name][1],

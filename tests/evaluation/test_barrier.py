@@ -48,7 +48,9 @@ def _permuted(model: nn.Module) -> nn.Module:
         s.name: FeatureMap.permutation(torch.randperm(s.size, generator=generator)) for s in found
     }
     other = copy.deepcopy(model)
-    load_merged(other, transform(folded_state(model, found), found.spaces, maps), found, {})
+    load_merged(
+        other, transform(folded_state(model.state_dict(), found), found.spaces, maps), found, {}
+    )
     return other
 
 
@@ -60,7 +62,7 @@ def _normed() -> nn.Module:
 
 
 @pytest.fixture(scope="module", params=[M.MLP, _normed], ids=["plain", "BatchNorm"])
-def permuted(request: pytest.FixtureRequest) -> tuple[list[nn.Module], ccamerge.Collected]:
+def permuted(request: pytest.FixtureRequest) -> tuple[list[nn.Module], ccamerge.Statistics]:
     """A trained network, a permuted copy of it, and their moments."""
     model = _trained(0, request.param())
     models = [model, _permuted(model)]
@@ -70,12 +72,12 @@ def permuted(request: pytest.FixtureRequest) -> tuple[list[nn.Module], ccamerge.
 @pytest.mark.parametrize("repair", ["none", "variance", "regression"])
 @pytest.mark.parametrize("method", ["permutation", "weight_matching", "cca"])
 def test_none_between_a_network_and_its_permuted_copy(
-    permuted: tuple[list[nn.Module], ccamerge.Collected], method: str, repair: str
+    permuted: tuple[list[nn.Module], ccamerge.Statistics], method: str, repair: str
 ) -> None:
     models, moments = permuted
     data = _data(2)
     settings = {"method": method, "repair": repair, "ridge": 1e-6}
-    found = ccamerge.barrier(models, data, moments=moments, points=5, **settings)
+    found = ccamerge.barrier(models, data, statistics=moments, points=5, **settings)
     loss = ccamerge.evaluate(models[0], data, "cross_entropy")
     assert found.t == (0.0, 0.25, 0.5, 0.75, 1.0)
     assert found.loss == pytest.approx([loss] * 5, rel=5e-3)
@@ -84,11 +86,11 @@ def test_none_between_a_network_and_its_permuted_copy(
 
 
 def test_there_is_one_without_alignment(
-    permuted: tuple[list[nn.Module], ccamerge.Collected],
+    permuted: tuple[list[nn.Module], ccamerge.Statistics],
 ) -> None:
     models, moments = permuted
     found = ccamerge.barrier(
-        models, _data(2), moments=moments, method="average", repair="none", points=5
+        models, _data(2), statistics=moments, method="average", repair="none", points=5
     )
     ends = ccamerge.evaluate(models[0], _data(2), "cross_entropy")
     assert found.loss[0] == pytest.approx(ends, rel=1e-5)
@@ -103,7 +105,7 @@ def test_against_the_interpolation_written_out() -> None:
     data = _data(2)
     moments = ccamerge.collect(models, _data(1), progress=False)
     found = ccamerge.barrier(
-        models, data, moments=moments, method="average", repair="none", points=4
+        models, data, statistics=moments, method="average", repair="none", points=4
     )
     x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
     losses, hits = [], []
@@ -158,7 +160,7 @@ def test_models_are_aligned_once_and_never_modified(monkeypatch: pytest.MonkeyPa
 
     method = ccamerge.METHODS["cca"]
     monkeypatch.setitem(ccamerge.METHODS, "cca", type(method)(**{**vars(method), "solve": counted}))
-    settings = {"moments": moments, "reference": 1, "t": 0.9, "progress": False}
+    settings = {"statistics": moments, "reference": 1, "t": 0.9, "progress": False}
     way = dict(path(models, 6, **settings))
     assert list(way) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert len(solved) == 1
@@ -183,9 +185,9 @@ def test_three_networks_of_any_settings(settings: dict[str, Any]) -> None:
     """The ends and the middle are what `merge` gives there."""
     models = [_trained(seed, _normed()) for seed in range(3)]
     moments = ccamerge.collect(models, _data(1), pairs="all", progress=False)
-    found = ccamerge.barrier(models, _data(2), moments=moments, points=3, **settings)
+    found = ccamerge.barrier(models, _data(2), statistics=moments, points=3, **settings)
     for t, loss in zip(found.t, found.loss, strict=True):
-        merged = ccamerge.merge(models, moments=moments, t=t, **settings).model
+        merged = ccamerge.merge(models, statistics=moments, t=t, **settings).model
         assert loss == pytest.approx(ccamerge.evaluate(merged, _data(2), "cross_entropy"))
     if settings.get("norm") != "paper":  # which takes its statistics from the data
         reference = models[settings.get("reference", 0)]
@@ -201,7 +203,9 @@ def test_any_metric_and_loss() -> None:
     def norm(outputs: Tensor, batch: Any) -> Tensor:
         return outputs.norm(dim=-1)
 
-    found = ccamerge.barrier(models, iter(data), moments=moments, metric=norm, loss=norm, points=3)
+    found = ccamerge.barrier(
+        models, iter(data), statistics=moments, metric=norm, loss=norm, points=3
+    )
     assert found.metric == found.loss
     assert found.loss[0] == pytest.approx(ccamerge.evaluate(models[0], data, norm), rel=1e-4)
 
@@ -211,7 +215,7 @@ def test_too_few_points(points: int) -> None:
     models = [M.randomise(M.MLP(), seed) for seed in range(2)]
     moments = ccamerge.collect(models, _data(), progress=False)
     with pytest.raises(ValueError, match=f"points must be at least 3, .* got {points}"):
-        ccamerge.barrier(models, _data(), moments=moments, points=points)
+        ccamerge.barrier(models, _data(), statistics=moments, points=points)
 
 
 def test_a_network_that_gives_no_numbers_is_named() -> None:
@@ -220,6 +224,6 @@ def test_a_network_that_gives_no_numbers_is_named() -> None:
     data = _data()
     data[1][0][0] = math.nan
     with pytest.raises(ValueError, match=r"batch 1, t = 0: accuracy: outputs are not numbers"):
-        ccamerge.barrier(models, data, moments=moments, points=3)
+        ccamerge.barrier(models, data, statistics=moments, points=3)
     with pytest.raises(ValueError, match="t needs another model to go to"):
-        ccamerge.barrier(models, _data(), moments=moments, weights=[1, 0])
+        ccamerge.barrier(models, _data(), statistics=moments, weights=[1, 0])

@@ -43,19 +43,19 @@ def models() -> list[nn.Module]:
 
 
 @pytest.fixture(scope="module")
-def moments(models: list[nn.Module]) -> ccamerge.Collected:
+def moments(models: list[nn.Module]) -> ccamerge.Statistics:
     return ccamerge.collect(models, [torch.randn(256, 12)], pairs="all", progress=False)
 
 
 def test_everything_is_what_the_parts_say(
-    models: list[nn.Module], moments: ccamerge.Collected
+    models: list[nn.Module], moments: ccamerge.Statistics
 ) -> None:
     data = _data()
     other = M.randomise(M.MLP(), 9)
     found = ccamerge.compare(
         models,
         _Once(data, 3),  # for the models, and for each method
-        moments=moments,
+        statistics=moments,
         methods=["cca", "permutation"],
         points=4,
         names=["a", "b", "c"],
@@ -75,14 +75,20 @@ def test_everything_is_what_the_parts_say(
     assert found.ensemble is not None
     assert (found.ensemble.metric, found.ensemble.loss) == both(models)
     assert [s.name for s in found.merged] == ["cca", "permutation", "other"]
-    settings = {"moments": moments, "reference": 2, "repair": "none", "progress": False}
+    settings = {"statistics": moments, "reference": 2, "repair": "none", "progress": False}
     for score in found.merged[:2]:
         merged = ccamerge.merge(models, method=score.name, **settings)  # type: ignore[arg-type]
         assert (score.metric, score.loss) == both(merged.model)
         assert score.seconds is not None
         assert score.seconds > 0
         own = ccamerge.barrier(
-            models, data, points=4, moments=moments, method=score.name, reference=2, repair="none"
+            models,
+            data,
+            points=4,
+            statistics=moments,
+            method=score.name,
+            reference=2,
+            repair="none",
         )
         assert found.barriers[score.name] == own
     assert (found.merged[2].metric, found.merged[2].loss) == both(other)
@@ -103,9 +109,9 @@ def test_everything_is_what_the_parts_say(
     assert record["barriers"][1]["barrier"] == found.barriers["permutation"].barrier
 
 
-def test_the_table(models: list[nn.Module], moments: ccamerge.Collected) -> None:
+def test_the_table(models: list[nn.Module], moments: ccamerge.Statistics) -> None:
     found = ccamerge.compare(
-        models, _data(), moments=moments, methods=["average"], points=3, progress=False
+        models, _data(), statistics=moments, methods=["average"], points=3, progress=False
     )
     lines = str(found).splitlines()
     assert lines[0].split() == ["accuracy", "cross_entropy", "seconds"]
@@ -125,17 +131,17 @@ def test_the_table(models: list[nn.Module], moments: ccamerge.Collected) -> None
     assert (plain.ensemble, plain.merged, plain.barriers) == (None, [], {})
 
 
-def test_rows_of_any_settings(models: list[nn.Module], moments: ccamerge.Collected) -> None:
+def test_rows_of_any_settings(models: list[nn.Module], moments: ccamerge.Statistics) -> None:
     found = ccamerge.compare(
         models,
         _data(),
-        moments=moments,
+        statistics=moments,
         methods={"weak": {"ridge": 1e-3}, "strong": {"ridge": 10.0, "repair": "none"}},
         progress=False,
         repair="variance",
     )
     for name, ridge, repair in (("weak", 1e-3, "variance"), ("strong", 10.0, "none")):
-        merged = ccamerge.merge(models, moments=moments, ridge=ridge, repair=repair)  # type: ignore[arg-type]
+        merged = ccamerge.merge(models, statistics=moments, ridge=ridge, repair=repair)  # type: ignore[arg-type]
         loss = ccamerge.evaluate(merged.model, _data(), "cross_entropy")
         assert {s.name: s.loss for s in found.merged}[name] == loss
 
@@ -158,7 +164,7 @@ def test_better(models: list[nn.Module]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"moments": None}, "moments are needed to merge by methods"),
+        ({"statistics": None}, "statistics are needed to merge by methods"),
         ({"methods": ["cca", "ccaa"]}, "method must be one of .*; got 'ccaa'"),
         ({"methods": ["cca", "ot"], "mode": "universe"}, "mode 'universe' is not for method 'ot'"),
         ({"options": {"alpha": 1}}, "options: 'alpha' is not known to 'cca'"),
@@ -167,30 +173,30 @@ def test_better(models: list[nn.Module]) -> None:
 )
 def test_errors_before_the_data_is_read(
     models: list[nn.Module],
-    moments: ccamerge.Collected,
+    moments: ccamerge.Statistics,
     changes: dict[str, Any],
     message: str,
 ) -> None:
     data = _Once(_data(), 0)
     with pytest.raises(ValueError, match=message):
-        ccamerge.compare(models, data, **{"moments": moments, "methods": ["cca"], **changes})
+        ccamerge.compare(models, data, **{"statistics": moments, "methods": ["cca"], **changes})
 
 
 def test_generators_last_for_one_pass_only(
-    models: list[nn.Module], moments: ccamerge.Collected
+    models: list[nn.Module], moments: ccamerge.Statistics
 ) -> None:
     with pytest.raises(ValueError, match="data is read several times: pass a list"):
-        ccamerge.compare(models, iter(_data()), moments=moments, methods=["cca"])
+        ccamerge.compare(models, iter(_data()), statistics=moments, methods=["cca"])
 
 
 def test_without_pot(
-    models: list[nn.Module], moments: ccamerge.Collected, monkeypatch: pytest.MonkeyPatch
+    models: list[nn.Module], moments: ccamerge.Statistics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "ot", None)
     with pytest.raises(ImportError, match="method 'ot' needs the package POT: pip install"):
-        ccamerge.compare(models, _Once(_data(), 0), moments=moments, methods=["cca", "ot"])
+        ccamerge.compare(models, _Once(_data(), 0), statistics=moments, methods=["cca", "ot"])
     with pytest.raises(ImportError, match="method 'ot' needs the package POT"):
         ccamerge.merge(models, _Once(_data(), 0), method="ot")
 
@@ -199,5 +205,5 @@ def test_numerical_failures_name_the_method(models: list[nn.Module]) -> None:
     few = ccamerge.collect(models, [torch.randn(4, 12)], progress=False)
     with pytest.raises(np.linalg.LinAlgError, match=r"exact: .*ridge"):
         ccamerge.compare(
-            models, _data(), moments=few, methods={"exact": {"ridge": 0.0}}, progress=False
+            models, _data(), statistics=few, methods={"exact": {"ridge": 0.0}}, progress=False
         )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.core.device import Device
-from ccamerge.core.side_stream import LEAD, Overlap
+from ccamerge.core.side_stream import LEAD, SideStream
 from ccamerge.graph.tracing.precision import no_tf32
 from tests import backends
 from tests import models as M
@@ -40,7 +40,7 @@ def _images(count: int = 4) -> list[Tensor]:
 
 
 @pytest.fixture(scope="module")
-def both() -> tuple[ccamerge.Collected, ccamerge.Collected]:
+def both() -> tuple[ccamerge.Statistics, ccamerge.Statistics]:
     """Statistics of three networks, on the CPU and on the device."""
     models, data = _nets(), _images()
     with no_tf32():  # features are to be the same
@@ -90,8 +90,8 @@ def test_maps_from_the_same_moments_are_those_of_the_cpu(
 ) -> None:
     models, moments = _nets(), both[0]
     settings = {"repair": "none", **settings}
-    here = ccamerge.merge(models, moments=moments, progress=False, **settings)
-    there = ccamerge.merge(models, moments=moments, progress=False, device="cuda", **settings)
+    here = ccamerge.merge(models, statistics=moments, progress=False, **settings)
+    there = ccamerge.merge(models, statistics=moments, progress=False, device="cuda", **settings)
     for name, row in here.maps.items():
         for a, b in zip(row, there.maps[name], strict=True):
             scale = float(a.forward.abs().max())
@@ -109,25 +109,25 @@ def test_maps_from_the_same_moments_are_those_of_the_cpu(
 
 def test_a_merge_is_done_where_its_moments_are(both: Any) -> None:
     models, (here, there) = _nets(), both
-    first = ccamerge.merge(models, moments=there, progress=False, repair="none")
+    first = ccamerge.merge(models, statistics=there, progress=False, repair="none")
     assert first.report.device.startswith("cuda:0")
-    assert first.moments.device == "cuda:0"
+    assert first.statistics.device == "cuda:0"
     again = ccamerge.merge(
-        models, moments=here, aligned=first.aligned, t=0.25, progress=False, repair="none"
+        models, statistics=here, aligned=first.aligned, t=0.25, progress=False, repair="none"
     )
     assert again.report.device == "cpu"
     assert all(m.forward.device.type == "cpu" for row in again.maps.values() for m in row)
-    third = ccamerge.merge(models, moments=there, device="cpu", progress=False, repair="none")
-    assert (third.report.device, third.moments.device) == ("cpu", "cpu")
+    third = ccamerge.merge(models, statistics=there, device="cpu", progress=False, repair="none")
+    assert (third.report.device, third.statistics.device) == ("cpu", "cpu")
 
 
 def test_statistics_go_from_place_to_place(both: Any, tmp_path: Any) -> None:
     there = both[1]
     path = tmp_path / "moments.safetensors"
     there.save(path)
-    assert ccamerge.Collected.load(path).device == "cpu"
+    assert ccamerge.Statistics.load(path).device == "cpu"
     for copied in (
-        ccamerge.Collected.load(path, "cuda"),
+        ccamerge.Statistics.load(path, "cuda"),
         there.to("cpu").to("cuda"),
         dataclasses.replace(there, matched=copy.deepcopy(there.matched)),
         there.subset([0, 1, 2]),
@@ -163,7 +163,7 @@ def test_models_on_a_device_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch)
 
 def test_counting_without_a_side_stream_is_done_at_once() -> None:
     for device in (None, Device(0)):
-        overlap, counted = Overlap(device), []
+        overlap, counted = SideStream(device), []
         for value in range(2 * LEAD):
             with overlap.counting(value):
                 counted.append(value)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import ccamerge
 from ccamerge.config.settings import Repair
 from ccamerge.graph.maps import transform
-from ccamerge.graph.networks.states import folded_state, same_architecture
+from ccamerge.graph.networks.parameters import parameters_of
+from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.networks.trial import random_map
 from ccamerge.graph.space import Group
 from ccamerge.graph.tracing.plain import take_plain
@@ -83,10 +84,10 @@ class Family:
 
     models: list[nn.Module]
     new: Tensor
-    collected: ccamerge.Collected
+    collected: ccamerge.Statistics
     outputs: list[Tensor]
     aligned: dict[Any, Aligned] = dataclasses.field(default_factory=dict)
-    subsets: dict[tuple[int, ...], ccamerge.Collected] = dataclasses.field(default_factory=dict)
+    subsets: dict[tuple[int, ...], ccamerge.Statistics] = dataclasses.field(default_factory=dict)
 
     def merged(self, chosen: Sequence[int], **settings: Any) -> Tensor:
         """Outputs of a merge of some of the models; what is aligned is aligned once."""
@@ -97,7 +98,7 @@ class Family:
         key = (some, str(sorted(how.items())))
         result = ccamerge.merge(
             [self.models[i] for i in chosen],
-            moments=self.subsets[some],
+            statistics=self.subsets[some],
             aligned=self.aligned.get(key),
             progress=False,
             **settings,
@@ -136,9 +137,11 @@ def transformed(model: nn.Module, example: Tensor, kind: str, seed: int) -> nn.M
         if kind == "rotation":
             turn = torch.linalg.qr(maps[space.name].forward + torch.eye(space.size))[0]
             maps[space.name] = ccamerge.FeatureMap(turn, turn.T.contiguous())
-    plain = same_architecture([model, model])[0]
+    plain = parameters_of(model, "the model").plain
     moved = copy.deepcopy(plain)
-    load_merged(moved, transform(folded_state(plain, found), found.spaces, maps), found, {})
+    load_merged(
+        moved, transform(folded_state(plain.state_dict(), found), found.spaces, maps), found, {}
+    )
     if plain is model:
         return moved
     holder = copy.deepcopy(model)
@@ -168,7 +171,7 @@ def family(name: str, few: bool = False, kind: str = "permutation") -> Family:
     torch.manual_seed(0)
     different = [M.randomise(build(), seed).double() for seed in range(3)]
     for model in different:  # singular vectors that go with the random weights
-        take_plain(model, same_architecture([model, model])[0])
+        take_plain(model, parameters_of(model, "the model").plain)
     first = different[0]
     copies = [copy.deepcopy(first) for _ in range(2)]
     moved = [transformed(first, data[0], kind, seed).eval() for seed in range(2)]
@@ -357,20 +360,20 @@ def test_nothing_given_is_changed(name: str) -> None:
     ccamerge.merge(models, labelled, progress=False)
     unchanged("merge of data")
     for repair in REPAIRS:
-        ccamerge.merge(models, moments=moments, repair=repair, progress=False)
+        ccamerge.merge(models, statistics=moments, repair=repair, progress=False)
         unchanged(f"merge with repair {repair!r}")
-    ccamerge.merge(models, moments=moments, norm="paper", progress=False)
+    ccamerge.merge(models, statistics=moments, norm="paper", progress=False)
     unchanged("merge with the paper's norm")
-    merged = ccamerge.merge(models, moments=moments, weights=[0, 1, 0], progress=False).model
+    merged = ccamerge.merge(models, statistics=moments, weights=[0, 1, 0], progress=False).model
     with torch.no_grad():
         for tensor in merged.state_dict().values():
             tensor.zero_()
     unchanged("writing to a merge with all weight on one model")
     ccamerge.evaluate(models, labelled)
     unchanged("evaluate")
-    ccamerge.compare(models, labelled, moments=moments, methods=["cca", "zipit"], progress=False)
+    ccamerge.compare(models, labelled, statistics=moments, methods=["cca", "zipit"], progress=False)
     unchanged("compare")
-    ccamerge.barrier(models, labelled, moments=moments, points=3)
+    ccamerge.barrier(models, labelled, statistics=moments, points=3)
     unchanged("barrier")
     ccamerge.verify(models[0], inputs[0])
     unchanged("verify")

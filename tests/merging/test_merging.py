@@ -50,7 +50,9 @@ def _permuted(
         s.name: FeatureMap.permutation(torch.randperm(s.size, generator=generator)) for s in found
     }
     other = copy.deepcopy(model)
-    load_merged(other, transform(folded_state(model, found), found.spaces, maps), found, {})
+    load_merged(
+        other, transform(folded_state(model.state_dict(), found), found.spaces, maps), found, {}
+    )
     return other
 
 
@@ -108,7 +110,7 @@ def test_weights_average_the_aligned_parameters() -> None:
     result = merge(models, data, weights=[3, 1], repair="none", progress=False)
     states = [
         transform(
-            folded_state(m, result.spaces),
+            folded_state(m.state_dict(), result.spaces),
             result.spaces.spaces,
             {k: row[i] for k, row in result.maps.items()},
         )
@@ -162,7 +164,7 @@ def test_batchnorm_put_back_computes_what_the_folded_program_does() -> None:
     models = [M.randomise(M.BottleneckResNet(), s).double() for s in range(2)]
     data = [b.double() for b in _batches(3, 8, 3, 8, 8)]
     result = merge(models, data, progress=False)
-    folded = folded_state(result.model, result.spaces)
+    folded = folded_state(result.model.state_dict(), result.spaces)
     leaves = result.spaces.program.flatten_inputs((data[0],), {})
     with torch.inference_mode():
         ours = result.spaces.program.run(folded, leaves)
@@ -195,11 +197,11 @@ class _Never:
 def test_moments_are_enough(method: str, tmp_path: Any) -> None:
     models, data = _mlps(), _batches()
     first = merge(models, data, method=method, progress=False)
-    again = merge(models, _Never(), method=method, moments=first.moments, progress=False)
+    again = merge(models, _Never(), method=method, statistics=first.statistics, progress=False)
     _close(first.model, again.model, 0.0)
-    first.moments.save(tmp_path / "m.safetensors")
-    loaded = ccamerge.Collected.load(tmp_path / "m.safetensors")
-    third = merge(models, method=method, moments=loaded, progress=False)
+    first.statistics.save(tmp_path / "m.safetensors")
+    loaded = ccamerge.Statistics.load(tmp_path / "m.safetensors")
+    third = merge(models, method=method, statistics=loaded, progress=False)
     _close(first.model, third.model, 0.0)
 
 
@@ -208,7 +210,7 @@ def test_moments_of_all_pairs_serve_any_reference() -> None:
     collected = collect(models, data, pairs="all", progress=False)
     for reference in range(3):
         direct = merge(models, data, reference=reference, progress=False)
-        reused = merge(models, moments=collected, reference=reference, progress=False)
+        reused = merge(models, statistics=collected, reference=reference, progress=False)
         _close(direct.model, reused.model, 1e-5)
 
 
@@ -321,9 +323,9 @@ def test_what_fails_its_proof_is_pinned_unless_that_is_turned_off(monkeypatch, t
     trusted = ccamerge.merge(models, data, prove=False, progress=False)
     assert [space.name for space in trusted.spaces] == ["a"]
     assert "not proved" in str(trusted.report)
-    trusted.moments.save(tmp_path / "m.safetensors")
-    loaded = ccamerge.Collected.load(tmp_path / "m.safetensors")
-    again = ccamerge.merge(models, moments=loaded, progress=False)
+    trusted.statistics.save(tmp_path / "m.safetensors")
+    loaded = ccamerge.Statistics.load(tmp_path / "m.safetensors")
+    again = ccamerge.merge(models, statistics=loaded, progress=False)
     assert [space.name for space in again.spaces] == ["a"]
     with pytest.raises(TypeError, match="prove must be"):
         ccamerge.merge(models, data, prove="no", progress=False)

@@ -169,33 +169,33 @@ def test_settings_are_checked_before_data_is_read(settings: dict[str, Any], mess
 
 def test_moments_of_other_models() -> None:
     models, data = _mlps(3), _batches()
-    moments = _merge(models[:2], data).moments
+    moments = _merge(models[:2], data).statistics
     with pytest.raises(ValueError, match=r"moments belong to other parameters.*models\[1\]"):
-        _merge([models[0], models[2]], moments=moments)
+        _merge([models[0], models[2]], statistics=moments)
     with pytest.raises(ValueError, match="moments are of 2 models, but 3 were given"):
-        _merge(models, moments=moments)
+        _merge(models, statistics=moments)
     with pytest.raises(ValueError, match="collected with reference 0, not 1"):
-        _merge(models[:2], moments=moments, reference=1)
+        _merge(models[:2], statistics=moments, reference=1)
 
 
 def test_moments_of_a_permuted_model_are_other_moments() -> None:
     """Sums and norms do not see a permutation: the digest must."""
     models = _mlps()
-    moments = _merge(models, _batches()).moments
+    moments = _merge(models, _batches()).statistics
     with torch.no_grad():
         order = torch.randperm(16)
         models[1].layers[0].weight.copy_(models[1].layers[0].weight[order])
         models[1].layers[0].bias.copy_(models[1].layers[0].bias[order])
         models[1].layers[1].weight.copy_(models[1].layers[1].weight[:, order])
     with pytest.raises(ValueError, match="moments belong to other parameters"):
-        _merge(models, moments=moments)
+        _merge(models, statistics=moments)
 
 
 def test_moments_of_another_architecture() -> None:
-    moments = _merge(_mlps(), _batches()).moments
+    moments = _merge(_mlps(), _batches()).statistics
     others = [M.randomise(M.MLP((12, 8, 5)), s) for s in range(2)]
     with pytest.raises(ValueError, match="moments belong to"):
-        _merge(others, moments=moments)
+        _merge(others, statistics=moments)
 
 
 def test_ctrl_c_while_data_is_read() -> None:

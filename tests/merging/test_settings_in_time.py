@@ -100,7 +100,7 @@ def networks() -> list[nn.Module]:
 
 
 @pytest.fixture(scope="module")
-def moments(networks: list[nn.Module]) -> ccamerge.Collected:
+def statistics(networks: list[nn.Module]) -> ccamerge.Statistics:
     return ccamerge.collect(networks, Counted(), progress=False, pairs="all")
 
 
@@ -111,14 +111,14 @@ def test_there_are_enough_mistakes() -> None:
 
 @pytest.mark.parametrize("settings", [*_by_the_reader(), *ALONE], ids=str)
 def test_before_the_first_batch(
-    networks: list[nn.Module], moments: ccamerge.Collected, settings: dict[str, Any]
+    networks: list[nn.Module], statistics: ccamerge.Statistics, settings: dict[str, Any]
 ) -> None:
     data = Counted()
     with pytest.raises((ValueError, TypeError)) as merging:
         ccamerge.merge(networks, data, progress=False, **settings)
     rows = {"right": {}, "wrong": settings}
     with pytest.raises((ValueError, TypeError)) as comparing:
-        ccamerge.compare(networks, data, moments=moments, methods=rows, progress=False)
+        ccamerge.compare(networks, data, statistics=statistics, methods=rows, progress=False)
     assert data.drawn == 0
     assert str(merging.value) == str(comparing.value)
 
@@ -136,7 +136,7 @@ def test_what_the_commands_say(
 @pytest.mark.parametrize(("settings", "message"), OF_SPACES)
 def test_what_depends_on_spaces_before_the_second_batch(
     networks: list[nn.Module],
-    moments: ccamerge.Collected,
+    statistics: ccamerge.Statistics,
     settings: dict[str, Any],
     message: str,
 ) -> None:
@@ -145,10 +145,10 @@ def test_what_depends_on_spaces_before_the_second_batch(
         ccamerge.merge(networks, data, progress=False, **settings)
     assert data.drawn == 1
     with pytest.raises(ValueError, match=message):
-        ccamerge.merge(networks, moments=moments, progress=False, **settings)
+        ccamerge.merge(networks, statistics=statistics, progress=False, **settings)
     rows = {"right": {}, "wrong": settings}
     with pytest.raises(ValueError, match=message):  # where the spaces are known already
-        ccamerge.compare(networks, data, moments=moments, methods=rows, progress=False)
+        ccamerge.compare(networks, data, statistics=statistics, methods=rows, progress=False)
     assert data.drawn == 1
 
 
@@ -164,9 +164,11 @@ def test_widths_before_the_second_batch(settings: dict[str, Any]) -> None:
 
 
 def test_a_way_that_leads_nowhere_before_the_first_batch(
-    networks: list[nn.Module], moments: ccamerge.Collected
+    networks: list[nn.Module], statistics: ccamerge.Statistics
 ) -> None:
     data = Counted()
     with pytest.raises(ValueError, match="weights leave nothing but the reference"):
-        ccamerge.compare(networks, data, moments=moments, methods=["cca"], points=3, weights=[1, 0])
+        ccamerge.compare(
+            networks, data, statistics=statistics, methods=["cca"], points=3, weights=[1, 0]
+        )
     assert data.drawn == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ccamerge
-from ccamerge.collection.collecting import Collected
+from ccamerge.collection.collecting import Statistics
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.space import Group, Space, Spaces
 from ccamerge.methods.ridges import DEFAULT_RIDGE, GRID, best_ridge, held_out_errors, ridges_of
@@ -19,11 +19,11 @@ from tests.problems import Array, moments_of, related
 SPACE = Space("test", 6, Group.GENERAL, "", (), (), ())
 
 
-def _collected(*folds: list[Array]) -> Collected:
+def _collected(*folds: list[Array]) -> Statistics:
     """Folds of one space of several models' features."""
     matched = {"test": [moments_of(*fold) for fold in folds]}
     count = len(folds[0])
-    return Collected(matched, {}, [], [], count, sum(map(len, folds[0])), "all", 0, "", {})
+    return Statistics(matched, {}, [], [], count, sum(map(len, folds[0])), "all", 0, "", {})
 
 
 def _folds(models: int = 2, folds: int = 2, n: int = 90, noise: float = 1.0) -> list[list[Array]]:
@@ -146,10 +146,10 @@ def _networks() -> tuple[list[Any], list[torch.Tensor], Spaces]:
 def test_auto_in_a_merge() -> None:
     models, data, found = _networks()
     result = ccamerge.merge(models, data, ridge="auto", progress=False)
-    chosen = {s.name: best_ridge(s, result.moments, 0) for s in found.spaces}
+    chosen = {s.name: best_ridge(s, result.statistics, 0) for s in found.spaces}
     assert result.aligned.ridges == chosen
     assert set(chosen.values()) <= set(GRID)
-    by_hand = ccamerge.merge(models, moments=result.moments, ridge=chosen, progress=False)
+    by_hand = ccamerge.merge(models, statistics=result.statistics, ridge=chosen, progress=False)
     for key, value in result.model.state_dict().items():
         assert torch.equal(value, by_hand.model.state_dict()[key])
     with pytest.raises(ValueError, match="collect with folds=2 or more, from at least so many"):

@@ -28,10 +28,12 @@ class Setting:
         first = ccamerge.merge(
             self.models, data, reference=reference, method=method, progress=False
         )
-        self.moments, self.aligned, found = first.moments, first.aligned, first.spaces
+        self.moments, self.aligned, found = first.statistics, first.aligned, first.spaces
         self.mapped = [
             transform(
-                folded_state(m, found), found.spaces, {k: row[i] for k, row in first.maps.items()}
+                folded_state(m.state_dict(), found),
+                found.spaces,
+                {k: row[i] for k, row in first.maps.items()},
             )
             for i, m in enumerate(self.models)
         ]
@@ -39,7 +41,7 @@ class Setting:
     def merge(self, **given: Any) -> dict[str, Tensor]:
         model = ccamerge.merge(
             self.models,
-            moments=self.moments,
+            statistics=self.moments,
             aligned=self.aligned,
             reference=self.reference,
             repair="none",

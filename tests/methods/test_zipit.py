@@ -217,7 +217,7 @@ def test_zipping_only_some_spaces() -> None:
     part = ccamerge.merge(
         models, data, method={"layers.0": "zipit", "*": "average"}, progress=False
     )
-    whole = ccamerge.merge(models, moments=part.moments, method="zipit", progress=False)
+    whole = ccamerge.merge(models, statistics=part.statistics, method="zipit", progress=False)
     for mine, other in zip(part.maps["layers.0"], whole.maps["layers.0"], strict=True):
         assert torch.equal(mine.forward, other.forward)
     for name in ("layers.1", "layers.2"):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge.collection.collecting import lockstep
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.networks.states import folded_state
+from ccamerge.graph.tracing.lockstep import lockstep
 from ccamerge.repair import repairing as repair
 from ccamerge.repair.repairing import walked_inputs
 from tests import models as M
@@ -28,13 +28,13 @@ def _merge(build: Any, shape: tuple[int, ...], **settings: Any) -> ccamerge.Merg
 def _taps(result: ccamerge.MergeResult) -> dict[str, tuple[Tensor, Tensor]]:
     """Each tap's mean and deviation in the merged model, on the kept inputs."""
     program = result.spaces.program
-    state = folded_state(result.model, result.spaces)
+    state = folded_state(result.model.state_dict(), result.spaces)
     wanted = {r.tap for r in result.report.repaired}
     found = {}
     with torch.inference_mode():
-        for name, values in lockstep([(program, state, x) for x in result.moments.inputs]):
+        for name, values in lockstep([(program, state, x) for x in result.statistics.inputs]):
             if name in wanted:
-                found[name] = channel_statistics(values, 1, result.moments.turns)
+                found[name] = channel_statistics(values, 1, result.statistics.turns)
     return found
 
 
@@ -63,7 +63,7 @@ def test_every_tap_has_the_statistics_of_its_target(name: str, weights: list[flo
             mean, std = measured[tap.name]
             if len(mean) != space.size:
                 continue  # a concatenation of spaces
-            moments = result.moments.outputs[space.name][tap.name]
+            moments = result.statistics.outputs[space.name][tap.name]
             target_mean = torch.zeros_like(mean)
             target_std = torch.zeros_like(std)
             for i, (m, weight) in enumerate(zip(result.maps[space.name], weights, strict=True)):
@@ -183,7 +183,7 @@ def test_a_layer_used_twice_is_not_rescaled() -> None:
     models = [M.randomise(M.TiedAutoencoder(), s).double() for s in range(2)]
     data = [torch.randn(64, 10).double()]
     result = merge(models, data, progress=False)
-    plain = merge(models, moments=result.moments, repair="none", progress=False)
+    plain = merge(models, statistics=result.statistics, repair="none", progress=False)
     for key in ("middle.weight", "encode.weight"):
         assert torch.equal(result.model.state_dict()[key], plain.model.state_dict()[key])
 

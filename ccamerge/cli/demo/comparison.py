@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccamerge.collection.statistics import Collected
+from ccamerge.collection.statistics import Statistics
 from ccamerge.evaluation.evaluating import evaluate
 from ccamerge.merging.merging import merge
 from ccamerge.reporting.report import Report
@@ -51,7 +51,7 @@ class Comparison:
 def compare(
     title: str,
     networks: Sequence[nn.Module],
-    moments: Collected,
+    moments: Statistics,
     held_out: Sequence[tuple[Tensor, Tensor]],
     seconds: dict[str, float],
     outputs: Sequence[Tensor],
@@ -67,7 +67,7 @@ def compare(
     seconds = dict(seconds)
     for label, options in rows.items():
         start = time.perf_counter()
-        result = merge(networks, moments=moments, reference=moments.reference, **options)
+        result = merge(networks, statistics=moments, reference=moments.reference, **options)
         seconds[label] = time.perf_counter() - start
         merged[label] = evaluate(result.model, held_out)
         reports[label] = result.report

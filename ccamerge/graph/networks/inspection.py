@@ -13,13 +13,11 @@ from torch.utils import _pytree as pytree
 from ccamerge.core import arguments
 from ccamerge.graph.derivation import Derivation
 from ccamerge.graph.folds import fold
-from ccamerge.graph.networks.states import folded_state
+from ccamerge.graph.networks.parameters import Parameters, parameters_of
 from ccamerge.graph.networks.trial import Trial, random_map, uncovered
 from ccamerge.graph.space import Group, Space, Spaces
 from ccamerge.graph.tracing.batches import batch_size, moved, split_batch
 from ccamerge.graph.tracing.exporting import Free
-from ccamerge.graph.tracing.modules import check_state, tensors_of
-from ccamerge.graph.tracing.plain import plain
 from ccamerge.graph.tracing.program import Program, trace
 
 FEW = 2
@@ -48,14 +46,13 @@ def spaces(model: nn.Module, example_inputs: Any, *, prove: bool = True) -> Spac
     ValueError
         If the model cannot be traced; the message carries the tracer's reason.
     """
-    model = arguments.module(model, "model")
-    check_state(model, "model")
-    model = plain(model, "model")
-    return spaces_of_call(model, *split_batch(example_inputs, model), prove=prove)
+    parameters = parameters_of(arguments.module(model, "model"), "model")
+    call = split_batch(example_inputs, parameters.plain)
+    return spaces_of_call(parameters, *call, prove=prove)
 
 
 def spaces_of_call(
-    model: nn.Module,
+    model: Parameters,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
@@ -64,11 +61,11 @@ def spaces_of_call(
     free: Free = "some",
 ) -> Spaces:
     """As `spaces`, from the arguments of a call; see `trace` for ``who`` and what is ``free``."""
-    unfolded = trace(model, args, kwargs, who, free)
+    unfolded = trace(model.plain, args, kwargs, who, free)
     program, folds = fold(unfolded)
     frozen = {
         key: f"{key} is of {str(value.dtype).removeprefix('torch.')}"
-        for key, value in tensors_of(model).items()
+        for key, value in model.tensors.items()
         if not (value.is_floating_point() or value.is_complex())
     }
     found = Derivation(program, frozen).finish(folds, unfolded)
@@ -76,11 +73,11 @@ def spaces_of_call(
 
 
 def proved(
-    found: Spaces, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    found: Spaces, model: Parameters, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Spaces:
     """The spaces that hold on a few samples; the others are pinned, and say what was seen."""
     cpu = torch.device("cpu")
-    state = folded_state(model, found, cpu)
+    state = model.folded(found, cpu)
     program = found.program.to(cpu)
     call = moved((args, dict(kwargs)), cpu)
     trial = Trial.of(program, state, [few_leaves(program, *call), program.flatten_inputs(*call)])

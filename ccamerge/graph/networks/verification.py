@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from ccamerge.core import arguments
 from ccamerge.graph.maps import FeatureMap, transform
 from ccamerge.graph.networks.inspection import few_leaves, spaces_of_call
-from ccamerge.graph.networks.states import folded_state
+from ccamerge.graph.networks.parameters import parameters_of
 from ccamerge.graph.networks.trial import Mapped, Trial, change, random_map, uncovered
 from ccamerge.graph.rules import ELEMENTWISE, REDUCTIONS
 from ccamerge.graph.space import ANY_MAP, Effect, Group, Role, Spaces
 from ccamerge.graph.tracing.batches import moved, split_batch
 from ccamerge.graph.tracing.modules import check_state, copied
-from ccamerge.graph.tracing.plain import plain
 from ccamerge.graph.tracing.program import Node, Program, Ref
 
 CHANGED = 1e-6
@@ -67,12 +66,12 @@ def verify(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> list[Chec
     cpu = torch.device("cpu")
     model, seed = arguments.module(model, "model"), arguments.seed(seed)
     check_state(model, "model")
-    model, example_inputs = plain(copied(model, "model"), "model"), moved(example_inputs, cpu)
-    model = model.cpu().eval()
-    args, kwargs = split_batch(example_inputs, model)
-    found = spaces_of_call(model, args, kwargs, prove=False)
+    twin, example_inputs = copied(model, "model").cpu().eval(), moved(example_inputs, cpu)
+    parameters = parameters_of(twin, "model")
+    args, kwargs = split_batch(example_inputs, parameters.plain)
+    found = spaces_of_call(parameters, args, kwargs, prove=False)
     generator = torch.Generator().manual_seed(seed)
-    state = folded_state(model, found)
+    state = parameters.folded(found, cpu)
     few, whole = few_leaves(found.program, args, kwargs), found.program.flatten_inputs(args, kwargs)
     trials = [Trial.of(found.program, state, [few, whole])]
     trials += _on_new_inputs(trials[0], generator)

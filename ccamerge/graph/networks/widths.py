@@ -7,31 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ccamerge.core import arguments
 from ccamerge.graph.networks.inspection import spaces_of_call
+from ccamerge.graph.networks.parameters import Parameters, Shapes
 from ccamerge.graph.space import Group, Slot, Space, Spaces
 from ccamerge.graph.tracing.exporting import Free
-from ccamerge.graph.tracing.modules import tensors_of
 from ccamerge.graph.tracing.program import Node, Program
-
-Shapes = frozenset[tuple[str, tuple[int, ...]]]
-
-
-def shapes_of(model: nn.Module) -> Shapes:
-    """The shape of every parameter and buffer: all that models of equal widths share."""
-    return frozenset((key, tuple(value.shape)) for key, value in tensors_of(model).items())
-
-
-def found_by_shapes(models: Sequence[nn.Module], every: Sequence[Spaces]) -> dict[Shapes, Spaces]:
-    """Each model's spaces by its shapes."""
-    return {shapes_of(model): own for model, own in zip(models, every, strict=True)}
 
 
 def spaces_of_models(
-    models: Sequence[nn.Module],
+    models: Sequence[Parameters],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     prove: bool = True,
@@ -47,20 +35,19 @@ def spaces_of_models(
     """
     known: dict[Shapes, Spaces] = {}
     for index, model in enumerate(models):
-        shapes = shapes_of(model)
-        if shapes in known:
+        if model.shapes in known:
             continue
         if known:
-            first = known[shapes_of(models[0])]
+            first = known[models[0].shapes]
             who = f"models[{index}] cannot be merged with models[0]"
-            _check_kept_axes(who, first, models[0], model)
+            _check_kept_axes(who, first, models[0].tensors, model.tensors)
             found = spaces_of_call(model, args, kwargs, prove=prove, who=f"models[{index}]")
             _check_programs(who, first.program, found.program)
             _check_spaces(who, first, found)
         else:
             found = spaces_of_call(model, args, kwargs, prove=prove, who=f"models[{index}]")
-        known[shapes] = found
-    return [known[shapes_of(model)] for model in models]
+        known[model.shapes] = found
+    return [known[model.shapes] for model in models]
 
 
 MOST_TRACES = 16
@@ -69,7 +56,7 @@ MOST_TRACES = 16
 
 def extended(
     every: Sequence[Spaces],
-    models: Sequence[nn.Module],
+    models: Sequence[Parameters],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     prove: bool = True,
@@ -90,8 +77,8 @@ def extended(
             continue
         if len(own.program.variants) + 2 > MOST_TRACES:
             message = (
-                f"{type(model).__name__} needs a trace of its own for each size of its inputs, and "
-                f"{MOST_TRACES} were made: use batches of fewer sizes"
+                f"{type(model.plain).__name__} needs a trace of its own for each size of its "
+                f"inputs, and {MOST_TRACES} were made: use batches of fewer sizes"
             )
             raise ValueError(message)
         try:
@@ -103,14 +90,14 @@ def extended(
 
 def _with_variant(
     own: Spaces,
-    model: nn.Module,
+    model: Parameters,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     free: Free,
     prove: bool,
 ) -> Spaces:
     found = spaces_of_call(model, args, kwargs, free=free, prove=prove)
-    who = f"{type(model).__name__} does something else with inputs of these sizes"
+    who = f"{type(model.plain).__name__} does something else with inputs of these sizes"
     _check_same_operations(who, own.program, found.program)
     _check_spaces(who, own, found)
 
@@ -125,7 +112,7 @@ def _with_variant(
 
 
 def given_spaces(
-    found: Spaces | Sequence[Spaces] | None, models: Sequence[nn.Module]
+    found: Spaces | Sequence[Spaces] | None, models: Sequence[Parameters]
 ) -> list[Spaces]:
     """Each model's spaces, of what a caller knows: none if that is None."""
     if found is None:
@@ -139,20 +126,21 @@ def given_spaces(
             message = f"found must hold the spaces of {len(models)} models, got {len(found)}"
             raise ValueError(message)
         return found
-    if len({shapes_of(model) for model in models}) > 1:
+    if len({model.shapes for model in models}) > 1:
         message = "found must hold each model's spaces, since their widths differ; got one's"
         raise ValueError(message)
     return [found] * len(models)
 
 
-def _check_kept_axes(who: str, first: Spaces, model: nn.Module, other: nn.Module) -> None:
+def _check_kept_axes(
+    who: str, first: Spaces, tensors: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+) -> None:
     """Axes that no map changes have one size; this comes before tracing, which they may break."""
     mapped = {(slot.parameter, slot.dim) for space in first.spaces for slot in space.slots}
     follow = {
         key for f in first.folds for key in (f.bias, f.gamma, f.beta, f.mean, f.variance) if key
     }  # their sizes are those of the weight before them
-    theirs = tensors_of(other)
-    for key, value in tensors_of(model).items():
+    for key, value in tensors.items():
         if key in follow:
             continue
         if value.dim() != theirs[key].dim():

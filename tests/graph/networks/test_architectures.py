@@ -61,7 +61,7 @@ class Case:
 
     models: list[nn.Module]
     data: list[Tensor]
-    collected: ccamerge.Collected
+    collected: ccamerge.Statistics
 
     def change(self, merged: nn.Module) -> float:
         """Of the first model's outputs, relative."""
@@ -81,7 +81,9 @@ def case(name: str) -> Case:
     generator = torch.Generator().manual_seed(1)
     maps = {s.name: random_map(s, "permutation", generator) for s in found.spaces}
     copied = copy.deepcopy(model)
-    load_merged(copied, transform(folded_state(model, found), found.spaces, maps), found, {})
+    load_merged(
+        copied, transform(folded_state(model.state_dict(), found), found.spaces, maps), found, {}
+    )
     models = [model, copied, third]
     collected = ccamerge.collect(models, data, pairs="all", found=found, progress=False)
     return Case(models, data, collected)
@@ -94,7 +96,7 @@ def test_every_method_merges_a_permuted_copy_into_the_model(method: str, name: s
     found = case(name)
     result = ccamerge.merge(
         found.models[:2],
-        moments=found.collected.subset([0, 1]),
+        statistics=found.collected.subset([0, 1]),
         method=method,
         repair="none",
         progress=False,
@@ -108,7 +110,7 @@ def test_every_method_merges_a_permuted_copy_into_the_model(method: str, name: s
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_merges_three_different_networks(method: str, name: str) -> None:
     found = case(name)
-    result = ccamerge.merge(found.models, moments=found.collected, method=method, progress=False)
+    result = ccamerge.merge(found.models, statistics=found.collected, method=method, progress=False)
     assert all(torch.isfinite(v).all() for v in result.model.state_dict().values())
     assert math.isfinite(found.change(result.model))
     general = {s.name for s in result.spaces if s.group is Group.GENERAL}
@@ -138,7 +140,9 @@ def test_a_rotated_copy_of_a_linear_network(method: str, mode: Any) -> None:
         turn = torch.linalg.qr(torch.randn(space.size, space.size).double())[0]
         maps[space.name] = ccamerge.FeatureMap(turn, turn.T.contiguous())
     rotated = copy.deepcopy(model)
-    load_merged(rotated, transform(folded_state(model, found), found.spaces, maps), found, {})
+    load_merged(
+        rotated, transform(folded_state(model.state_dict(), found), found.spaces, maps), found, {}
+    )
     merged = ccamerge.merge(
         [model, rotated], data, method=method, mode=mode, repair="none", progress=False
     ).model
@@ -249,10 +253,10 @@ def test_nothing_after_collecting_touches_data_or_models(
         chosen.append({"mode": "universe"})
     for given in chosen:
         for data in (None, loader, _Raising()):
-            result = merge(models, data, moments=collected, **given)
+            result = merge(models, data, statistics=collected, **given)
             assert all(torch.isfinite(v).all() for v in result.model.state_dict().values())
     for subset in ([0, 1], [2, 0], [1, 2], [2, 1, 0]):
         some = [models[i] for i in subset]
-        assert len(merge(some, moments=collected.subset(subset)).maps["layers.0"]) == len(subset)
-    aligned = merge(models, moments=collected).aligned
-    assert merge(models, moments=collected, aligned=aligned, t=0.5).aligned is aligned
+        assert len(merge(some, statistics=collected.subset(subset)).maps["layers.0"]) == len(subset)
+    aligned = merge(models, statistics=collected).aligned
+    assert merge(models, statistics=collected, aligned=aligned, t=0.5).aligned is aligned

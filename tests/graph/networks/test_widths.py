@@ -60,7 +60,7 @@ def _doubled(size: int, generator: torch.Generator) -> FeatureMap:
 
 
 @functools.cache
-def _pair(name: str) -> tuple[nn.Module, nn.Module, Tensor, ccamerge.Collected]:
+def _pair(name: str) -> tuple[nn.Module, nn.Module, Tensor, ccamerge.Statistics]:
     """A network, one of twice its width that computes the same, inputs, moments; float64."""
     make, shape = NETWORKS[name]
     narrow, wide = M.randomise(make(1)).double(), M.randomise(make(2), 1).double()
@@ -68,7 +68,9 @@ def _pair(name: str) -> tuple[nn.Module, nn.Module, Tensor, ccamerge.Collected]:
     ours, theirs = ccamerge.spaces(narrow, x[:4]), ccamerge.spaces(wide, x[:4])
     generator = torch.Generator().manual_seed(3)
     maps = {space.name: _doubled(space.size, generator) for space in ours}
-    state = transform(folded_state(narrow, ours), ours.spaces, maps, into=theirs.spaces)
+    state = transform(
+        folded_state(narrow.state_dict(), ours), ours.spaces, maps, into=theirs.spaces
+    )
     load_merged(wide, state, theirs, {})
     collected = ccamerge.collect(
         [narrow, wide], [x], pairs="all", found=[ours, theirs], progress=False
@@ -98,7 +100,7 @@ def test_a_network_and_its_expansion_are_one_network(
         pytest.skip("a BatchNorm that cannot be folded takes the copies as uncorrelated: see Role")
     narrow, wide, x, moments = _pair(name)
     result = ccamerge.merge(
-        [narrow, wide], moments=moments, reference=reference, ridge=1e-9, repair=repair
+        [narrow, wide], statistics=moments, reference=reference, ridge=1e-9, repair=repair
     )
     expected = (narrow, wide)[reference].state_dict()
     merged = result.model.state_dict()
@@ -121,7 +123,7 @@ def test_other_methods_find_the_copies(
         pytest.importorskip("ot")
     result = ccamerge.merge(
         [narrow, wide],
-        moments=moments,
+        statistics=moments,
         reference=reference,
         method=method,
         options=options,
@@ -211,7 +213,7 @@ def test_three_widths_and_the_order_of_the_models() -> None:
         chosen, known = [models[i] for i in order], [found[i] for i in order]
         reference = order.index(1)
         moments = ccamerge.collect(chosen, data, reference=reference, found=known, progress=False)
-        merged = ccamerge.merge(chosen, moments=moments, reference=reference).model
+        merged = ccamerge.merge(chosen, statistics=moments, reference=reference).model
         results.append(merged.state_dict())
     for other in results[1:]:
         for key, value in results[0].items():
@@ -239,15 +241,15 @@ def test_moments_hold_each_models_own_features(tmp_path: Path) -> None:
     )
 
     collected.save(tmp_path / "moments.safetensors")
-    loaded = ccamerge.Collected.load(tmp_path / "moments.safetensors")
+    loaded = ccamerge.Statistics.load(tmp_path / "moments.safetensors")
     part, chosen = loaded.subset([1, 2], reference=0), models[1:]
-    merged = ccamerge.merge(chosen, moments=part, progress=False)
+    merged = ccamerge.merge(chosen, statistics=part, progress=False)
     expected = ccamerge.merge(chosen, data, progress=False)
     assert merged.model.both.weight.shape == (14, 12)
     for key, value in expected.model.state_dict().items():
         torch.testing.assert_close(merged.model.state_dict()[key], value, rtol=1e-9, atol=1e-10)
     with pytest.raises(ValueError, match=r"other parameters than those of models\[0\]"):
-        ccamerge.merge(chosen[::-1], moments=part, progress=False)
+        ccamerge.merge(chosen[::-1], statistics=part, progress=False)
 
 
 @pytest.mark.parametrize("reference", [0, 1])
@@ -271,7 +273,7 @@ def test_held_out_errors_are_those_of_the_features(reference: int) -> None:
             expected += ((b - a @ solved.inverse) ** 2).sum() / (b**2).sum()
             np.testing.assert_allclose(errors[fold, column], expected, rtol=1e-6)
     result = ccamerge.merge(
-        models, moments=collected, reference=reference, ridge="auto", progress=False
+        models, statistics=collected, reference=reference, ridge="auto", progress=False
     )
     assert result.report.spaces[0].ridge == GRID[int(errors.mean(0).argmin())]
 
@@ -421,7 +423,7 @@ def test_the_papers_norm_in_another_width() -> None:
     generator = torch.Generator().manual_seed(3)
     maps = {space.name: _doubled(space.size, generator) for space in ours}
     state = transform(narrow.state_dict(), ours.spaces, maps, into=theirs.spaces)
-    wide.load_state_dict(state)
+    wide.load_state_dict(dict(state))
     assert _change(narrow, wide, x) < 1e-12
     result = ccamerge.merge([narrow, wide], [x], method="ot", norm="paper", progress=False)
     norms = [m.stem[1] for m in (result.model, narrow)]

@@ -197,15 +197,15 @@ def test_the_structure_of_inputs_does_not_matter(kind: str, tmp_path: Path) -> N
     expected = ccamerge.merge(plain, wanted, progress=False)
     a, b = (r.model.state_dict() for r in (merged, expected))
     assert all(torch.equal(a[key], b[key]) for key in a)
-    assert merged.moments.samples == 64
+    assert merged.statistics.samples == 64
     if kind != "other order":
         ours, theirs = (
             ccamerge.evaluate(*pair) for pair in ((merged.model, data), (expected.model, wanted))
         )
         assert ours == theirs
-    merged.moments.save(tmp_path / "m.safetensors")
-    loaded = ccamerge.Collected.load(tmp_path / "m.safetensors")
-    again = ccamerge.merge(models, moments=loaded, progress=False).model.state_dict()
+    merged.statistics.save(tmp_path / "m.safetensors")
+    loaded = ccamerge.Statistics.load(tmp_path / "m.safetensors")
+    again = ccamerge.merge(models, statistics=loaded, progress=False).model.state_dict()
     for key, value in a.items():  # from inputs elsewhere in memory: sums in another order
         torch.testing.assert_close(again[key], value, rtol=1e-5, atol=1e-6)
 
@@ -215,7 +215,7 @@ def test_a_class_that_is_not_imported_is_named(tmp_path: Path) -> None:
     ccamerge.collect(models, _batches("records"), progress=False).save(tmp_path / "m.safetensors")
     program = (
         "import ccamerge, torch, sys\n"
-        "loaded = ccamerge.Collected.load(sys.argv[1])\n"
+        "loaded = ccamerge.Statistics.load(sys.argv[1])\n"
         "try: loaded.spaces_of(torch.nn.Linear(2, 2))\n"
         "except ValueError as error: print(error)\n"
     )

@@ -43,7 +43,7 @@ def _equal(a: ccamerge.MergeResult, b: ccamerge.MergeResult, tolerance: float = 
         torch.testing.assert_close(value, two[key], rtol=tolerance, atol=tolerance)
 
 
-def _same_moments(a: ccamerge.Collected, b: ccamerge.Collected, model: nn.Module) -> None:
+def _same_moments(a: ccamerge.Statistics, b: ccamerge.Statistics, model: nn.Module) -> None:
     for space in a.spaces_of(model):
         for pair in ((0, 0), (1, 1), (0, 1)):
             one, two = (c.pooled(space).cov(*pair) for c in (a, b))
@@ -72,9 +72,9 @@ def test_merging_from_batches_of_frozen_sizes(tmp_path: Path) -> None:
     data = [R(n, 5).double() for n in (40, 40, 9)]
     result = ccamerge.merge(models, data, progress=False)
     _equal(result, ccamerge.merge(plain, data, progress=False))
-    result.moments.save(tmp_path / "m.safetensors")
-    loaded = ccamerge.Collected.load(tmp_path / "m.safetensors")
-    _equal(ccamerge.merge(models, moments=loaded, progress=False), result)
+    result.statistics.save(tmp_path / "m.safetensors")
+    loaded = ccamerge.Statistics.load(tmp_path / "m.safetensors")
+    _equal(ccamerge.merge(models, statistics=loaded, progress=False), result)
 
 
 def test_a_batch_size_that_is_a_number_in_forward() -> None:
@@ -163,7 +163,7 @@ def test_inputs_without_a_batch_axis() -> None:
         for n, t, k in ((6, 0.5, 2), (4, 2.0, 2), (4, 1.0, 3))
     ]
     result = ccamerge.merge(models, data, weights=[0, 1], progress=False)
-    assert result.moments.samples in (14, 21)
+    assert result.statistics.samples in (14, 21)
     batch = data[0]
     merged, reference = result.model, models[1]
     result = ccamerge.merge(models, data, reference=1, weights=[0, 1], progress=False)
@@ -216,9 +216,9 @@ def test_maps_of_several_sizes(kind: str, repair: Any, tmp_path: Path) -> None:
         alone = ccamerge.merge(models, data, reference=i, weights=[1 - i, i], progress=False).model
         for x in data:
             torch.testing.assert_close(alone(x), model.eval()(x), rtol=1e-6, atol=1e-6)
-    result.moments.save(tmp_path / "m.safetensors")
-    loaded = ccamerge.Collected.load(tmp_path / "m.safetensors")
-    _equal(ccamerge.merge(models, moments=loaded, repair=repair, progress=False), result)
+    result.statistics.save(tmp_path / "m.safetensors")
+    loaded = ccamerge.Statistics.load(tmp_path / "m.safetensors")
+    _equal(ccamerge.merge(models, statistics=loaded, repair=repair, progress=False), result)
 
 
 def test_one_batch_in_two_sizes_is_counted_as_by_itself() -> None:
@@ -253,7 +253,7 @@ def test_tokens_of_several_lengths_need_one_trace() -> None:
     ]
     result = ccamerge.merge(models, data, progress=False)
     assert not result.spaces.program.variants
-    assert result.moments.samples == 22
+    assert result.statistics.samples == 22
 
 
 def test_what_a_size_is_not_taken_for_is_said() -> None:

@@ -267,7 +267,7 @@ def test_what_stands_for_one_weight_in_two_ways(flip: str) -> None:
             tensor.neg_()
     result = _merge([model, other])
     assert _off(result.model, model) < 1e-4
-    ccamerge.merge([model, other], moments=result.moments, progress=False)  # one fingerprint
+    ccamerge.merge([model, other], statistics=result.statistics, progress=False)  # one fingerprint
 
 
 def test_rows_of_norm_zero() -> None:

@@ -137,9 +137,9 @@ def test_batch_norm_is_put_back_with_the_statistics_of_the_fitted_network() -> N
     layer = result.model[0]
     layer[0].register_forward_hook(lambda m, i, o: seen.append(o.detach()))
     with torch.no_grad():
-        for leaves in result.moments.inputs:
+        for leaves in result.statistics.inputs:
             result.model(leaves[0])
-    turns = zip(seen, result.moments.turns, strict=True)
+    turns = zip(seen, result.statistics.turns, strict=True)
     values = torch.cat([v[lattice(v.shape, 1, RESTORED, turn)] for v, turn in turns])
     torch.testing.assert_close(values.mean((0, 2, 3)), layer[1].running_mean, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(
@@ -178,7 +178,7 @@ def test_a_shared_layer_is_not_fitted() -> None:
             return self.last(torch.relu(self.twice(torch.relu(self.twice(x)))))
 
     result = merge(_models(Shared), _data((6,)), repair="regression", progress=False)
-    state = folded_state(result.model, result.spaces)
+    state = folded_state(result.model.state_dict(), result.spaces)
     assert len(state) == 6
     assert len(result.report.fitted) == 2
     assert list(result.report.skipped.values()) == [sites.SHARED] * 2

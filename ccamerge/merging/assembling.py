@@ -1,0 +1,153 @@
+"""One network out of aligned ones: mapped, averaged, repaired, and loaded into the reference's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ccamerge.collection.statistics import Statistics
+from ccamerge.config.settings import Settings
+from ccamerge.core.device import Device
+from ccamerge.core.stopwatch import Stopwatch
+from ccamerge.graph.maps import MappedParameters
+from ccamerge.graph.networks.network import Network
+from ccamerge.graph.tracing.modules import copied, extra_state, tensors_of
+from ccamerge.graph.tracing.plain import put_back, take_plain
+from ccamerge.merging.averaging import average
+from ccamerge.merging.loading import load_merged
+from ccamerge.merging.paper import reset_statistics, unfolded_spaces
+from ccamerge.methods.alignment import Aligned
+from ccamerge.methods.weights import Shares
+from ccamerge.repair.repairing import RepairResult, repair_merged
+
+
+@dataclasses.dataclass
+class Merged:
+    """A merged network in evaluation mode, and what became of its parts.
+
+    Attributes
+    ----------
+    from_reference : what was taken from the reference, and why
+    not_held : what the network's reparametrisations cannot hold of the average, and why
+    alone : whether it is one of the models, since that has all the weight
+    """
+
+    model: nn.Module
+    from_reference: dict[str, str]
+    not_held: dict[str, str] = dataclasses.field(default_factory=dict)
+    repaired: RepairResult = dataclasses.field(default_factory=RepairResult)
+    alone: bool = False
+
+
+def assembled(
+    networks: Sequence[Network],
+    statistics: Statistics,
+    aligned: Aligned,
+    shares: Shares,
+    settings: Settings,
+    watch: Stopwatch,
+    device: Device | None,
+) -> Merged:
+    """Merge networks by the maps between their features.
+
+    A model that has all the weight is the result in its own features, if it has the right widths.
+    """
+    reference = networks[aligned.reference]
+    alone = shares.alone
+    if alone is not None and networks[alone].parameters.shapes == reference.parameters.shapes:
+        model = copied(networks[alone].parameters.model, f"models[{alone}]").eval()
+        merged = Merged(model, {}, alone=True)
+    else:
+        merged = _averaged(networks, statistics, aligned, shares, settings, watch, device)
+    merged.model.zero_grad(set_to_none=True)  # a trained reference may still carry gradients
+    merged.from_reference |= _differing_extra_state(networks, aligned.reference)
+    return merged
+
+
+def _averaged(
+    networks: Sequence[Network],
+    statistics: Statistics,
+    aligned: Aligned,
+    shares: Shares,
+    settings: Settings,
+    watch: Stopwatch,
+    device: Device | None,
+) -> Merged:
+    first, who = aligned.reference, f"models[{aligned.reference}]"
+    order = [first, *(i for i in range(len(networks)) if i != first)]
+    repaired = RepairResult()
+    holder: nn.Module | None = None
+    not_held: dict[str, str] = {}
+
+    def ordered(key: str) -> list[float]:
+        return [shares.of_parameter(key)[i] for i in order]
+
+    with watch("apply"):
+        applied = _unfolded(networks) if settings.norm == "paper" else networks
+        target = applied[first].spaces
+        states = [_mapped(applied[i], aligned, i, applied[first]) for i in order]
+        merged, from_reference = average(states, ordered, _used(applied[first]))
+        original = networks[first].parameters.model
+        if original is not networks[first].model:
+            holder = copied(original, who).eval()
+            # What a limited tensor can hold is known before the repair, which leaves it alone.
+            limited = {key: merged[key] for key in target.program.limits if key in merged}
+            originals = [networks[i].parameters.model for i in order]
+            held, not_held = put_back(holder, limited, originals, ordered)
+            merged |= {key: value.to(merged[key]) for key, value in held.items()}
+    with watch("repair"):
+        if settings.norm == "paper":
+            reset_statistics(merged, target.program, statistics.inputs, device)
+        elif settings.repair != "none":
+            teachers = networks if settings.repair == "regression" else []
+            repaired = repair_merged(
+                merged,
+                networks[first].spaces,
+                statistics,
+                aligned.maps,
+                shares,
+                [(network.program, network.state) for network in teachers],
+            )
+    model = copied(networks[first].model, who).eval()
+    load_merged(model, merged, target, repaired.statistics)
+    if holder is not None:
+        not_held |= take_plain(holder, model)
+        model = holder
+    return Merged(model, from_reference, not_held, repaired)
+
+
+def _mapped(network: Network, aligned: Aligned, index: int, into: Network) -> Mapping[str, Tensor]:
+    """A model's parameters in the features of the reference."""
+    maps = {name: row[index] for name, row in aligned.maps.items()}
+    spaces, there = network.spaces.spaces, into.spaces.spaces
+    return MappedParameters(network.state, spaces, maps, into=there)
+
+
+def _unfolded(networks: Sequence[Network]) -> list[Network]:
+    """The same networks with their normalisation as it is; those of equal widths share spaces."""
+    there = {id(own): unfolded_spaces(own) for own in (network.spaces for network in networks)}
+    return [dataclasses.replace(network, spaces=there[id(network.spaces)]) for network in networks]
+
+
+def _used(network: Network) -> set[str]:
+    """Parameters of the program, under all names by which they are tied."""
+    names = set(network.program.parameters.values())
+    tensors = tensors_of(network.model, keep_vars=True)
+    known = {id(tensors[key]) for key in names if key in tensors}
+    return names | {key for key, tensor in tensors.items() if id(tensor) in known}
+
+
+def _differing_extra_state(networks: Sequence[Network], reference: int) -> dict[str, str]:
+    """Extra state that models do not agree in, as far as it can be compared."""
+    every = [extra_state(network.model) for network in networks]
+    differing = {}
+    for key, value in every[reference].items():
+        try:
+            same = all(bool(own.get(key) == value) for own in every)
+        except (TypeError, ValueError, RuntimeError):
+            same = False
+        if not same:
+            differing[key] = "extra state, which differs"
+    return differing

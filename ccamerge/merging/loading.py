@@ -1,0 +1,35 @@
+"""Merged parameters in a module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ccamerge.graph.space import Spaces
+from ccamerge.graph.tracing.modules import tensors_of
+
+
+def load_merged(
+    model: nn.Module,
+    merged: dict[str, Tensor],
+    spaces: Spaces,
+    statistics: Mapping[str, tuple[Tensor, Tensor]],
+) -> None:
+    """Put merged parameters into a module, BatchNorm unfolded."""
+    state = dict(merged)
+    for fold in spaces.folds:
+        mean, variance = statistics.get(fold.node, (None, None))
+        if mean is not None:
+            mean = mean - state[fold.folded].to(mean)  # of the output before the folded bias
+        fold.unapply(state, mean, variance)
+    used = set(spaces.unfolded.parameters.values())
+    targets = tensors_of(model, keep_vars=True)
+    owner: dict[int, str] = {}  # a parameter tied under several names is aligned under one of them
+    for key, target in targets.items():
+        if id(target) not in owner or key in used:
+            owner[id(target)] = key
+    with torch.no_grad():
+        for key in owner.values():
+            targets[key].copy_(state[key])
