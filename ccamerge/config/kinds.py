@@ -65,33 +65,32 @@ class Number:
     word: str = ""
     patterns: bool = False
 
+    @property
+    def _range(self) -> str:
+        if self.most == math.inf:
+            return "a finite number >= 0"
+        return f"between 0 ({self.ends[0]}) and {self.most:g} ({self.ends[1]})"
+
     def check(self, value: Any, name: str, models: int) -> Any:
         """As `Kind`."""
-        plain = bounds = "a finite number >= 0"
-        if self.most != math.inf:
-            bounds = f"between 0 ({self.ends[0]}) and {self.most:g} ({self.ends[1]})"
-            plain = f"a number {bounds}"
-
-        def number(value: Any, name: str, expected: str) -> float:
-            found = arguments.number(value, name, expected)
-            if not (math.isfinite(found) and 0 <= found <= self.most):
-                message = f"{name} must be {bounds}, got {found}"
-                raise ValueError(message)
-            return found
-
-        expected = plain
-        if self.word:
-            expected += f", {self.word!r}"
-        if self.patterns:
-            expected += " or a dict by patterns"
+        number = self._range if self.most == math.inf else f"a number {self._range}"
+        expected = number + (f", {self.word!r}" if self.word else "")
+        expected += " or a dict by patterns" if self.patterns else ""
         if self.word and isinstance(value, str):
             if value == self.word:
                 return value
             message = f"{name} must be {expected}, got {value!r}"
             raise ValueError(message)
         if self.patterns and isinstance(value, Mapping):
-            return by_name(value, name, expected, lambda inner, of: number(inner, of, plain))
-        return number(value, name, expected)
+            return by_name(value, name, expected, lambda inner, of: self._number(inner, of, number))
+        return self._number(value, name, expected)
+
+    def _number(self, value: Any, name: str, expected: str) -> float:
+        found = arguments.number(value, name, expected)
+        if not (math.isfinite(found) and 0 <= found <= self.most):
+            message = f"{name} must be {self._range}, got {found}"
+            raise ValueError(message)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,21 +99,21 @@ class NumberForEachModel:
 
     def check(self, value: Any, name: str, models: int) -> Any:
         """As `Kind`."""
+        if not isinstance(value, Mapping):
+            return self._numbers(value, name, models)
+        expected = "a list of numbers or a dict by patterns"
+        return by_name(value, name, expected, lambda own, of: self._numbers(own, of, models))
 
-        def numbers(value: Any, name: str) -> list[float]:
-            given = arguments.items(value, name, f"a list of {models} numbers, one for each model")
-            found = [arguments.number(w, f"{name}[{i}]") for i, w in enumerate(given)]
-            if len(found) != models:
-                message = f"{name} must hold one number a model ({models}), got {len(found)}"
-                raise ValueError(message)
-            if not all(math.isfinite(w) and w >= 0 for w in found) or not any(found):
-                message = f"{name} must be finite, not negative and not all zero, got {found}"
-                raise ValueError(message)
-            return found
-
-        if isinstance(value, Mapping):
-            return by_name(value, name, "a list of numbers or a dict by patterns", numbers)
-        return numbers(value, name)
+    def _numbers(self, value: Any, name: str, models: int) -> list[float]:
+        given = arguments.items(value, name, f"a list of {models} numbers, one for each model")
+        found = [arguments.number(w, f"{name}[{i}]") for i, w in enumerate(given)]
+        if len(found) != models:
+            message = f"{name} must hold one number a model ({models}), got {len(found)}"
+            raise ValueError(message)
+        if not all(math.isfinite(w) and w >= 0 for w in found) or not any(found):
+            message = f"{name} must be finite, not negative and not all zero, got {found}"
+            raise ValueError(message)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
