@@ -6,7 +6,13 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from ccamerge.cli._settings import check_sources, loaded_settings, method_name, statistics
+from ccamerge.cli._settings import (
+    check_settings,
+    check_sources,
+    loaded_settings,
+    method_name,
+    statistics,
+)
 from ccamerge.cli._shared import (
     Batches,
     UsageError,
@@ -24,9 +30,9 @@ from ccamerge.cli._shared import (
     write_text,
 )
 from ccamerge.config.importing import ConfigError
-from ccamerge.config.model import METHODS as NAMES
 from ccamerge.config.model import Config
 from ccamerge.config.reader import load_config
+from ccamerge.config.settings import METHODS as NAMES
 from ccamerge.config.settings import Settings
 
 NAME = "evaluate"
@@ -119,6 +125,9 @@ def run(args: argparse.Namespace) -> int:
         architecture.load()
     evaluation.data.load()
     wanted = _wanted(config, args.methods or []) if merging else {}
+    between = [dataclasses.replace(s, t=0.5) for s in wanted.values() if args.barrier]
+    for settings in (*wanted.values(), *between):
+        check_settings(config, settings)
     check_checkpoints(config, args.checkpoint)
     device = chosen_device(args, config)
 
@@ -140,7 +149,6 @@ def run(args: argparse.Namespace) -> int:
         others[str(given)] = network.to(memory)
     moments = None
     if wanted:
-        between = [dataclasses.replace(s, t=0.5) for s in wanted.values() if args.barrier]
         moments, seconds = statistics(args, config, models, [*wanted.values(), *between], device)
         note(args, f"collected the moments in {seconds:.2f} s")
     folder = config.source.absolute().parent

@@ -7,10 +7,12 @@ import dataclasses
 import secrets
 import shutil
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
 
+from ccamerge.cli import _settings_help
 from ccamerge.cli._plan import add_plan_arguments, print_plan
-from ccamerge.cli._settings import check_sources, loaded_settings, statistics
+from ccamerge.cli._settings import check_settings, check_sources, loaded_settings, statistics
 from ccamerge.cli._shared import (
     UsageError,
     check_checkpoints,
@@ -21,8 +23,9 @@ from ccamerge.cli._shared import (
     seed_everything,
     to_json,
 )
-from ccamerge.config.model import METHODS, Config
+from ccamerge.config.model import Config
 from ccamerge.config.reader import load_config
+from ccamerge.config.settings import METHODS, TABLE
 from ccamerge.reporting.plots import PICTURES
 
 if TYPE_CHECKING:
@@ -35,14 +38,14 @@ DESCRIPTION = """\
 Merges the configuration's models into one network, as large as base_model, and writes the folder
 OUT: model.safetensors, README.md (a model card), report.json, config.yml. The folder appears
 complete or not at all."""
-EPILOG = """\
+EPILOG = Template("""\
 examples:
   ccamerge merge merge.yml merged --dry-run     check files, print spaces, bytes and flops
   ccamerge merge merge.yml merged
   ccamerge evaluate merge.yml --checkpoint merged
 
 configuration (YAML; paths are relative to the file):
-  merge_method: cca                    # see methods below; or names by patterns
+  merge_method: $method # $words
   base_model: runs/seed0.safetensors   # the reference, one of the models; default: the first
   models:
     - model: runs/seed0.safetensors
@@ -59,13 +62,8 @@ configuration (YAML; paths are relative to the file):
   evaluation:                          # optional, for evaluate, whose help tells more: a function
     factory: mypackage.data:test       # that returns batches (inputs, labels)
     metric: accuracy                   # or cross_entropy, or a function "package.module:function"
-  parameters:
-    ridge: 0.01        # relative to the features' variance; or auto; or gamma, absolute
-    repair: regression # or variance (less time, lesser networks), or none
-    norm: fold         # or paper
-    mode: reference    # or universe: align all models with each other
-    seed: 0
-    prove: true        # try on two inputs that what is aligned may be
+  parameters:                          # all optional; these are the defaults
+$usual
   moments: stats.safetensors   # optional, from `ccamerge collect`: then no data is read
   dtype: float32               # optional, of model.safetensors; default: each tensor as in the
                                # models' checkpoints, in the widest type if these differ
@@ -73,23 +71,25 @@ configuration (YAML; paths are relative to the file):
                                # for CUDA where it is usable; --device counts more
 
 more of parameters:
-  t: 0.5                 # between base_model (0) and the mean of the others (1)
-  options: {alpha: 0.3}  # of the methods
-  weights: [1, 2]        # instead of the models' own
+$others
 by patterns over the names of spaces, which `ccamerge inspect` shows; the first that matches counts:
-  merge_method: {"layer1*": permutation, "*": cca}    # others: cca
-  ridge: {"layer3*": 1.0}                             # others: 0.3
-  weights: {"layer3*": [1, 0]}                        # others: equal
+$patterns
 
-methods: METHODS;
+methods: $methods;
 or "package.module:function", a function of yours decorated with ccamerge.methods.register
 
 checkpoints: .safetensors, alone or in shards (name the .safetensors.index.json, or the folder with
 it); .pt, .pth, .bin or .ckpt of torch, which are read without running their code.
 
-Functions are imported from installed packages and from the current folder.""".replace(
-    "METHODS", ", ".join(METHODS)
+Functions are imported from installed packages and from the current folder.""").substitute(
+    method=f"{TABLE['method'].usual:22}",
+    words=TABLE["method"].words,
+    usual=_settings_help.usual(),
+    others=_settings_help.others(),
+    patterns=_settings_help.by_patterns(),
+    methods=", ".join(METHODS),
 )
+
 
 FILES = ("model.safetensors", "README.md", "report.json", "config.yml")
 LATER = ("evaluation.json", "report.html", "pictures")
@@ -112,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
     for architecture in config.architectures:
         architecture.load()
     settings = loaded_settings(config)
+    check_settings(config, settings)
 
     device = chosen_device(args, config)
     networks = check_checkpoints(config)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ccamerge.cli._settings import check_settings
+from ccamerge.cli._settings import check_for_spaces
 from ccamerge.cli._shared import add_device, add_input_shape, example_inputs
 from ccamerge.config.model import Config
 from ccamerge.config.settings import Settings
@@ -51,7 +51,7 @@ def print_plan(
 
     example = example_inputs(args.input_shape, config.data)
     every = spaces_of_models(same_architecture(networks), *split_batch(example, networks[0]))
-    check_settings(config, settings, every)
+    check_for_spaces(config, settings, every)
     pairs = pairs or pairs_needed(settings.method, settings.mode)
     print(f"method      {settings.method_words}")
     print(f"mode        {settings.mode}")

@@ -6,13 +6,13 @@ import argparse
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from ccamerge.cli._shared import Batches, show_progress
 from ccamerge.config.importing import ConfigError, import_function
 from ccamerge.config.model import Config
-from ccamerge.config.settings import Settings
+from ccamerge.config.settings import TABLE, Settings
 from ccamerge.core.device import Device
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ccamerge.collection.statistics import Statistics
     from ccamerge.graph.space import Spaces
+    from ccamerge.merging.checking import Problem
 
 
 def check_sources(config: Config) -> None:
@@ -71,49 +72,38 @@ def method_name(given: str, config: Config, where: str) -> str:
     raise ConfigError([message])
 
 
-def check_settings(config: Config, settings: Settings, every: Sequence[Spaces]) -> None:
-    """Check what depends on the networks' spaces, before any data is read.
+def check_settings(config: Config, settings: Settings) -> None:
+    """Check what can be said of settings before any data is read.
 
     Raises
     ------
     ConfigError
-        With all that is wrong: patterns that match nothing, options that no method knows, a mode
-        or widths that a method does not, a package that one needs.
+        With all that `examined` finds, each with its file and line.
     """
-    from ccamerge.config.patterns import by_pattern
-    from ccamerge.methods.alignment import check_options, check_widths, methods_of
-    from ccamerge.methods.weights import shares_of
+    from ccamerge.merging.checking import examined
 
-    found = every[config.reference]
-    names = [space.name for space in found.spaces]
-    widths = {name: [own[name].size for own in every] for name in names}
-    problems: list[str] = []
+    _refuse(config, examined(settings, len(config.models), config.reference)[1])
 
-    def attempt(where: str, check: Callable[[], Any]) -> Any:
-        try:
-            return check()
-        except (ValueError, ImportError) as error:
-            text = str(error).removeprefix(f"{where.rpartition('.')[2]}: ").removeprefix("method: ")
-            problems.append(config.problem(where, text))
-            return None
 
-    methods = attempt(
-        "merge_method", lambda: methods_of(settings.method, found.spaces, settings.mode)
-    )
-    if methods is not None:
-        attempt("parameters.options", lambda: check_options(settings.options, methods))
-        attempt("merge_method", lambda: check_widths(methods, settings.mode, widths))
-    ridge = settings.ridge
-    if isinstance(ridge, Mapping):
-        attempt("parameters.ridge", lambda: by_pattern(ridge, names, 0.0, "ridge"))
-    attempt(
-        "parameters.weights",
-        lambda: shares_of(
-            settings.weights, settings.t, len(config.models), config.reference, found
-        ),
-    )
-    if problems:
-        raise ConfigError(problems)
+def check_for_spaces(config: Config, settings: Settings, every: Sequence[Spaces]) -> None:
+    """Check what depends on the networks' spaces, before any more data is read.
+
+    Raises
+    ------
+    ConfigError
+        With all that `check_spaces` finds, each with its file and line.
+    """
+    from ccamerge.merging.checking import check_spaces
+
+    _refuse(config, check_spaces(settings, every, config.reference))
+
+
+def _refuse(config: Config, problems: Sequence[Problem]) -> None:
+    texts = []
+    for name, error in problems:
+        texts.append(config.problem(TABLE[name].where, str(error).removeprefix(f"{name}: ")))
+    if texts:
+        raise ConfigError(texts)
 
 
 def statistics(
@@ -141,7 +131,7 @@ def statistics(
     if config.moments is not None:
         loaded = ccamerge.Statistics.load(config.moments, device)
         for settings in wanted:
-            check_settings(config, settings, [loaded.spaces_of(model) for model in models])
+            check_for_spaces(config, settings, [loaded.spaces_of(model) for model in models])
         return loaded, 0.0
     assert config.data is not None  # see check_sources
     start = time.perf_counter()
@@ -153,7 +143,7 @@ def statistics(
         same_architecture(models), *split_batch(first[0], models[0]), config.settings.prove
     )
     for settings in wanted:
-        check_settings(config, settings, found)
+        check_for_spaces(config, settings, found)
     every = {pairs_needed(settings.method, settings.mode) for settings in wanted}
     collected = ccamerge.collect(
         models,

@@ -11,7 +11,6 @@ from typing import Any, Literal, NoReturn
 from ccamerge.config.importing import ConfigError, Factory
 from ccamerge.config.settings import Settings
 
-METHODS = ("cca", "permutation", "procrustes", "average", "weight_matching", "ot", "zipit")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 METRICS = {"accuracy": "higher", "cross_entropy": "lower"}
 """Functions of `ccamerge.evaluation.metrics`, and which values are better."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
 from pathlib import Path
 from typing import Any, get_args
@@ -11,9 +9,18 @@ from typing import Any, get_args
 import yaml
 
 from ccamerge.config.importing import FACTORY_PATTERN, ConfigError, Factory, did_you_mean
-from ccamerge.config.model import DTYPES, METHODS, METRICS, Config, Ensemble, Evaluation
-from ccamerge.config.settings import Mode, Norm, Repair, Settings, normalised
-from ccamerge.config.yaml_nodes import MISSING, Loader, Node, NodeReader
+from ccamerge.config.kinds import (
+    Choice,
+    Flag,
+    Keywords,
+    NameOrPatterns,
+    Number,
+    NumberForEachModel,
+    Seed,
+)
+from ccamerge.config.model import DTYPES, METRICS, Config, Ensemble, Evaluation
+from ccamerge.config.settings import TABLE, Settings, normalised
+from ccamerge.config.yaml_nodes import Loader, Node, NodeReader
 from ccamerge.core.device import DEVICE_PATTERN
 
 _TOP = (
@@ -28,7 +35,7 @@ _TOP = (
     "dtype",
     "device",
 )
-_PARAMETERS = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "method")
+_PARAMETERS = tuple(name for name in TABLE if name != "method")
 _FACTORY = ("factory", "arguments")
 _EVALUATION = (*_FACTORY, "metric", "better", "loss", "ensemble")
 
@@ -197,73 +204,66 @@ class _Reader(NodeReader):
     def _settings(
         self, method: Node | None, node: Node | None, count: int, own: list[float | None]
     ) -> Settings:
-        where = "parameters"
-        entry = self.mapping(node, where, _PARAMETERS) if node is not None else {}
-        numbers: dict[str, float | None] = {}
-        for name, most in (("gamma", math.inf), ("t", 1.0)):
-            if name in entry:
-                numbers[name] = self.number(entry[name], f"{where}.{name}", most=most)
+        entry = self.mapping(node, "parameters", _PARAMETERS) if node is not None else {}
+        if method is not None:
+            entry["method"] = method
         if "ridge" in entry and "gamma" in entry:
             text = "given beside ridge; ridge is relative to the features' variance, gamma absolute"
-            self.report(entry["gamma"], f"{where}.gamma", text)
-        seed = self.value(entry["seed"], f"{where}.seed") if "seed" in entry else 0
-        if seed is MISSING:  # reported
-            seed = 0
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            text = f"expected an integer >= 0, got {self.shown(entry['seed'])}"
-            self.report(entry["seed"], f"{where}.seed", text)
-        prove = self.value(entry["prove"], f"{where}.prove") if "prove" in entry else True
-        if not isinstance(prove, bool):
-            if prove is not MISSING:
-                text = f"expected true or false, got {self.shown(entry['prove'])}"
-                self.report(entry["prove"], f"{where}.prove", text)
-            prove = True
-        weights: Any = own
-        if "weights" in entry:
-            if own:
-                text = "the models have weights of their own; give one or the other"
-                self.report(entry["weights"], f"{where}.weights", text)
-            weights = self._weights(entry["weights"], f"{where}.weights", count)
+            self.report(entry["gamma"], TABLE["gamma"].where, text)
+        if "weights" in entry and own:
+            text = "the models have weights of their own; give one or the other"
+            self.report(entry["weights"], TABLE["weights"].where, text)
+        found = {name: self._setting(name, inner, count) for name, inner in entry.items()}
+        weights = found.get("weights", own)
         if not isinstance(weights, dict):
             weights = _shares(weights, count)
-        options = self.names(entry["options"], f"{where}.options") if "options" in entry else {}
-        return Settings(
-            method=self._methods(method),
-            options=options or None,
-            mode=self.choice(entry.get("mode"), f"{where}.mode", get_args(Mode), "reference"),
-            ridge=self._ridge(entry["ridge"]) if "ridge" in entry else None,
-            weights=weights,
-            repair=self.choice(entry.get("repair"), f"{where}.repair", get_args(Repair), None),
-            norm=self.choice(entry.get("norm"), f"{where}.norm", get_args(Norm), "fold"),
-            seed=seed,
-            prove=prove,
-            **numbers,
-        )
+        return Settings(**{**found, "weights": weights, "options": found.get("options") or None})
 
-    def _methods(self, node: Node | None) -> Any:
-        where = "merge_method"
-        if node is None:
-            return "cca"
+    def _setting(self, name: str, node: Node, count: int) -> Any:
+        """What a node holds; what is wrong is reported, and any value comes in its place."""
+        where, kind = TABLE[name].where, TABLE[name].kind
+        match kind:
+            case Choice():
+                return self.choice(node, where, kind.words, None)
+            case Flag():
+                return self.flag(node, where)
+            case Seed():
+                return self.seed(node, where)
+            case Keywords():
+                return self.names(node, where)
+            case NumberForEachModel():
+                return self._weights(node, where, count)
+            case NameOrPatterns():
+                return self._names(node, where, kind)
+            case Number():
+                return self._number(node, where, kind)
+        raise AssertionError(name)
+
+    def _names(self, node: Node, where: str, kind: NameOrPatterns) -> Any:
+        def name(node: Node, where: str) -> str | None:
+            value = self.value(node, where)
+            if isinstance(value, str) and (value in kind.known or FACTORY_PATTERN.fullmatch(value)):
+                return value
+            hint = did_you_mean(str(value).lower(), kind.known)
+            text = f'{", ".join(kind.known)}, or "package.module:function"'
+            self.report(node, where, f"expected one of {text}; got {self.shown(node)}{hint}")
+            return None
+
         if isinstance(node, yaml.MappingNode):
-            return self.patterns(node, where, self._method)
-        return self._method(node, where)
+            return self.patterns(node, where, name)
+        return name(node, where)
 
-    def _method(self, node: Node, where: str) -> str | None:
-        value = self.value(node, where)
-        if isinstance(value, str) and (value in METHODS or FACTORY_PATTERN.fullmatch(value)):
-            return value
-        hint = did_you_mean(str(value).lower(), METHODS)
-        known = f'{", ".join(METHODS)}, or "package.module:function"'
-        self.report(node, where, f"expected one of {known}; got {self.shown(node)}{hint}")
-        return None
+    def _number(self, node: Node, where: str, kind: Number) -> Any:
+        def number(node: Node, where: str) -> float | None:
+            return self.number(node, where, most=kind.most)
 
-    def _ridge(self, node: Node) -> Any:
-        where = "parameters.ridge"
-        if isinstance(node, yaml.MappingNode):
-            return self.patterns(node, where, self.number)
-        if isinstance(node, yaml.ScalarNode) and node.value == "auto":
-            return "auto"
-        return self.number(node, where, instead=", auto or a mapping of patterns to numbers")
+        if kind.patterns and isinstance(node, yaml.MappingNode):
+            return self.patterns(node, where, number)
+        if kind.word and isinstance(node, yaml.ScalarNode) and node.value == kind.word:
+            return kind.word
+        instead = f", {kind.word}" if kind.word else ""
+        instead += " or a mapping of patterns to numbers" if kind.patterns else ""
+        return self.number(node, where, most=kind.most, instead=instead)
 
     def _weights(self, node: Node, where: str, count: int) -> Any:
         """A list of numbers, or lists by patterns; None in the place of what is wrong."""

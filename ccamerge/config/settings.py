@@ -1,15 +1,79 @@
-"""How models are merged: what a configuration and `ccamerge.merge` both know, without torch."""
+"""How models are merged: the settings that Python, YAML and the command line have, without torch.
+
+Here alone stand their names, types, defaults, ranges and what they are for. `TABLE` has them by
+name: `ccamerge.merge` checks its arguments by it, the reader its keys, and help is written from it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import field
+from typing import Any, Literal, get_args
 
+from ccamerge.config.kinds import (
+    Choice,
+    Flag,
+    Keywords,
+    Kind,
+    NameOrPatterns,
+    Number,
+    NumberForEachModel,
+    Seed,
+)
+
+MethodChoice = str | Mapping[str, str]
 Mode = Literal["reference", "universe"]
+RidgeChoice = float | Literal["auto"] | Mapping[str, float]
+Weights = Sequence[float] | Mapping[str, Sequence[float]]
 Repair = Literal["variance", "regression", "none"]
 Norm = Literal["fold", "paper"]
+
+METHODS = ("cca", "permutation", "procrustes", "average", "weight_matching", "ot", "zipit")
+DEFAULT_METHOD = "cca"
+DEFAULT_RIDGE = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Attributes
+    ----------
+    name : as an argument of `ccamerge.merge`
+    default : what it is there if it is not given
+    kind : what it may be
+    words : what it is for, and what else it may be
+    usual : the default, or what None stands for as a default; None if that is nothing
+    example : in YAML, of one that is nothing by default
+    by_patterns : in YAML, of one that can be by patterns, and what other spaces get then
+    """
+
+    name: str
+    default: Any
+    kind: Kind
+    words: str
+    usual: Any
+    example: str = ""
+    by_patterns: tuple[str, str] | None = None
+
+    @property
+    def where(self) -> str:
+        """Its place in a configuration."""
+        return "merge_method" if self.name == "method" else f"parameters.{self.name}"
+
+    def check(self, value: Any, models: int) -> Any:
+        """The value as plain Python has it, for a number of models.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For what it cannot be; the message names the setting.
+        """
+        if value is None and self.default is None:
+            return None
+        return self.kind.check(value, self.name, models)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,17 +85,73 @@ class Settings:
     configuration ``method`` may also be "package.module:function", to be imported.
     """
 
-    method: str | Mapping[str, str] = "cca"
-    options: Mapping[str, Any] | None = None
-    mode: Mode = "reference"
-    ridge: float | Literal["auto"] | Mapping[str, float] | None = None
-    gamma: float | None = None
-    weights: Sequence[float] | Mapping[str, Sequence[float]] | None = None
-    t: float | None = None
-    repair: Repair | None = None
-    norm: Norm = "fold"
-    seed: int = 0
-    prove: bool = True
+    method: MethodChoice = field(
+        default=DEFAULT_METHOD,
+        metadata={
+            "kind": NameOrPatterns(METHODS),
+            "words": "see methods below; or names by patterns",
+            "by_patterns": ('{"layer1*": permutation, "*": cca}', DEFAULT_METHOD),
+        },
+    )
+    options: Mapping[str, Any] | None = field(
+        default=None,
+        metadata={"kind": Keywords(), "words": "of the methods", "example": "{alpha: 0.3}"},
+    )
+    mode: Mode = field(
+        default="reference",
+        metadata={
+            "kind": Choice(get_args(Mode)),
+            "words": "or universe: align all models with each other",
+        },
+    )
+    ridge: RidgeChoice | None = field(
+        default=None,
+        metadata={
+            "kind": Number(word="auto", patterns=True),
+            "words": "relative to the features' variance; or auto; or gamma, absolute",
+            "usual": DEFAULT_RIDGE,
+            "by_patterns": ('{"layer3*": 1.0}', str(DEFAULT_RIDGE)),
+        },
+    )
+    gamma: float | None = field(
+        default=None,
+        metadata={"kind": Number(), "words": "absolute, instead of ridge", "example": "0.1"},
+    )
+    weights: Weights | None = field(
+        default=None,
+        metadata={
+            "kind": NumberForEachModel(),
+            "words": "instead of the models' own",
+            "example": "[1, 2]",
+            "by_patterns": ('{"layer3*": [1, 0]}', "equal"),
+        },
+    )
+    t: float | None = field(
+        default=None,
+        metadata={
+            "kind": Number(most=1.0, ends=("the reference", "the other models")),
+            "words": "between base_model (0) and the mean of the others (1)",
+            "example": "0.5",
+        },
+    )
+    repair: Repair | None = field(
+        default=None,
+        metadata={
+            "kind": Choice(get_args(Repair)),
+            "words": "or variance (less time, lesser networks), or none",
+            "usual": "regression",
+        },
+    )
+    norm: Norm = field(
+        default="fold", metadata={"kind": Choice(get_args(Norm)), "words": "or paper"}
+    )
+    seed: int = field(
+        default=0, metadata={"kind": Seed(), "words": "of the choice of inputs kept for repair"}
+    )
+    prove: bool = field(
+        default=True,
+        metadata={"kind": Flag(), "words": "try on two inputs that what is aligned may be"},
+    )
 
     @property
     def method_words(self) -> str:
@@ -39,6 +159,12 @@ class Settings:
         if isinstance(self.method, str):
             return self.method
         return ", ".join(f"{pattern}: {name}" for pattern, name in self.method.items())
+
+
+TABLE = {
+    f.name: Setting(f.name, f.default, **{"usual": f.default, **f.metadata})
+    for f in dataclasses.fields(Settings)
+}
 
 
 def normalised(weights: Sequence[float]) -> tuple[float, ...]:

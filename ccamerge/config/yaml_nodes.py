@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 import yaml
 
 from ccamerge.config.importing import did_you_mean
+from ccamerge.core.arguments import MOST_SEED
 
 
 class Loader(yaml.SafeLoader):
@@ -127,6 +128,24 @@ class NodeReader:
             self.report(node, where, f"{wanted}{';' if instead else ','} got {self.shown(node)}")
             return None
         return value
+
+    def seed(self, node: Node, where: str) -> int | None:
+        """Return what random generators can start from."""
+        value = self.value(node, where)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_SEED:
+            return value
+        if value is not MISSING:
+            self.report(node, where, f"expected an integer >= 0, got {self.shown(node)}")
+        return None
+
+    def flag(self, node: Node, where: str) -> bool | None:
+        """Return true or false."""
+        value = self.value(node, where)
+        if isinstance(value, bool):
+            return value
+        if value is not MISSING:
+            self.report(node, where, f"expected true or false, got {self.shown(node)}")
+        return None
 
     def choice(self, node: Node | None, where: str, choices: tuple[str, ...], default: Any) -> Any:
         """Return one of the words, or None if it is another."""

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AnySet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 if TYPE_CHECKING:
     from torch import nn
 
 T = TypeVar("T")
+
+MOST_SEED = 2**63 - 1
 
 _SHOWN = 60  # characters of a value in a message
 
@@ -57,7 +58,7 @@ def number(value: Any, name: str, expected: str = "a number") -> float:
         If it is a whole number beyond float64.
     """
     kind = str(getattr(value, "dtype", ""))
-    odd = isinstance(value, (bool, np.bool_, str, bytes, complex)) or "bool" in kind
+    odd = isinstance(value, (bool, str, bytes, complex)) or "bool" in kind
     if odd or "complex" in kind or getattr(value, "shape", ()) != ():
         raise wrong(name, expected, value)
     try:
@@ -72,7 +73,7 @@ def number(value: Any, name: str, expected: str = "a number") -> float:
 def integer(value: Any, name: str, expected: str = "a whole number") -> int:
     """A whole number of an integer type; bool is none, nor is 2.0."""
     kind = str(getattr(value, "dtype", ""))
-    if isinstance(value, (bool, np.bool_)) or "bool" in kind or getattr(value, "shape", ()) != ():
+    if isinstance(value, bool) or "bool" in kind or getattr(value, "shape", ()) != ():
         raise wrong(name, expected, value)
     try:
         return operator.index(value)
@@ -92,8 +93,8 @@ def index(value: Any, name: str, count: int) -> int:
 def seed(value: Any, name: str = "seed") -> int:
     """What random generators start from: ValueError unless it is in 0..2^63 - 1."""
     found = integer(value, name, "a whole number >= 0")
-    if not 0 <= found < 2**63:
-        text = shown(found) if found >= 2**63 else str(found)
+    if not 0 <= found <= MOST_SEED:
+        text = shown(found) if found > MOST_SEED else str(found)
         message = f"{name} must be a whole number >= 0 and below 2**63, got {text}"
         raise ValueError(message)
     return found
@@ -101,7 +102,9 @@ def seed(value: Any, name: str = "seed") -> int:
 
 def flag(value: Any, name: str) -> bool:
     """True or False, also as 0 and 1 or NumPy's."""
-    if isinstance(value, (bool, np.bool_)) or (type(value) is int and value in (0, 1)):
+    numpy = sys.modules.get("numpy")  # without it, which takes time to import, nothing is NumPy's
+    kinds = (bool,) if numpy is None else (bool, numpy.bool_)
+    if isinstance(value, kinds) or (type(value) is int and value in (0, 1)):
         return bool(value)
     raise wrong(name, "True or False", value)
 

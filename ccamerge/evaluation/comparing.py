@@ -21,9 +21,9 @@ from ccamerge.core.renamed import renamed
 from ccamerge.evaluation.evaluating import Row, measure
 from ccamerge.evaluation.interpolation import check_points, path
 from ccamerge.evaluation.metrics import Metric, metric_named, title_of
-from ccamerge.merging.checking import check_results, checked
+from ccamerge.merging.checking import check_results, checked, refuse_for_spaces
 from ccamerge.merging.merging import merge
-from ccamerge.methods.alignment import check_options, methods_of
+from ccamerge.methods.weights import check_t
 from ccamerge.reporting.results import Barrier, Comparison, Score
 
 
@@ -93,7 +93,7 @@ def compare(
         metric_named(value, argument=name)
     progress = arguments.flag(progress, "progress")
     points = arguments.integer(points, "points") and check_points(points)
-    merges = _settings(models, methods, statistics, settings)
+    merges = _settings(models, methods, statistics, points, settings)
     if merges and isinstance(data, Iterator):
         message = "data is read several times: pass a list or a DataLoader, not a generator"
         raise ValueError(message)
@@ -163,6 +163,7 @@ def _settings(
     models: Sequence[nn.Module],
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
     statistics: Statistics | None,
+    points: int,
     settings: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """Keyword arguments of `merge` by names; ValueError for what cannot run."""
@@ -189,6 +190,8 @@ def _settings(
         names = [field.name for field in dataclasses.fields(Settings)]
         how = Settings(**{key: chosen[key] for key in names if key in chosen})
         how = checked(how, len(models), reference)
-        spaces = chosen["statistics"].spaces_of(models[0]).spaces
-        check_options(how.options, methods_of(how.method, spaces, how.mode))
+        every = [chosen["statistics"].spaces_of(model) for model in models]
+        refuse_for_spaces(how, every, reference)
+        if points:
+            check_t(how.weights, 0.5, reference)
     return found

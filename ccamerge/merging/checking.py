@@ -1,26 +1,38 @@
-"""What `ccamerge.merge` checks of its arguments before it looks at any data."""
+"""What `ccamerge.merge` checks of its arguments: before any data, and at the first batch."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ccamerge.collection.statistics import Statistics
-from ccamerge.config.settings import Mode, Norm, Repair, Settings
+from ccamerge.config.patterns import by_pattern
+from ccamerge.config.settings import DEFAULT_RIDGE, TABLE, Repair, Settings
 from ccamerge.core import arguments
 from ccamerge.graph.networks.fingerprints import program_fingerprint
 from ccamerge.graph.networks.parameters import Parameters
-from ccamerge.methods.alignment import Aligned, check_choice
-from ccamerge.methods.ridges import check_regularisers
-from ccamerge.methods.weights import check_weights, checked_t
+from ccamerge.graph.space import Spaces
+from ccamerge.methods.alignment import (
+    Aligned,
+    able_methods,
+    check_methods,
+    check_options,
+    check_widths,
+    methods_of,
+)
+from ccamerge.methods.weights import check_t, shares_of
+
+T = TypeVar("T")
+
+Problem = tuple[str, Exception]
+"""A setting's name, and what is wrong with it."""
 
 
 def checked(settings: Settings, models: int, reference: int) -> Settings:
     """Settings of a merge as plain Python numbers, with the repair that they stand for.
 
-    What depends on the networks' spaces (patterns that match nothing, a method that cannot do with
-    some space) is checked where they are known.
+    What depends on the networks' spaces is left to `check_spaces`.
 
     Raises
     ------
@@ -29,34 +41,73 @@ def checked(settings: Settings, models: int, reference: int) -> Settings:
     ImportError
         For a method that lacks a package it needs.
     """
-    mode = arguments.choice(settings.mode, "mode", get_args(Mode))
-    norm = arguments.choice(settings.norm, "norm", get_args(Norm))
-    repair = settings.repair
-    if repair is None:
-        repair = "regression" if norm == "fold" else "none"
-    arguments.choice(repair, "repair", get_args(Repair))
-    if norm == "paper" and repair == "regression":
+    found, problems = examined(settings, models, reference)
+    for _, error in problems:
+        raise error
+    return found
+
+
+def examined(settings: Settings, models: int, reference: int) -> tuple[Settings, list[Problem]]:
+    """As `checked`, with all that is wrong instead of the first error raised."""
+    problems: list[Problem] = []
+    plain: dict[str, Any] = {
+        name: _attempt(problems, name, own.check, getattr(settings, name), models)
+        for name, own in TABLE.items()
+    }
+    if problems:  # what makes no sense by itself makes none with others
+        return settings, problems
+    found = Settings(**plain)
+    if found.ridge is not None and found.gamma is not None:
+        message = "give ridge (dimensionless) or gamma (absolute), not both"
+        problems.append(("gamma", ValueError(message)))
+    if found.norm == "paper" and found.repair == "regression":
         message = (
             "repair='regression' needs norm='fold': the paper's norm resets statistics instead"
         )
-        raise ValueError(message)
-    ridge, gamma = check_regularisers(settings.ridge, settings.gamma)
-    t = checked_t(settings.t)
-    weights = check_weights(settings.weights, models, t, reference)
-    options = check_choice(settings.method, settings.options, settings.mode)
-    return dataclasses.replace(
-        settings,
-        options=options,
-        mode=mode,
-        ridge=ridge,
-        gamma=gamma,
-        weights=weights,
-        t=t,
-        repair=repair,
-        norm=norm,
-        seed=arguments.seed(settings.seed),
-        prove=arguments.flag(settings.prove, "prove"),
-    )
+        problems.append(("repair", ValueError(message)))
+    _attempt(problems, "weights", check_t, found.weights, found.t, reference)
+    _attempt(problems, "method", check_methods, found.method, found.mode)
+    options = found.options
+    if options is not None and not any(name == "method" for name, _ in problems):
+        options = _attempt(problems, "options", check_options, options, able_methods(found.method))
+    usual: Repair = TABLE["repair"].usual if found.norm == "fold" else "none"
+    return dataclasses.replace(found, options=options, repair=found.repair or usual), problems
+
+
+def check_spaces(settings: Settings, every: Sequence[Spaces], reference: int) -> list[Problem]:
+    """All that is wrong with checked settings for some spaces; ``every`` has each model's.
+
+    Patterns that match nothing, options that no space's method knows, a mode or widths that one
+    does not.
+    """
+    found = every[reference]
+    names = [space.name for space in found.spaces]
+    widths = {name: [own[name].size for own in every] for name in names}
+    problems: list[Problem] = []
+    methods = _attempt(problems, "method", methods_of, settings.method, found.spaces, settings.mode)
+    if methods is not None:
+        _attempt(problems, "options", check_options, settings.options, methods)
+        _attempt(problems, "method", check_widths, methods, settings.mode, widths)
+    if isinstance(settings.ridge, Mapping):
+        _attempt(problems, "ridge", by_pattern, settings.ridge, names, DEFAULT_RIDGE, "ridge")
+    given = (settings.weights, settings.t, len(every), reference, found)
+    _attempt(problems, "weights", shares_of, *given)
+    return problems
+
+
+def _attempt(problems: list[Problem], name: str, check: Callable[..., T], *given: Any) -> T | None:
+    """What a check returns; its error is kept under the setting's name."""
+    try:
+        return check(*given)
+    except (ValueError, TypeError, ImportError) as error:
+        problems.append((name, error))
+        return None
+
+
+def refuse_for_spaces(settings: Settings, every: Sequence[Spaces], reference: int) -> None:
+    """Raise the first error that `check_spaces` finds."""
+    for _, error in check_spaces(settings, every, reference):
+        raise error
 
 
 def check_results(statistics: Any, aligned: Any) -> None:

@@ -13,7 +13,16 @@ from torch import nn
 from ccamerge.collection.collecting import FOLDS, device_for
 from ccamerge.collection.data_pass import Pass
 from ccamerge.collection.statistics import Pairs, Statistics
-from ccamerge.config.settings import Norm, Repair, Settings
+from ccamerge.config.settings import (
+    DEFAULT_METHOD,
+    MethodChoice,
+    Mode,
+    Norm,
+    Repair,
+    RidgeChoice,
+    Settings,
+    Weights,
+)
 from ccamerge.core import arguments
 from ccamerge.core.brief import Brief
 from ccamerge.core.device import Device, DeviceLike, memory_of
@@ -24,12 +33,10 @@ from ccamerge.graph.networks.network import Network, networks_of
 from ccamerge.graph.networks.parameters import Parameters, same_architecture
 from ccamerge.graph.space import Spaces
 from ccamerge.merging.assembling import assembled
-from ccamerge.merging.checking import check_results, check_statistics, checked
+from ccamerge.merging.checking import check_results, check_statistics, checked, refuse_for_spaces
 from ccamerge.merging.describing import described, warn
-from ccamerge.methods import Mode
-from ccamerge.methods.alignment import DEFAULT_METHOD, Aligned, MethodChoice, align, pairs_needed
-from ccamerge.methods.ridges import RidgeChoice
-from ccamerge.methods.weights import Shares, Weights, shares_of
+from ccamerge.methods.alignment import Aligned, align, pairs_needed
+from ccamerge.methods.weights import Shares, shares_of
 from ccamerge.reporting import plots
 from ccamerge.reporting.report import Report
 
@@ -209,6 +216,7 @@ def merge(
             pairs = pairs_needed(settings.method, settings.mode)
             statistics = check_statistics(statistics, known, reference, pairs).to(where)
         every = [statistics.spaces_of(own) for own in known]
+        refuse_for_spaces(settings, every, reference)
         networks = networks_of(known, every, memory_of(where))
     found = networks[reference].spaces
     shares = shares_of(settings.weights, settings.t, len(known), reference, found)
@@ -235,7 +243,12 @@ def _collected(
         message = "data is needed: pass calibration batches, or moments of an earlier merge"
         raise ValueError(message)
     pairs: Pairs = pairs_needed(settings.method, settings.mode)
-    one = Pass(models, [], pairs, reference, FOLDS, device, settings.seed, settings.prove)
+
+    def check(every: Sequence[Spaces]) -> None:
+        refuse_for_spaces(settings, every, reference)
+
+    seed, prove = settings.seed, settings.prove
+    one = Pass(models, [], pairs, reference, FOLDS, device, seed, prove, check)
     return one.over(arguments.batches(data), progress)
 
 

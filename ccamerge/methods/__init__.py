@@ -4,6 +4,7 @@ A method turns moments and weights of the spaces into feature maps and knows not
 architectures. To add one, write a file with a function decorated by `register` and import it here.
 """
 
+from ccamerge.config.settings import Mode
 from ccamerge.methods import average, ot, permutation, procrustes, weight_matching, zipit
 from ccamerge.methods import canonical as cca
 from ccamerge.methods.base import (
@@ -11,7 +12,6 @@ from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,
     Method,
-    Mode,
     Solution,
     Solutions,
     register,

@@ -12,18 +12,15 @@ from torch import Tensor
 
 from ccamerge.collection.statistics import Pairs, Statistics
 from ccamerge.config.patterns import by_pattern
+from ccamerge.config.settings import DEFAULT_METHOD, MethodChoice, Mode, RidgeChoice
 from ccamerge.core import arguments
 from ccamerge.core.brief import Brief
 from ccamerge.core.device import memory_of, resolve
 from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.space import Space, Spaces
 from ccamerge.graph.tracing.batches import moved
-from ccamerge.methods import METHODS, Alignment, Method, Mode, Solution, Solutions
-from ccamerge.methods.ridges import RidgeChoice, ridges_of
-
-DEFAULT_METHOD = "cca"
-
-MethodChoice = str | Mapping[str, str]
+from ccamerge.methods import METHODS, Alignment, Method, Solution, Solutions
+from ccamerge.methods.ridges import ridges_of
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -95,33 +92,19 @@ def check_ready(choice: MethodChoice) -> None:
         method_named(name).ready()
 
 
-def check_choice(
-    choice: MethodChoice, options: Mapping[str, Any] | None, mode: Mode
-) -> dict[str, Any] | None:
-    """Check what can be said of methods and their options before there are spaces.
-
-    Returns
-    -------
-    The options as plain Python numbers.
-
-    Raises
-    ------
-    TypeError, ValueError, ImportError
-        As `methods_of` and `check_options`.
-    """
-    if not isinstance(choice, str):
-        expected = "a name or a dict of names by patterns"
-        for pattern, name in arguments.mapping(choice, "method", expected).items():
-            arguments.string(name, f"method of {pattern!r}", "a name")
+def check_methods(choice: MethodChoice, mode: Mode) -> None:
+    """Check what can be said of methods before there are spaces; errors as of `methods_of`."""
     check_ready(choice)
     if isinstance(choice, str):
         _check_mode(method_named(choice), mode)
+
+
+def able_methods(choice: MethodChoice) -> dict[str, Method]:
+    """The methods that may get spaces, by their names, whose options may be given."""
     names = [choice] if isinstance(choice, str) else list(choice.values())
     # Spaces may be left to these whatever is chosen; without options they need not be named.
     names += [name for name in (DEFAULT_METHOD, "permutation") if METHODS[name].options]
-    if options is None:
-        return None
-    return check_options(options, {name: method_named(name) for name in names})
+    return {name: method_named(name) for name in names}
 
 
 def _check_mode(method: Method, mode: Mode) -> None:
@@ -159,7 +142,8 @@ def check_options(
     Raises
     ------
     ValueError
-        For an option that none of the spaces' methods knows, or a number that is not finite.
+        For an option that none of the spaces' methods knows, a number that is not finite, or one
+        beyond a method's limits.
     TypeError
         For an option that should be a number, a whole one or a bool by its default, and is none.
     """
@@ -173,7 +157,12 @@ def check_options(
         )
         raise ValueError(message)
     defaults = {name: value for m in used.values() for name, value in m.options.items()}
-    return {name: _option(value, name, defaults[name]) for name, value in options.items()}
+    found = {name: _option(value, name, defaults[name]) for name, value in options.items()}
+    for method in used.values():
+        for name, limit in method.limits.items():
+            if name in found:
+                limit(found[name], name)
+    return found
 
 
 def _option(value: Any, name: str, default: Any) -> Any:

@@ -7,12 +7,14 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ccamerge.config.settings import Mode
 from ccamerge.core.brief import Brief
 from ccamerge.core.determined import ROUNDING
 from ccamerge.core.device import Device, memory_of, resolve
@@ -23,7 +25,6 @@ from ccamerge.graph.space import Space
 from ccamerge.methods.likeness import likeness
 
 Array = np.ndarray[Any, Any]
-Mode = Literal["reference", "universe"]
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -192,7 +193,9 @@ class Method:
     space must be able to carry; ``rectangular`` says that in the reference mode they lead from any
     number of features to the reference's; ``regularised``, that it wants a ridge for each space;
     ``on_device``, that it takes moments and gives maps on a CUDA device, too. ``ready`` raises
-    ImportError if the method cannot run for lack of a package.
+    ImportError if the method cannot run for lack of a package. ``limits`` has, for each option that
+    not every number is good for, what raises ValueError when called with such a value and the
+    option's name.
     """
 
     name: str
@@ -205,6 +208,7 @@ class Method:
     on_device: bool
     options: Mapping[str, Any]
     ready: Callable[[], object]
+    limits: Mapping[str, Callable[[Any, str], object]]
 
 
 METHODS: dict[str, Method] = {}
@@ -220,6 +224,7 @@ def register(
     regularised: bool = False,
     on_device: bool = False,
     ready: Callable[[], object] = lambda: None,
+    limits: Mapping[str, Callable[[Any, str], object]] = MappingProxyType({}),
 ) -> Callable[[Callable[..., Solutions]], Callable[..., Solutions]]:
     """Make a method known under a name, in Python, YAML and on the command line.
 
@@ -243,6 +248,7 @@ def register(
             on_device,
             options,
             ready,
+            limits,
         )
         return solve
 

@@ -37,7 +37,14 @@ def _pot() -> Any:
     return pot
 
 
-@register("ot", rectangular=True, ready=_pot)
+def _not_negative(value: float, name: str) -> None:
+    """Raise ValueError for a negative number, or one that is not finite."""
+    if not (math.isfinite(value) and value >= 0):
+        message = f"{name} must be a finite number >= 0, got {value}"
+        raise ValueError(message)
+
+
+@register("ot", rectangular=True, ready=_pot, limits={"entropy": _not_negative})
 def ot(alignment: Alignment, *, entropy: float = 0.0, standardize: bool = False) -> Solutions:
     """Maps from the transport plan that moves features the shortest way, masses being equal.
 
@@ -55,9 +62,7 @@ def ot(alignment: Alignment, *, entropy: float = 0.0, standardize: bool = False)
     ValueError
         For an ``entropy`` that is negative or not finite.
     """
-    if not (math.isfinite(entropy) and entropy >= 0):
-        message = f"entropy must be a finite number >= 0, got {entropy}"
-        raise ValueError(message)
+    _not_negative(entropy, "entropy")
     return alignment.each_pair(
         lambda problems: [transport(p, entropy, standardize) for p in problems]
     )

@@ -8,9 +8,8 @@ solved from one eigendecomposition.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,51 +17,15 @@ from torch import Tensor
 
 from ccamerge.collection.statistics import Statistics
 from ccamerge.config.patterns import by_pattern
-from ccamerge.core import arguments
+from ccamerge.config.settings import DEFAULT_RIDGE, RidgeChoice
 from ccamerge.core.canonical import cca_batch
 from ccamerge.core.determined import ROUNDING, determined, projected
 from ccamerge.graph.space import Space, Spaces
 
 Array = np.ndarray[Any, Any]
-RidgeChoice = float | Literal["auto"] | Mapping[str, float]
-
-DEFAULT_RIDGE = 0.3
 
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 3.0, 10.0)
 """Ridges that "auto" chooses from."""
-
-
-def check_regularisers(
-    ridge: RidgeChoice | None, gamma: float | None
-) -> tuple[RidgeChoice | None, float | None]:
-    """Both as plain numbers; ValueError or TypeError for what makes no sense or cannot go together.
-
-    ``ridge`` may be "auto" or by patterns.
-    """
-    if ridge is not None and gamma is not None:
-        message = "give ridge (dimensionless) or gamma (absolute), not both"
-        raise ValueError(message)
-    if gamma is not None:
-        return None, _not_negative(gamma, "gamma", "a finite number >= 0")
-    expected = "a finite number >= 0, 'auto' or a dict by patterns"
-    if isinstance(ridge, str) and ridge != "auto":
-        message = f"ridge must be {expected}, got {ridge!r}"
-        raise ValueError(message)
-    if ridge is None or isinstance(ridge, str):
-        return ridge, None
-    if isinstance(ridge, Mapping):
-        by_name = arguments.mapping(ridge, "ridge", expected).items()
-        named = "a finite number >= 0"
-        return {k: _not_negative(v, f"ridge of {k!r}", named) for k, v in by_name}, None
-    return _not_negative(ridge, "ridge", expected), None
-
-
-def _not_negative(value: float, name: str, expected: str) -> float:
-    found = arguments.number(value, name, expected)
-    if not (math.isfinite(found) and found >= 0):
-        message = f"{name} must be a finite number >= 0, got {found}"
-        raise ValueError(message)
-    return found
 
 
 def ridges_of(

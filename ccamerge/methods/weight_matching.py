@@ -45,7 +45,14 @@ class Matching:
     sweeps: int
 
 
-@register("weight_matching", maps=PERMUTATION)
+def _not_negative(value: int, name: str) -> None:
+    """Raise ValueError for a negative number."""
+    if value < 0:
+        message = f"{name} must be a whole number >= 0, got {value}"
+        raise ValueError(message)
+
+
+@register("weight_matching", maps=PERMUTATION, limits={"seed": _not_negative})
 def weight_matching(alignment: Alignment, *, seed: int = 0) -> Solutions:
     """The permutations with the largest inner product of weights, found by coordinate ascent.
 
@@ -61,9 +68,7 @@ def weight_matching(alignment: Alignment, *, seed: int = 0) -> Solutions:
     ValueError
         If ``seed`` is negative, or a parameter's shape differs between the models.
     """
-    if seed < 0:
-        message = f"seed must be a whole number >= 0, got {seed}"
-        raise ValueError(message)
+    _not_negative(seed, "seed")
     reference = alignment.states[alignment.reference]
     for model, state in enumerate(alignment.states):
         for key in {slot.parameter for space in alignment.spaces for slot in space.slots}:

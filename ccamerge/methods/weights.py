@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 from ccamerge.config.patterns import by_pattern
-from ccamerge.config.settings import normalised
-from ccamerge.core import arguments
+from ccamerge.config.settings import Weights, normalised
 from ccamerge.graph.space import Role, Spaces
-
-Weights = Sequence[float] | Mapping[str, Sequence[float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +37,11 @@ class Shares:
 def shares_of(
     weights: Weights | None, t: float | None, count: int, reference: int, spaces: Spaces
 ) -> Shares:
-    """Check and normalise weights.
+    """Weights that sum to one, by what they are for.
 
     Parameters
     ----------
-    weights : one number a model; or such lists by patterns over the names of spaces and of
+    weights : one number a model, checked; or such lists by patterns over the names of spaces and of
         parameters that write none (the network's last layer); default equal
     t : how far to go from the reference (0) to the weighted mean of the others (1)
     count, reference : number of models, and which one is the reference
@@ -53,11 +49,9 @@ def shares_of(
 
     Raises
     ------
-    ValueError, TypeError
-        For what makes no sense, or patterns that match nothing.
+    ValueError
+        For patterns that match nothing, and as `check_t`.
     """
-    t = checked_t(t)
-    weights = check_weights(weights, count)
     equal = [1.0] * count
     if not isinstance(weights, Mapping):
         return Shares(
@@ -83,46 +77,18 @@ def shares_of(
     )
 
 
-def checked_t(t: float | None) -> float | None:
-    """The number that ``t`` is; ValueError or TypeError unless it is one between 0 and 1."""
-    if t is None:
-        return None
-    expected = "a number between 0 (the reference) and 1 (the other models)"
-    found = arguments.number(t, "t", expected)
-    if not 0 <= found <= 1:
-        message = f"t must be between 0 (the reference) and 1 (the other models), got {found}"
-        raise ValueError(message)
-    return found
+def check_t(weights: Weights | None, t: float | None, reference: int) -> None:
+    """Raise ValueError if ``t`` has no other model to go to, as far as weights tell by themselves.
 
-
-def check_weights(
-    weights: Weights | None, count: int, t: float | None = None, reference: int = 0
-) -> Weights | None:
-    """Weights as plain numbers; ValueError or TypeError for what no spaces can make sense of."""
-    if weights is None:
-        return None
-    if isinstance(weights, Mapping):
-        by_name = arguments.mapping(weights, "weights", "a list of numbers or a dict by patterns")
-        names = {key: f"weights of {key!r}" for key in by_name}
-        found = {key: _checked(by_name[key], name, count) for key, name in names.items()}
-    else:
-        names, found = {"": "weights"}, {"": _checked(weights, "weights", count)}
-    if t is not None:
-        for key, name in names.items():
-            _shares(found[key], name, t, reference)
-    return found if isinstance(weights, Mapping) else found[""]
-
-
-def _checked(values: Sequence[float], name: str, count: int) -> list[float]:
-    given = arguments.items(values, name, f"a list of {count} numbers, one for each model")
-    numbers = [arguments.number(w, f"{name}[{i}]") for i, w in enumerate(given)]
-    if len(numbers) != count:
-        message = f"{name} must hold one number a model ({count}), got {len(numbers)}"
-        raise ValueError(message)
-    if not all(math.isfinite(w) and w >= 0 for w in numbers) or not any(numbers):
-        message = f"{name} must be finite, not negative and not all zero, got {numbers}"
-        raise ValueError(message)
-    return numbers
+    Both are checked each on its own.
+    """
+    if t is None or weights is None:
+        return
+    if not isinstance(weights, Mapping):
+        _shares(weights, "weights", t, reference)
+        return
+    for pattern, own in weights.items():
+        _shares(own, f"weights of {pattern!r}", t, reference)
 
 
 def _shares(

@@ -33,7 +33,14 @@ from ccamerge.methods.base import (
 from ccamerge.methods.orders import SAME, models_in_order
 
 
-@register("zipit", pairs="all", rectangular=True)
+def _fraction(value: float, name: str) -> None:
+    """Raise ValueError for what is no part of a whole."""
+    if not 0 <= value <= 1:
+        message = f"{name} must be between 0 and 1, got {value}"
+        raise ValueError(message)
+
+
+@register("zipit", pairs="all", rectangular=True, limits={"alpha": _fraction, "beta": _fraction})
 def zipit(alignment: Alignment, *, alpha: float = 0.3, beta: float = 0.125) -> Solutions:
     """Maps that merge groups of features, found greedily on the correlations of all models at once.
 
@@ -59,10 +66,8 @@ def zipit(alignment: Alignment, *, alpha: float = 0.3, beta: float = 0.125) -> S
     ValueError
         If ``alpha`` or ``beta`` is not in 0..1.
     """
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 <= value <= 1:
-            message = f"{name} must be between 0 and 1, got {value}"
-            raise ValueError(message)
+    _fraction(alpha, "alpha")
+    _fraction(beta, "beta")
     # A merged feature counts as that of its first member's model: this must not hang on how the
     # models were given.
     order = models_in_order(alignment, first=alignment.reference)

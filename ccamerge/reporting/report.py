@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from ccamerge.config.settings import Mode, Norm, Repair
 from ccamerge.core.brief import Brief
 
 if TYPE_CHECKING:
@@ -75,12 +76,12 @@ class Report(Brief):
 
     method: str | dict[str, str]
     options: dict[str, Any]
-    mode: str
+    mode: Mode
     gamma: float | None
     reference: int
     weights: list[float]
-    repair: str
-    norm: str
+    repair: Repair
+    norm: Norm
     samples: int
     seconds: dict[str, float]
     spaces: list[SpaceReport]

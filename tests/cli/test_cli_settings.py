@@ -73,46 +73,47 @@ def test_settings_reach_the_merge(capsys, project, method, parameters, settings)
     assert all(torch.equal(found[key], again[key]) for key in found)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            [("base_", 'merge_method: {"zero*": average}\nbase_')],
-            "merge.yml:1: merge_method: 'zero*' matches no space; there are ",
-        ),
-        (
-            [("ridge: 0.01", 'ridge: {"33": 1}')],
-            "merge.yml:14: parameters.ridge: '33' matches no space; did you mean '3'?",
-        ),
-        (
-            [
-                ("    parameters: {weight: 1}\n", ""),
-                ("ridge: 0.01", 'weights: {"9*": [0, 1]}'),
-            ],
-            "merge.yml:12: parameters.weights: '9*' matches no space; there are ",
-        ),
-        (
-            [("ridge: 0.01", "options: {alpha: 1}")],
-            "merge.yml:14: parameters.options: 'alpha' is not known to 'cca'; known: none",
-        ),
-        (
-            [("base_", "merge_method: ot\nbase_"), ("seed: 3", "seed: 3, mode: universe")],
-            "merge.yml:1: merge_method: mode 'universe' is not for method 'ot'",
-        ),
-        (
-            [("base_", "merge_method: blobs_module:wrong\nbase_")],
-            "merge.yml:1: merge_method: blobs_module:wrong() cannot be called so: too many pos",
-        ),
-        (
-            [("base_", "merge_method: blobs_module:no_method\nbase_")],
-            "merge.yml:1: merge_method: blobs_module:no_method is no method; decorate it with",
-        ),
-        (
-            [("base_", 'merge_method: {"0": blobs_module:sawp}\nbase_')],
-            "merge.yml:1: merge_method.0: blobs_module has no 'sawp'; did you mean 'swap'?",
-        ),
-    ],
-)
+WRONG = [
+    (
+        [("base_", 'merge_method: {"zero*": average}\nbase_')],
+        "merge.yml:1: merge_method: 'zero*' matches no space; there are ",
+    ),
+    (
+        [("ridge: 0.01", 'ridge: {"33": 1}')],
+        "merge.yml:14: parameters.ridge: '33' matches no space; did you mean '3'?",
+    ),
+    (
+        [
+            ("    parameters: {weight: 1}\n", ""),
+            ("ridge: 0.01", 'weights: {"9*": [0, 1]}'),
+        ],
+        "merge.yml:12: parameters.weights: '9*' matches no space; there are ",
+    ),
+    (
+        [("ridge: 0.01", "options: {alpha: 1}")],
+        "merge.yml:14: parameters.options: 'alpha' is not known to 'cca'; known: none",
+    ),
+    (
+        [("base_", "merge_method: ot\nbase_"), ("seed: 3", "seed: 3, mode: universe")],
+        "merge.yml:1: merge_method: mode 'universe' is not for method 'ot'",
+    ),
+    (
+        [("base_", "merge_method: blobs_module:wrong\nbase_")],
+        "merge.yml:1: merge_method: blobs_module:wrong() cannot be called so: too many pos",
+    ),
+    (
+        [("base_", "merge_method: blobs_module:no_method\nbase_")],
+        "merge.yml:1: merge_method: blobs_module:no_method is no method; decorate it with",
+    ),
+    (
+        [("base_", 'merge_method: {"0": blobs_module:sawp}\nbase_')],
+        "merge.yml:1: merge_method.0: blobs_module has no 'sawp'; did you mean 'swap'?",
+    ),
+]
+"""Changes of the configuration, and how what is said of them begins."""
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG)
 @pytest.mark.parametrize("dry", [True, False])
 def test_settings_are_checked_before_the_data_is_read(capsys, project, changes, message, dry):
     change(project, *changes, (DATA, "factory: blobs_module:interrupted"))
@@ -120,6 +121,44 @@ def test_settings_are_checked_before_the_data_is_read(capsys, project, changes, 
     args = ("--dry-run", "--input-shape", "2,8") if dry else ()
     assert message in fails(capsys, 2, "merge", "merge.yml", "merged", *args)
     assert tree(project) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            [("ridge: 0.01", "norm: paper, repair: regression")],
+            "merge.yml:14: parameters.repair: repair='regression' needs norm='fold'",
+        ),
+        (
+            [("base_", "merge_method: zipit\nbase_"), ("ridge: 0.01", "options: {alpha: 2}")],
+            "merge.yml:15: parameters.options: alpha must be between 0 and 1, got 2.0",
+        ),
+        (
+            [("base_", "merge_method: zipit\nbase_"), ("ridge: 0.01", "options: {alpha: x}")],
+            "merge.yml:15: parameters.options: alpha must be a number, got str 'x'",
+        ),
+        (
+            [
+                ("ridge: 0.01", "options: {alpha: 1}, t: 0.5"),
+                ("weight: 1}\n  -", "weight: 0}\n  -"),
+            ],
+            """\
+merge.yml:14: parameters.options: 'alpha' is not known to 'cca'; known: none
+merge.yml:14: parameters.weights: weights leave nothing but the reference""",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["merge", "evaluate"])
+def test_what_needs_no_spaces_is_said_before_the_first_batch(
+    capsys, project, changes, message, command
+):
+    change(project, *changes, (DATA, "factory: blobs_module:unread"))
+    with (project / "blobs_module.py").open("a") as file:
+        file.write("def unread():\n    raise AssertionError\n    yield\n")
+    last = "merged" if command == "merge" else "--methods"
+    found = fails(capsys, 2, command, "merge.yml", last)
+    assert all(line in found for line in message.splitlines())
 
 
 def test_dry_run_with_patterns(capsys, project):

@@ -1,0 +1,147 @@
+"""What values a setting may take: a number, one of some words, a list of numbers by patterns.
+
+A kind checks what Python is given, and tells the reader of the YAML its range and its words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from ccamerge.core import arguments
+
+
+class Kind(Protocol):
+    """What a setting may be."""
+
+    def check(self, value: Any, name: str, models: int) -> Any:
+        """The value as plain Python has it; ValueError or TypeError for what is none of the kind.
+
+        ``name`` is for messages, ``models`` how many there are.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of some words."""
+
+    words: tuple[str, ...]
+
+    def check(self, value: Any, name: str, models: int) -> Any:
+        """As `Kind`."""
+        return arguments.choice(value, name, self.words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """True or False."""
+
+    def check(self, value: Any, name: str, models: int) -> bool:
+        """As `Kind`."""
+        return arguments.flag(value, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seed:
+    """What random generators start from."""
+
+    def check(self, value: Any, name: str, models: int) -> int:
+        """As `Kind`."""
+        return arguments.seed(value, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A number from 0 to ``most``.
+
+    ``ends`` say what both ends are. ``word`` may stand in its place, and with ``patterns`` a dict
+    of numbers.
+    """
+
+    most: float = math.inf
+    ends: tuple[str, str] = ("", "")
+    word: str = ""
+    patterns: bool = False
+
+    @property
+    def _range(self) -> str:
+        if self.most == math.inf:
+            return "a finite number >= 0"
+        return f"between 0 ({self.ends[0]}) and {self.most:g} ({self.ends[1]})"
+
+    def check(self, value: Any, name: str, models: int) -> Any:
+        """As `Kind`."""
+        number = self._range if self.most == math.inf else f"a number {self._range}"
+        expected = number + (f", {self.word!r}" if self.word else "")
+        expected += " or a dict by patterns" if self.patterns else ""
+        if self.word and isinstance(value, str):
+            if value == self.word:
+                return value
+            message = f"{name} must be {expected}, got {value!r}"
+            raise ValueError(message)
+        if self.patterns and isinstance(value, Mapping):
+            return by_name(value, name, expected, lambda inner, of: self._number(inner, of, number))
+        return self._number(value, name, expected)
+
+    def _number(self, value: Any, name: str, expected: str) -> float:
+        found = arguments.number(value, name, expected)
+        if not (math.isfinite(found) and 0 <= found <= self.most):
+            message = f"{name} must be {self._range}, got {found}"
+            raise ValueError(message)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberForEachModel:
+    """A list with a number >= 0 for each model, not all zero, or such lists by patterns."""
+
+    def check(self, value: Any, name: str, models: int) -> Any:
+        """As `Kind`."""
+        if not isinstance(value, Mapping):
+            return self._numbers(value, name, models)
+        expected = "a list of numbers or a dict by patterns"
+        return by_name(value, name, expected, lambda own, of: self._numbers(own, of, models))
+
+    def _numbers(self, value: Any, name: str, models: int) -> list[float]:
+        given = arguments.items(value, name, f"a list of {models} numbers, one for each model")
+        found = [arguments.number(w, f"{name}[{i}]") for i, w in enumerate(given)]
+        if len(found) != models:
+            message = f"{name} must hold one number a model ({models}), got {len(found)}"
+            raise ValueError(message)
+        if not all(math.isfinite(w) and w >= 0 for w in found) or not any(found):
+            message = f"{name} must be finite, not negative and not all zero, got {found}"
+            raise ValueError(message)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class NameOrPatterns:
+    """A name, or names by patterns. ``known`` are those that need no import."""
+
+    known: tuple[str, ...]
+
+    def check(self, value: Any, name: str, models: int) -> Any:
+        """As `Kind`; whether there is such a name is not looked at."""
+        if isinstance(value, str):
+            return value
+        expected = "a name or a dict of names by patterns"
+        return by_name(value, name, expected, lambda v, of: arguments.string(v, of, "a name"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Keywords:
+    """Values by names."""
+
+    def check(self, value: Any, name: str, models: int) -> dict[str, Any]:
+        """As `Kind`."""
+        return dict(arguments.mapping(value, name, "a dict by names"))
+
+
+def by_name(
+    value: Any, name: str, expected: str, check: Callable[[Any, str], Any]
+) -> dict[str, Any]:
+    """A dict whose values are what ``check`` makes of them under a name for messages."""
+    given = arguments.mapping(value, name, expected)
+    return {key: check(inner, f"{name} of {key!r}") for key, inner in given.items()}
