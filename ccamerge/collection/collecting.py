@@ -76,6 +76,20 @@ def collect(
     -----
     RuntimeWarning
         If the models are on a CUDA device that cannot be used: all is done on the CPU then.
+
+    Examples
+    --------
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> def network():
+    ...     return torch.nn.Sequential(
+    ...         torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    ...     )
+    >>> models = [network(), network()]  # trained elsewhere
+    >>> data = [torch.randn(32, 4) for _ in range(4)]
+    >>> statistics = collect(models, data, pairs="all", progress=False)
+    >>> statistics.samples, statistics.pooled(statistics.spaces_of(models[0])["0"]).dims
+    (128, (8, 8))
     """
     known = same_architecture(models)
     data = arguments.batches(data)

@@ -167,6 +167,18 @@ def cca(
 
     Source: Horoi et al., ICML 2024 (arXiv 2407.05385); polar factor by Nakatsukasa, Bai & Gygi
     (2010).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(500, 3))
+    >>> y = x[:, [1, 0, 2]] * [1.0, 1.0, 2.0]  # the same features, in another basis
+    >>> cov = np.cov(x.T, y.T)
+    >>> found = cca(cov[:3, :3], cov[3:, 3:], cov[:3, 3:], correlations=True)
+    >>> np.allclose(y @ found.map, x)
+    True
+    >>> np.allclose(found.correlations, 1)
+    True
     """
     value, absolute = one_regulariser(ridge, gamma)
     return _solve([(Sxx, Syy, Sxy)], [""], [value], absolute, correlations, weights, device)[0][0]

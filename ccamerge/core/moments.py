@@ -67,6 +67,19 @@ class Moments:
     ----------
     T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for computing the sample variance", The
     American Statistician 37 (1983).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> moments = Moments([3, 2])
+    >>> for _ in range(4):  # batches of two models' features
+    ...     x = rng.normal(size=(50, 3))
+    ...     moments.update([x, x[:, :2] + 1.0])
+    >>> moments.count, moments.cov(0).shape, moments.cov(0, 1).shape
+    (200, (3, 3), (3, 2))
+    >>> np.allclose(moments.mean(1), moments.mean(0)[:2] + 1.0)
+    True
     """
 
     __slots__ = ("_device", "_known", "_native")

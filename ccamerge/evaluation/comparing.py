@@ -74,6 +74,24 @@ def compare(
     ------
     ValueError, TypeError, ImportError, numpy.linalg.LinAlgError
         As `ccamerge.merge`, `ccamerge.evaluate` and `ccamerge.barrier`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> def network():
+    ...     return torch.nn.Sequential(
+    ...         torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    ...     )
+    >>> models = [network(), network()]  # trained elsewhere
+    >>> data = [(torch.randn(32, 4), torch.randint(3, (32,))) for _ in range(4)]
+    >>> from ccamerge import collect
+    >>> statistics = collect(models, data, progress=False)
+    >>> found = compare(
+    ...     models, data, statistics=statistics, methods=["cca", "permutation"], progress=False
+    ... )
+    >>> [score.name for score in (*found.models, found.ensemble, *found.merged)]
+    ['models[0]', 'models[1]', 'ensemble of 2', 'cca', 'permutation']
     """
     models, data = arguments.modules(models), arguments.batches(data)
     if names is None:

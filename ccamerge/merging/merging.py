@@ -195,6 +195,25 @@ def merge(
         If a space cannot be aligned with this ridge; the message names it and the cure.
     RuntimeError
         If the device cannot be used, or has too little memory.
+
+    Examples
+    --------
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> def network():
+    ...     return torch.nn.Sequential(
+    ...         torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    ...     )
+    >>> models = [network(), network()]  # trained elsewhere
+    >>> data = [torch.randn(32, 4) for _ in range(4)]
+    >>> result = merge(models, data, progress=False)
+    >>> result.model(data[0]).shape
+    torch.Size([32, 3])
+    >>> [(space.name, space.method) for space in result.report.spaces]
+    [('0', 'cca')]
+    >>> other = merge(models, statistics=result.statistics, method="permutation", progress=False)
+    >>> other.report.samples
+    128
     """
     known = same_architecture(models)
     reference = arguments.index(reference, "reference", len(known))

@@ -46,6 +46,22 @@ def spaces(model: nn.Module, example_inputs: Any, *, prove: bool = True) -> Spac
     ------
     ValueError
         If the model cannot be traced; the message carries the tracer's reason.
+
+    Examples
+    --------
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> def network():
+    ...     return torch.nn.Sequential(
+    ...         torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    ...     )
+    >>> print(spaces(network(), torch.randn(8, 4)))  # doctest: +NORMALIZE_WHITESPACE
+    space      size  maps         exact under                          taps
+    0             8  general      positive scaling and permutation     2
+    2             3  fixed        identity                             1
+                     network output
+    0.input       4  fixed        identity                             0
+                     linear: meets a fixed axis
     """
     parameters = parameters_of(arguments.module(model, "model"), "model")
     call = split_batch(example_inputs, parameters.plain)

@@ -64,6 +64,19 @@ def verify(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> list[Chec
     Returns
     -------
     The five checks, in order. What `merge` would pin for failing the first is a failure here.
+
+    Examples
+    --------
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> def network():
+    ...     return torch.nn.Sequential(
+    ...         torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    ...     )
+    >>> [(check.name, check.passed) for check in verify(network(), torch.randn(8, 4))]
+    ... # doctest: +NORMALIZE_WHITESPACE
+    [('symmetry', True), ('linear twin', True), ('mutation', True), ('coverage', True),
+     ('recovery', True)]
     """
     cpu = torch.device("cpu")
     model, seed = arguments.module(model, "model"), arguments.seed(seed)

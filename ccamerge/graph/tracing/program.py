@@ -349,29 +349,7 @@ def trace(
 
 
 def _from_exported(exported: Any, input_spec: Any) -> Program:
-    kinds = torch.export.graph_signature.InputKind
-    parameters: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    inputs: list[str] = []
-    fixed: dict[str, Any] = {}
-    canonical: dict[int, str] = {}
-    for spec in exported.graph_signature.input_specs:
-        name = spec.arg.name
-        if spec.kind in (kinds.PARAMETER, kinds.BUFFER):
-            tensor = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
-            if spec.target not in exported.state_dict:  # a buffer outside the state_dict
-                constants[name] = tensor
-                continue
-            parameters[name] = canonical.setdefault(id(tensor), spec.target)
-        elif spec.kind == kinds.CONSTANT_TENSOR:
-            constants[name] = exported.constants[spec.target]
-        elif spec.kind == kinds.USER_INPUT:
-            inputs.append(name)
-            if hasattr(spec.arg, "value"):
-                fixed[name] = spec.arg.value
-        else:
-            message = f"the model takes {spec.kind.name} {name!r}, which cannot be merged"
-            raise ValueError(message)
+    parameters, constants, inputs, fixed = _taken(exported)
     places = [item for item in exported.graph.nodes if item.op == "placeholder"]
     shapes: dict[str, tuple[int, ...]] = {}
     sizes: dict[str, tuple[Any, ...]] = {}
@@ -411,6 +389,36 @@ def _from_exported(exported: Any, input_spec: Any) -> Program:
         fixed,
         eps=writer.eps,
     )
+
+
+def _taken(
+    exported: Any,
+) -> tuple[dict[str, str], dict[str, Any], list[str], dict[str, Any]]:
+    """What a graph takes: names of parameters, constants, inputs, and inputs that are fixed."""
+    kinds = torch.export.graph_signature.InputKind
+    parameters: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    inputs: list[str] = []
+    fixed: dict[str, Any] = {}
+    canonical: dict[int, str] = {}
+    for spec in exported.graph_signature.input_specs:
+        name = spec.arg.name
+        if spec.kind in (kinds.PARAMETER, kinds.BUFFER):
+            tensor = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
+            if spec.target not in exported.state_dict:  # a buffer outside the state_dict
+                constants[name] = tensor
+                continue
+            parameters[name] = canonical.setdefault(id(tensor), spec.target)
+        elif spec.kind == kinds.CONSTANT_TENSOR:
+            constants[name] = exported.constants[spec.target]
+        elif spec.kind == kinds.USER_INPUT:
+            inputs.append(name)
+            if hasattr(spec.arg, "value"):
+                fixed[name] = spec.arg.value
+        else:
+            message = f"the model takes {spec.kind.name} {name!r}, which cannot be merged"
+            raise ValueError(message)
+    return parameters, constants, inputs, fixed
 
 
 def _size(size: Any) -> Any:
