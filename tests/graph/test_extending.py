@@ -30,7 +30,7 @@ from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.operations import OPERATIONS, rule
 from ccamerge.graph.rules.elementwise import elementwise
 from ccamerge.graph.rules.linear import PLACES, dense
-from ccamerge.merging.merging import load_merged
+from ccamerge.merging.loading import load_merged
 from tests import models as M
 
 
@@ -172,7 +172,9 @@ def test_a_copy_in_other_features_is_the_same_network_and_merges_to_it(dyadic: G
     generator = torch.Generator().manual_seed(3)
     maps = {s.name: s.exact.random(s.size, generator) for s in found}
     moved = copy.deepcopy(model)
-    load_merged(moved, transform(folded_state(model, found), found.spaces, maps), found, {})
+    load_merged(
+        moved, transform(folded_state(model.state_dict(), found), found.spaces, maps), found, {}
+    )
     result = ccamerge.merge(
         [model, moved], data, method="cca", ridge=0.0, repair="none", progress=False
     )
