@@ -5,8 +5,7 @@ architectures. To add one, write a file with a function decorated by `register` 
 """
 
 from ccamerge.config.settings import Mode
-from ccamerge.methods import average, ot, permutation, procrustes, weight_matching, zipit
-from ccamerge.methods import canonical as cca
+from ccamerge.methods import average, canonical, ot, permutation, procrustes, weight_matching, zipit
 from ccamerge.methods.base import (
     METHODS,
     Alignment,
@@ -26,7 +25,7 @@ __all__ = [
     "Solution",
     "Solutions",
     "average",
-    "cca",
+    "canonical",
     "ot",
     "permutation",
     "procrustes",
