@@ -30,7 +30,7 @@ from ccamerge.cli._shared import (
     write_text,
 )
 from ccamerge.config.importing import ConfigError
-from ccamerge.config.model import Config
+from ccamerge.config.model import Config, Evaluation
 from ccamerge.config.reader import load_config
 from ccamerge.config.settings import METHODS as NAMES
 from ccamerge.config.settings import Settings
@@ -110,25 +110,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print or write the comparison."""
     config = load_config(args.config)
-    evaluation = config.evaluation
-    if evaluation is None:
-        config.fail("evaluation", "missing; it says where batches (inputs, labels) are")
-    if args.out is not None:
-        check_parent(args.out)
-        if args.out.is_dir():
-            message = f"--out: {args.out} is a folder, expected a file"
-            raise UsageError(message)
-    merging = args.methods is not None or args.barrier > 0
-    if merging:
-        check_sources(config)
-    for architecture in config.architectures:
-        architecture.load()
-    evaluation.data.load()
-    wanted = _wanted(config, args.methods or []) if merging else {}
+    evaluation, wanted = _examined(args, config)
     between = [dataclasses.replace(s, t=0.5) for s in wanted.values() if args.barrier]
-    for settings in (*wanted.values(), *between):
-        check_settings(config, settings)
-    check_checkpoints(config, args.checkpoint)
     device = chosen_device(args, config)
 
     import ccamerge
@@ -176,6 +159,30 @@ def run(args: argparse.Namespace) -> int:
         write_text(args.out, text + "\n")
         note(args, f"wrote {args.out}")
     return 0
+
+
+def _examined(args: argparse.Namespace, config: Config) -> tuple[Evaluation, dict[str, Settings]]:
+    """What to measure, and the settings of each merge; all is checked that needs no data."""
+    evaluation = config.evaluation
+    if evaluation is None:
+        config.fail("evaluation", "missing; it says where batches (inputs, labels) are")
+    if args.out is not None:
+        check_parent(args.out)
+        if args.out.is_dir():
+            message = f"--out: {args.out} is a folder, expected a file"
+            raise UsageError(message)
+    merging = args.methods is not None or args.barrier > 0
+    if merging:
+        check_sources(config)
+    for architecture in config.architectures:
+        architecture.load()
+    evaluation.data.load()
+    wanted = _wanted(config, args.methods or []) if merging else {}
+    between = [dataclasses.replace(s, t=0.5) for s in wanted.values() if args.barrier]
+    for settings in (*wanted.values(), *between):
+        check_settings(config, settings)
+    check_checkpoints(config, args.checkpoint)
+    return evaluation, wanted
 
 
 def _wanted(config: Config, given: list[str]) -> dict[str, Settings]:

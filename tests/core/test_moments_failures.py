@@ -318,7 +318,7 @@ def test_damaged_files(tmp_path):
 
 
 def meta(version="1"):
-    return {"format": "ccamerge.core.moments", "version": version}
+    return {"format": "ccamerge.moments", "version": version}
 
 
 @pytest.mark.parametrize(
