@@ -28,6 +28,7 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             given: dict[str, Any] = kwargs
+            used = {new: old for old, new in names.items() if old in given}
             for old, new in names.items():
                 if old not in given:
                     continue
@@ -37,7 +38,14 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 message = f"the argument {old} is called {new} now"
                 warnings.warn(message, DeprecationWarning, stacklevel=2)
                 given[new] = given.pop(old)
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except (TypeError, ValueError) as error:  # it names the argument as it is called now
+                old = used.get(str(error).partition(" ")[0], "")
+                if not old:
+                    raise
+                message = f"{old}: {error}"
+                raise type(error)(message) from error
 
         return call
 

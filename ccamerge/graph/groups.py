@@ -38,6 +38,13 @@ class Group(abc.ABC):
     def __repr__(self) -> str:
         return f"<{self.name}>"
 
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same, or its words: groups were text before."""
+        return self is other or (isinstance(other, str) and other == self.words)
+
+    def __hash__(self) -> int:
+        return hash(self.words)
+
     def __str__(self) -> str:
         return self.words
 

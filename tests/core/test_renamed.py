@@ -21,6 +21,11 @@ def test_an_old_argument_is_taken_for_the_new_one(first: tuple) -> None:  # type
     with pytest.warns(DeprecationWarning, match="the argument moments is called statistics now"):
         merged = ccamerge.merge(models, moments=result.statistics, progress=False)
     assert merged.statistics.samples == result.statistics.samples
+    with (
+        pytest.warns(DeprecationWarning, match="moments"),
+        pytest.raises(TypeError, match="moments: statistics must be what"),
+    ):
+        ccamerge.merge(models, moments=3, progress=False)
     for call in (
         lambda given: ccamerge.barrier(models, data, points=3, **given),
         lambda given: ccamerge.compare(models, data, methods=["cca"], progress=False, **given),
