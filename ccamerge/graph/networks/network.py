@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -32,7 +33,7 @@ class Network:
         """With normalisation folded."""
         return self.spaces.program
 
-    @property
+    @functools.cached_property
     def state(self) -> Mapping[str, Tensor]:
         """The program's parameters; not to be written to."""
         return self.parameters.folded(self.spaces, self.device)

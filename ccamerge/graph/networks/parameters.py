@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ccamerge.core import arguments
+from ccamerge.graph.folds import Fold
 from ccamerge.graph.networks.fingerprints import state_fingerprint
 from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.space import Spaces
@@ -41,7 +42,7 @@ class Parameters:
         twin = plain(model, who)
         self._twin = None if twin is model else twin
         self.tensors: Mapping[str, Tensor] = tensors_of(twin)
-        self._folded: tuple[Any, dict[Any, Mapping[str, Tensor]]] = (None, {})
+        self._folded: dict[tuple[Fold, ...], Mapping[str, Tensor]] = {}
 
     @property
     def model(self) -> nn.Module:
@@ -78,13 +79,16 @@ class Parameters:
         return limits_of(self.plain)
 
     def folded(self, spaces: Spaces, device: torch.device) -> Mapping[str, Tensor]:
-        """The parameters for the folded program, kept for the device that was last asked for."""
-        if self._folded[0] != device:
-            self._folded = (device, {})
-        known = self._folded[1]
-        if spaces.folds not in known:
-            known[spaces.folds] = folded_state(self.tensors, spaces, device)
-        return known[spaces.folds]
+        """The parameters for the folded program; kept if they are where the model is.
+
+        What folding leaves alone then shares its memory with the model. A copy on another device
+        would be one too many once who asked for it is done.
+        """
+        if any(value.device != device for value in self.tensors.values()):
+            return folded_state(self.tensors, spaces, device)
+        if spaces.folds not in self._folded:
+            self._folded[spaces.folds] = folded_state(self.tensors, spaces, device)
+        return self._folded[spaces.folds]
 
     def current(self) -> bool:
         """Whether the model's tensors are what they were."""
