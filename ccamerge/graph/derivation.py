@@ -88,6 +88,8 @@ class Derivation:
                 self.facts.sources[node.name] = [
                     source[node.args[1]] for source in self.facts.sources[operands[0]]
                 ]
+            if operands[0] in self.facts.active:
+                self.facts.active.add(node.name)
             return
         result = self._applied(node)
         if result is None or not self._known(node, operands):
@@ -197,6 +199,8 @@ class Derivation:
         axes = self.facts.axes.get(node.name)
         if node.shape is None or not axes or operation(node).move or node.name in self.facts.static:
             return []
+        if node.op == "getitem" and not users and node.name not in self.program.outputs:
+            return []  # one of several results, which nobody wants
         kind = self._kind(node) if node.real else None
         reduced = bool(users) and all(operation(user).reduces for user in users)
         statistic = operation(node).magnitude and reduced

@@ -8,7 +8,14 @@ file of its kind, or to a file of your own.
 from __future__ import annotations
 
 from ccamerge.graph.operations import OPERATIONS, features_dim, operation
-from ccamerge.graph.rules import elementwise, linear, normalisation, reductions, shapes
+from ccamerge.graph.rules import (
+    elementwise,
+    linear,
+    normalisation,
+    recurrent,
+    reductions,
+    shapes,
+)
 
 __all__ = [
     "OPERATIONS",
@@ -17,6 +24,7 @@ __all__ = [
     "linear",
     "normalisation",
     "operation",
+    "recurrent",
     "reductions",
     "shapes",
 ]

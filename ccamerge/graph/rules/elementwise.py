@@ -9,7 +9,7 @@ from ccamerge.graph.axes import Axis
 from ccamerge.graph.facts import Facts
 from ccamerge.graph.groups import PERMUTATION, POSITIVE, Group
 from ccamerge.graph.operations import left_out, operation, rule
-from ccamerge.graph.rules.shared import broadcast, operand_axes
+from ccamerge.graph.rules.shared import broadcast, dims_of, operand_axes
 from ccamerge.graph.space import Role
 from ccamerge.graph.tracing.program import Node, Ref
 
@@ -157,3 +157,17 @@ def _product(node: Node, d: Facts) -> list[Axis] | None:
             if not ax.is_inert(result[-dim]):
                 d.multiplied(node)
     return result
+
+
+@rule("glu", commutes=PERMUTATION)
+def _gated(node: Node, d: Facts) -> list[Axis] | None:
+    """The first half of the features times the sigmoid of the second one's."""
+    axes = operand_axes(node, d)
+    dim = dims_of(node.argument(1, "dim", -1), len(axes))[0]
+    halves = ax.split(axes[dim], ax.axis_size(axes[dim]) // 2)
+    if halves is None or d.is_static(node.args[0]):
+        return None
+    ax.unify(*halves, node.name)
+    d.restrict([halves[0]], "features multiplied by features", node)
+    d.multiplied(node)
+    return [*axes[:dim], halves[0], *axes[dim + 1 :]]

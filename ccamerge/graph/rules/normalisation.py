@@ -68,3 +68,17 @@ def _group_norm(node: Node, d: Facts) -> list[Axis] | None:
             d.use(own, 0, role, axes[1], node)
     d.restrict(axes, "normalised within its group", node)
     return axes
+
+
+@rule("instance_norm", tap="norm", places={"weight": 1, "bias": 2}, twin=left_out)
+def _instance_norm(node: Node, d: Facts) -> list[Axis] | None:
+    axes = operand_axes(node, d)
+    if any(node.argument(i, name) is not None for i, name in ((3, "mean"), (4, "variance"))):
+        return None  # by running statistics
+    for name, role in _ROLES:
+        own = operation(node).place(node, name)
+        if own is not None:
+            d.same_feature(own, 0, axes[1], node)
+            d.use(own, 0, role, axes[1], node)
+    d.restrict(axes, "normalised one by one", node)
+    return axes

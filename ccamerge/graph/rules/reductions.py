@@ -54,6 +54,17 @@ def _mean(node: Node) -> Node:
     return dataclasses.replace(node, target=torch.ops.aten.mean.dim, args=args, kwargs={})
 
 
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def _sampled(node: Node, d: Facts) -> list[Axis] | None:
+    """Features at other positions, linear in what is there."""
+    axes = operand_axes(node, d)
+    if node.shape is None or d.is_static(node.args[0]) or not d.is_tensor(node.args[1]):
+        return None
+    for axis in (*axes[2:], *d.axes_of(node.args[1])):
+        ax.pin(axis, f"positions of {node.name}")
+    return [axes[0], axes[1], *(ax.inert(size) for size in node.shape[2:])]
+
+
 @rule("mean", "sum", reduces=True)
 @rule("any", "all", reduces=True, commutes=PERMUTATION)  # of truth values
 @rule("amax", "amin", "var", "std", "prod", reduces=True, commutes=PERMUTATION, twin=_mean)
@@ -75,6 +86,34 @@ def _reduce(node: Node, d: Facts) -> list[Axis] | None:
     d.effect(result, operation(node).commutes, node)
     d.made_of(node, [reduced(source) for source in d.sources_of(node.args[0])])
     return result
+
+
+def _mean_first(x: torch.Tensor, dim: int, keepdim: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """A mean, and no places."""
+    found = x.mean(dim, keepdim)
+    return found, torch.zeros_like(found, dtype=torch.int64)
+
+
+def _mean_of(node: Node) -> Node:
+    """The mean in place of the largest or the smallest."""
+    if not isinstance(dim := node.argument(1, "dim"), int):
+        return node
+    args = (node.args[0], dim, bool(node.argument(2, "keepdim", default=False)))
+    return dataclasses.replace(node, target=_mean_first, args=args, kwargs={})
+
+
+@rule("max", "min", commutes=PERMUTATION, twin=_mean_of)
+def _extreme(node: Node, d: Facts) -> list[list[Axis]] | None:
+    """The largest along an axis, and where it is."""
+    axes, dim = operand_axes(node, d), node.argument(1, "dim")
+    if not isinstance(dim, int) or d.is_static(node.args[0]):
+        return None
+    at = dim % len(axes)
+    d.restrict([axes[at]], f"reduced over by {node.name}", node)
+    d.effect(axes, operation(node).commutes, node)
+    kept = [ax.inert(1)] if node.argument(2, "keepdim", default=False) else []
+    result = [*axes[:at], *kept, *axes[at + 1 :]]
+    return [result, list(result)]
 
 
 @rule("cumsum")

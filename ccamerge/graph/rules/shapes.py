@@ -8,7 +8,7 @@ from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
 from ccamerge.graph.facts import Facts
 from ccamerge.graph.operations import move, rule
-from ccamerge.graph.rules.shared import broadcast, dims_of
+from ccamerge.graph.rules.shared import broadcast, dims_of, is_zero, operand_axes
 from ccamerge.graph.space import Role
 from ccamerge.graph.tracing.program import Node, Ref
 
@@ -65,7 +65,7 @@ def _expand(node: Node, axes: list[Axis]) -> list[Axis] | None:
     return result
 
 
-@move("repeat")
+@move("repeat", "tile")
 def _repeat(node: Node, axes: list[Axis]) -> list[Axis] | None:
     if node.shape is None:
         return None
@@ -84,6 +84,62 @@ def _repeat_interleave(node: Node, axes: list[Axis]) -> list[Axis] | None:
     dim = dims_of(dim, len(axes))[0]
     repeated = tuple((*segment, node.args[1]) for segment in ax.resolve(axes[dim]))
     return [*axes[:dim], repeated, *axes[dim + 1 :]]
+
+
+@rule("pixel_shuffle")
+def _pixel_shuffle(node: Node, d: Facts) -> list[Axis] | None:
+    """Each feature has its own block of channels, which become positions."""
+    if node.shape is None or d.is_static(node.args[0]):
+        return None
+    *batch, channels, height, width = operand_axes(node, d)
+    inner = int(node.args[1]) ** 2
+    kept = ax.fresh(node.shape[-3])
+    ax.unify(channels, ((*kept[0], inner),), node.name)
+    for axis in (height, width):
+        ax.pin(axis, f"reordered by {node.name}")
+    return [*batch, kept, *(ax.inert(size) for size in node.shape[-2:])]
+
+
+@rule("channel_shuffle")
+def _channel_shuffle(node: Node, d: Facts) -> list[Axis] | None:
+    """From groups of channels to their first ones, their second ones and so on."""
+    if node.shape is None or d.is_static(node.args[0]):
+        return None
+    batch, channels, *rest = operand_axes(node, d)
+    groups = int(node.args[1])
+    kept = ax.fresh(node.shape[1] // groups)
+    ax.unify(channels, ((groups, *kept[0]),), node.name)
+    return [batch, ((*kept[0], groups),), *rest]
+
+
+@rule("pixel_unshuffle", "im2col")
+def _unfolded(node: Node, d: Facts) -> list[Axis] | None:
+    """Positions become channels of the feature that they are of."""
+    if node.shape is None or d.is_static(node.args[0]):
+        return None
+    *batch, channels, height, width = operand_axes(node, d)
+    for axis in (height, width):
+        ax.pin(axis, f"reordered by {node.name}")
+    rest = node.shape[len(batch) + 1 :]
+    inner = node.shape[len(batch)] // ax.axis_size(channels)
+    own = tuple((*segment, inner) for segment in ax.resolve(channels))
+    return [*batch, own, *(ax.inert(size) for size in rest)]
+
+
+@rule("index_add")
+def _index_add(node: Node, d: Facts) -> list[Axis] | None:
+    """Rows of one tensor added to chosen rows of another."""
+    into, dim, index, source = node.args[:4]
+    if node.shape is None or any(d.is_weight(a) for a in (into, index, source)):
+        return None
+    axes, added = d.axes_of(into), d.axes_of(source)
+    dim = dims_of(dim, len(axes))[0]
+    for axis in (axes[dim], added[dim], *d.axes_of(index)):
+        ax.pin(axis, f"indices of {node.name}")
+    for i, (one, two) in enumerate(zip(axes, added, strict=True)):
+        if i != dim and not is_zero(d, into):
+            ax.unify(one, two, node.name)
+    return [ax.inert(node.shape[i]) if i == dim else axis for i, axis in enumerate(added)]
 
 
 @move("flip", "roll")

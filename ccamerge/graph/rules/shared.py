@@ -7,7 +7,8 @@ from typing import Any
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
 from ccamerge.graph.facts import Facts
-from ccamerge.graph.tracing.program import Node
+from ccamerge.graph.operations import operation
+from ccamerge.graph.tracing.program import Node, Ref
 
 
 def operand_axes(node: Node, d: Facts, index: int = 0) -> list[Axis]:
@@ -41,3 +42,12 @@ def split_evenly(axis: Axis, groups: int, where: str) -> list[Axis] | None:
         pieces.append(cut[0])
         rest = cut[1]
     return [*pieces, rest]
+
+
+def is_zero(d: Facts, argument: Any) -> bool:
+    """Whether a value is known to be zeros, which every linear map leaves as they are."""
+    nodes = {node.name: node for node in d.program.nodes}
+    node = nodes.get(argument.name) if isinstance(argument, Ref) else None
+    while node is not None and operation(node).move and isinstance(node.args[0], Ref):
+        node = nodes.get(node.args[0].name)
+    return node is not None and node.op in ("aten.zeros", "aten.zeros_like", "aten.new_zeros")

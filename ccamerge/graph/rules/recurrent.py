@@ -1,0 +1,109 @@
+"""Recurrent layers: what a step hands to the next is one space, which all of its gates write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ccamerge.graph import axes as ax
+from ccamerge.graph.axes import Axis
+from ccamerge.graph.facts import Facts
+from ccamerge.graph.groups import PERMUTATION
+from ccamerge.graph.operations import rule
+from ccamerge.graph.rules.shared import is_zero
+from ccamerge.graph.space import Role
+from ccamerge.graph.tracing.program import Node
+
+_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+
+
+def _gates(node: Node) -> int:
+    kind = node.op.removeprefix("aten.").partition("_")[0]
+    return _GATES[kind]
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu", commutes=PERMUTATION)
+def _layers(node: Node, d: Facts) -> list[list[Axis]] | None:
+    x, states, weights, biased, count, _, _, both, *_ = node.args
+    given = list(states) if isinstance(states, (list, tuple)) else [states]
+    per = 4 if biased else 2
+    if not isinstance(weights, (list, tuple)) or len(weights) != per * count * (1 + both):
+        return None  # packed sequences; projections of what is handed on
+    if not all(d.is_tensor(a) for a in (x, *given, *weights)):
+        return None
+    axes = d.axes_of(x)
+    for axis in axes[:-1]:
+        ax.pin(axis, f"gone along by {node.name}")
+    read, handed = axes[-1], []
+    for layer in range(count):
+        own = []
+        for side in range(1 + both):
+            place = per * (layer * (1 + both) + side)
+            own.append(_step(node, d, read, weights[place : place + per]))
+        handed += own
+        read = tuple(segment for hidden in own for segment in hidden)
+    _begun(node, d, given, handed)
+    positions = [ax.inert(ax.axis_size(axis)) for axis in axes[:-1]]
+    last = _last(node, d, handed, given)
+    return [[*positions, read], *last]
+
+
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", commutes=PERMUTATION)
+def _cell(node: Node, d: Facts) -> list[Axis] | list[list[Axis]] | None:
+    x, states, *weights = node.args
+    given = list(states) if isinstance(states, (list, tuple)) else [states]
+    weights = [w for w in weights if w is not None]
+    if not all(d.is_tensor(a) for a in (x, *given, *weights)):
+        return None
+    axes = d.axes_of(x)
+    hidden = _step(node, d, axes[-1], weights)
+    _begun(node, d, given, [hidden])
+    result = [*axes[:-1], hidden]
+    return result if node.shape is not None else [list(result) for _ in given]
+
+
+def _step(node: Node, d: Facts, read: Axis, weights: Sequence[Any]) -> Axis:
+    """What one direction of a layer hands on: its own features, in the same order in each gate."""
+    inputs, own, *_ = weights
+    hidden = d.features_of(own, 1)
+    ax.unify(d.features_of(inputs, 1), read, node.name)
+    for weight in weights:
+        ax.unify(d.axes_of(weight)[0], hidden * _gates(node), node.name)
+        d.use(weight, 0, Role.WRITE, hidden, node)
+    d.use(inputs, 1, Role.READ, read, node)
+    d.use(own, 1, Role.READ, hidden, node)
+    d.restrict([hidden], "gates multiply its features", node)
+    d.effect([hidden], PERMUTATION, node)
+    return hidden
+
+
+def _begun(node: Node, d: Facts, given: Sequence[Any], handed: Sequence[Axis]) -> None:
+    """Where a sequence begins with other states than zeros, these are in the same basis."""
+    alone = len(handed) == 1
+    why = f"{node.name}: states of several layers come together"
+    for state in given:
+        if is_zero(d, state):
+            continue
+        own = d.axes_of(state)
+        for dim, axis in enumerate(own):
+            role = Role.WRITE if alone and dim == len(own) - 1 else None
+            d.use(state, dim, role, axis, node, why)
+        for hidden in handed:
+            if alone:
+                ax.unify(own[-1], hidden, node.name)
+            else:
+                ax.pin(hidden, why)
+
+
+def _last(node: Node, d: Facts, handed: Sequence[Axis], given: Sequence[Any]) -> list[list[Axis]]:
+    """The axes of the last states, with layers and directions one after the other."""
+    users = d.program.users()
+    for picked in users.get(node.name, []):
+        used = users.get(picked.name) or picked.name in d.program.outputs
+        if picked.op == "getitem" and picked.args[1] > 0 and used and len(handed) > 1:
+            for hidden in handed:
+                ax.pin(hidden, f"{node.name}: last states of several layers are read together")
+    size = ax.axis_size(handed[0])
+    own = handed[0] if len(handed) == 1 else ax.inert(size)
+    rest = [ax.inert(ax.axis_size(axis)) for axis in d.axes_of(given[0])[:-1]]
+    return [[*rest, own] for _ in given]
