@@ -25,6 +25,7 @@ from ccamerge.graph.tracing.node import Node, Ref, random_draw
 from ccamerge.graph.tracing.plain import limits_of
 from ccamerge.graph.tracing.regions import Autocast, Writer, shape_of
 from ccamerge.graph.tracing.reparametrisations import Limit
+from ccamerge.graph.tracing.stacks import layer_by_layer
 
 __all__ = ["Node", "Program", "Ref", "trace"]
 
@@ -364,6 +365,8 @@ def _from_exported(exported: Any, input_spec: Any) -> Program:
     constants.update(writer.constants)
     shapes.update((name, tuple(value.shape)) for name, value in writer.constants.items())
     shapes.update((node.name, node.shape) for node in writer.nodes if node.shape is not None)
+    written = layer_by_layer(writer.nodes, shapes)
+    shapes.update((node.name, node.shape) for node in written if node.shape is not None)
     outputs = []
     for index, leaf in enumerate(pytree.tree_leaves(returned)):
         if isinstance(leaf, Ref):
@@ -371,7 +374,7 @@ def _from_exported(exported: Any, input_spec: Any) -> Program:
         else:  # None or a number: a constant like others
             constants[f"output:{index}"] = leaf
             outputs.append(f"output:{index}")
-    checked = [node for node in writer.nodes if not _asserts(node)]
+    checked = [node for node in written if not _asserts(node)]
     nodes, outputs, shapes = functional(checked, outputs, shapes)
     nodes = _without_idle_numbers(nodes, outputs)
     _check_not_random(nodes, outputs)
