@@ -12,6 +12,7 @@ from torch import Tensor
 from ccamerge.collection.positions import MATCHED, RESTORED, lattice
 from ccamerge.collection.statistics import Pairs
 from ccamerge.collection.taps import alignment_taps, repair_taps
+from ccamerge.collection.tokens import Tokens
 from ccamerge.core.device import Device
 from ccamerge.core.moments import Moments, check_many, update_many
 from ccamerge.core.side_stream import SideStream
@@ -74,28 +75,43 @@ def _watch(
 
 
 def accumulate(
-    runs: Sequence[Run], watched: Watched, index: int, turn: int, overlap: SideStream
+    runs: Sequence[Run],
+    watched: Watched,
+    index: int,
+    turn: int,
+    overlap: SideStream,
+    tokens: Tokens | None = None,
 ) -> None:
-    """Run all models side by side, so that a tap's features live only until they are counted."""
+    """Run all models side by side, so that a tap's features live only until they are counted.
+
+    Of values of tokens those count that ``tokens`` says, all if it is None.
+    """
     with torch.inference_mode():
         for name, values in lockstep(runs):
             for counted in watched.get(name, ()):
                 dim = counted.dim
+                every = list(values)
+                if tokens is not None:
+                    pairs = [tokens.among(value, dim) for value in values]
+                    every, dim = [value for value, _ in pairs], pairs[0][1]
                 updates = [
                     (
                         moments,
-                        [_features(v, t, enough, turn) for v, t in zip(values, taps, strict=True)],
+                        [
+                            _features(value, tap, dim, enough, turn)
+                            for value, tap in zip(every, taps, strict=True)
+                        ],
                     )
                     for taps, moments, enough in counted.parts
                 ]
-                with overlap.counting(values):
+                with overlap.counting([values, every]):
                     update_many(updates, axis=dim, label=f"{counted.title}, batch {index}")
 
 
-def _features(value: Tensor, tap: Tap, enough: int, turn: int) -> Tensor:
-    """A tap's features at the positions that count: a view."""
-    value = value.narrow(tap.dim, tap.start, tap.size)
-    return value[lattice(value.shape, tap.dim, enough, turn)]
+def _features(value: Tensor, tap: Tap, dim: int, enough: int, turn: int) -> Tensor:
+    """A tap's features, on axis ``dim``, at the positions that count: a view."""
+    value = value.narrow(dim, tap.start, tap.size)
+    return value[lattice(value.shape, dim, enough, turn)]
 
 
 def check_finite(watched: Sequence[Watched]) -> None:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ccamerge.collection.counting import Watched, accumulate, check_finite, nothing_counted
 from ccamerge.collection.kept_inputs import Reservoir
 from ccamerge.collection.statistics import Pairs, Statistics
+from ccamerge.collection.tokens import Tokens
 from ccamerge.core.device import Device, memory_of
 from ccamerge.core.side_stream import SideStream
 from ccamerge.graph.networks.fingerprints import program_fingerprint
@@ -102,7 +103,8 @@ class Pass:
         self._tried.add(single)
         fold, turn = index % self._folds, index // self._folds
         try:
-            accumulate(runs, self._watched[fold], index, turn, self._overlap)
+            tokens = Tokens.of(programs[0], leaves, self._memory)
+            accumulate(runs, self._watched[fold], index, turn, self._overlap, tokens)
         finally:
             self._overlap.join()
         if new:  # after the moments, which name the space if something is not finite

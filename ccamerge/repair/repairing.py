@@ -19,6 +19,7 @@ from torch import Tensor
 from ccamerge.collection.positions import RESTORED, lattice
 from ccamerge.collection.statistics import Statistics
 from ccamerge.collection.taps import repair_taps
+from ccamerge.collection.tokens import Tokens
 from ccamerge.core.brief import Brief
 from ccamerge.core.device import Device, memory_of, resolve
 from ccamerge.core.moments import Moments
@@ -110,6 +111,7 @@ def repair_merged(
     batches = walked_inputs(programs, collected.inputs, fits, memory_of(device))
     count = len(batches)
     turns = collected.turns[:count]  # where the models' outputs were counted
+    tokens = [Tokens.of(program, leaves, memory_of(device)) for leaves in batches]
     result = RepairResult(skipped=skipped, walked=_inputs(batches), kept=_inputs(collected.inputs))
     held = _Held(fits.values(), count)
     for position, name in enumerate(program.inputs):
@@ -128,14 +130,17 @@ def repair_merged(
             if name in fits:
                 job = fits[name]
                 samples = held.samples(job, every)
-                result.fitted.append(fit(job, state, samples, device))
+                kept = [_kept(job, own, among) for own, among in zip(samples, tokens, strict=True)]
+                result.fitted.append(fit(job, state, kept, device))
                 values = [job.apply(sample.x, state) for sample in samples]
-                mean, std = channel_statistics(values, features_dim(job.node), turns, device)
+                dim = features_dim(job.node)
+                mean, std = channel_statistics(values, dim, turns, device, tokens)
                 result.statistics[name] = (mean, std**2)
                 replies = [*values, *every[count:]]
                 held.release(job)
             elif name in targets:
-                values = _restore(name, targets[name], state, values, turns, result, device)
+                places = turns, tokens
+                values = _restore(name, targets[name], state, values, places, result, device)
                 replies = [*values, *every[count:]]
             held.keep(name, every if replies is None else replies)
 
@@ -179,6 +184,25 @@ class _Held:
                 del self._values[name]
 
 
+def _kept(job: Fit, sample: Sample, tokens: Tokens | None) -> Sample:
+    """Of what a linear layer reads and gives, the tokens that count."""
+    last = sample.output.dim() - 1
+    if tokens is None or features_dim(job.node) != last:
+        return sample
+
+    def among(value: Tensor) -> Tensor:
+        return tokens.among(value, value.dim() - 1)[0]
+
+    more = None if sample.models_added is None else list(map(among, sample.models_added))
+    return Sample(
+        among(sample.x),
+        among(sample.output),
+        list(map(among, sample.models)),
+        None if sample.added is None else among(sample.added),
+        more,
+    )
+
+
 def _read(job: Fit) -> list[str]:
     """The values that a fit reads."""
     return [name for name in (job.source, job.added) if name]
@@ -189,12 +213,13 @@ def _restore(
     target: _Target,
     state: dict[str, Tensor],
     values: Sequence[Tensor],
-    turns: Sequence[int],
+    places: tuple[Sequence[int], Sequence[Tokens | None]],
     result: RepairResult,
     device: Device | None,
 ) -> list[Tensor]:
     """Give a node's channels their target's mean and deviation; the values after that."""
-    mean, std = channel_statistics(values, target.dim, turns, device)
+    turns, tokens = places
+    mean, std = channel_statistics(values, target.dim, turns, device, tokens)
     kept = std > _FLOOR * target.std
     scale = torch.where(kept, target.std / std.clamp_min(1e-300), 1.0)
     if not target.scaled:
@@ -230,19 +255,21 @@ def channel_statistics(
     dim: int,
     turns: Sequence[int] | None = None,
     device: Device | None = None,
+    tokens: Sequence[Tokens | None] = (),
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (channels,) in float64 over several batches of a value.
 
-    With ``turns``, one for each batch, over the positions of a feature map that count then.
+    With ``turns``, one for each batch, over the positions of a feature map that count then; with
+    ``tokens``, over those.
     """
     moments = Moments([values[0].shape[dim]], pairs="none", device=device)
-    if turns is not None:
-        values = [
-            value[lattice(value.shape, dim, RESTORED, turn)]
-            for value, turn in zip(values, turns, strict=True)
-        ]
-    for value in values:
-        moments.update([value], axis=dim)
+    for index, value in enumerate(values):
+        axis, among = dim, tokens[index] if tokens else None
+        if among is not None:
+            value, axis = among.among(value, dim)
+        if turns is not None:
+            value = value[lattice(value.shape, axis, RESTORED, turns[index])]
+        moments.update([value], axis=axis)
     return moments.mean_tensor(0), moments.cov_tensor(0).diagonal().sqrt()
 
 

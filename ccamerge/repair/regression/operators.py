@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ccamerge.collection.positions import FITTED, lattice
-from ccamerge.graph.rules import features_dim
+from ccamerge.graph.rules import operation
 from ccamerge.graph.tracing.program import Node
 
 _CONVOLUTIONS: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
@@ -23,7 +23,7 @@ _CONVOLUTIONS: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
 
 def counted(node: Node, value: Tensor) -> Tensor:
     """The positions of an operation's output that count, features last: a view."""
-    dim = features_dim(node)
+    dim = operation(node).features % value.dim()  # of tokens that count there are fewer axes
     return value[lattice(value.shape, dim, FITTED)].movedim(dim, -1)
 
 
