@@ -17,18 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
-
 from ccamerge.core import arguments
 from ccamerge.core.brief import Brief
-from ccamerge.core.solver import Solver, one_regulariser, prefixes_of, regularisers
+from ccamerge.core.solver import Array, Solver, one_regulariser, prefixes_of, regularisers
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ccamerge.core.device import DeviceLike
 
-    Array = NDArray[np.float64]
 
 __all__ = ["CCAResult", "cca", "cca_batch"]
 
@@ -94,30 +89,6 @@ def _solve(
     return [results[i : i + n] for i in range(0, len(results), n)]
 
 
-@overload
-def cca(
-    Sxx: Any,
-    Syy: Any,
-    Sxy: Any,
-    *,
-    ridge: float | None = None,
-    gamma: float | None = None,
-    correlations: bool = False,
-    weights: bool = False,
-    device: None = None,
-) -> CCAResult: ...
-@overload
-def cca(
-    Sxx: Any,
-    Syy: Any,
-    Sxy: Any,
-    *,
-    ridge: float | None = None,
-    gamma: float | None = None,
-    correlations: bool = False,
-    weights: bool = False,
-    device: DeviceLike,
-) -> Any: ...
 def cca(
     Sxx: Any,
     Syy: Any,
@@ -192,7 +163,7 @@ def cca_batch(
     gamma: float | None = None,
     correlations: bool = False,
     weights: bool = False,
-    device: None = None,
+    device: DeviceLike | None = None,
 ) -> list[CCAResult]: ...
 @overload
 def cca_batch(
@@ -202,7 +173,7 @@ def cca_batch(
     gamma: None = None,
     correlations: bool = False,
     weights: bool = False,
-    device: None = None,
+    device: DeviceLike | None = None,
 ) -> list[list[CCAResult]]: ...
 @overload
 def cca_batch(
@@ -212,18 +183,8 @@ def cca_batch(
     gamma: Sequence[float],
     correlations: bool = False,
     weights: bool = False,
-    device: None = None,
+    device: DeviceLike | None = None,
 ) -> list[list[CCAResult]]: ...
-@overload
-def cca_batch(
-    problems: Sequence[tuple[Any, Any, Any]],
-    *,
-    ridge: float | Sequence[float] | None = None,
-    gamma: float | Sequence[float] | None = None,
-    correlations: bool = False,
-    weights: bool = False,
-    device: DeviceLike,
-) -> list[Any]: ...
 def cca_batch(
     problems: Sequence[tuple[Any, Any, Any]],
     *,

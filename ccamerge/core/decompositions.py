@@ -6,20 +6,17 @@ Input, devices and regularisation are as in `ccamerge.core.canonical`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from ccamerge.core import arguments
 from ccamerge.core.brief import named
-from ccamerge.core.solver import Solver, one_regulariser, prefixes_of
+from ccamerge.core.solver import Array, Solver, one_regulariser, prefixes_of
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ccamerge.core.device import DeviceLike
 
-    Array = NDArray[np.float64]
 
 __all__ = [
     "PolarResult",
@@ -53,10 +50,6 @@ class WhiteningResult(NamedTuple):
         return named(self, self._asdict())
 
 
-@overload
-def polar_batch(matrices: Sequence[Any], *, device: None = None) -> list[PolarResult]: ...
-@overload
-def polar_batch(matrices: Sequence[Any], *, device: DeviceLike) -> list[Any]: ...
 def polar_batch(matrices: Sequence[Any], *, device: DeviceLike | None = None) -> list[PolarResult]:
     """Orthonormal polar factors of many matrices in one native call; see `polar`.
 
@@ -76,10 +69,6 @@ def polar_batch(matrices: Sequence[Any], *, device: DeviceLike | None = None) ->
     return [PolarResult(*fields) for fields in solver.run("polar_batch", arrays, names)]
 
 
-@overload
-def polar(A: Any, *, device: None = None) -> Array: ...
-@overload
-def polar(A: Any, *, device: DeviceLike) -> Any: ...
 def polar(A: Any, *, device: DeviceLike | None = None) -> Array:
     """Return the orthonormal polar factor: the nearest matrix to A with orthonormal columns.
 
@@ -109,24 +98,6 @@ def polar(A: Any, *, device: DeviceLike | None = None) -> Array:
     return factor
 
 
-@overload
-def whiten(
-    S: Any,
-    *,
-    ridge: float | None = None,
-    gamma: float | None = None,
-    kind: Literal["symmetric", "cholesky"] = "symmetric",
-    device: None = None,
-) -> WhiteningResult: ...
-@overload
-def whiten(
-    S: Any,
-    *,
-    ridge: float | None = None,
-    gamma: float | None = None,
-    kind: Literal["symmetric", "cholesky"] = "symmetric",
-    device: DeviceLike,
-) -> Any: ...
 def whiten(
     S: Any,
     *,
@@ -195,26 +166,6 @@ def _generalized(
     return [(values, vectors) for values, vectors in found]
 
 
-@overload
-def generalized_eigh(
-    A: Any,
-    B: Any,
-    *,
-    ridge: float | None = None,
-    gamma: float | None = None,
-    k: int | None = None,
-    device: None = None,
-) -> tuple[Array, Array]: ...
-@overload
-def generalized_eigh(
-    A: Any,
-    B: Any,
-    *,
-    ridge: float | None = None,
-    gamma: float | None = None,
-    k: int | None = None,
-    device: DeviceLike,
-) -> tuple[Any, Any]: ...
 def generalized_eigh(
     A: Any,
     B: Any,
@@ -251,24 +202,6 @@ def generalized_eigh(
     return _generalized([(A, B)], [""], ridge, gamma, k, device)[0]
 
 
-@overload
-def generalized_eigh_batch(
-    problems: Sequence[tuple[Any, Any]],
-    *,
-    ridge: float | None = None,
-    gamma: float | None = None,
-    k: int | None = None,
-    device: None = None,
-) -> list[tuple[Array, Array]]: ...
-@overload
-def generalized_eigh_batch(
-    problems: Sequence[tuple[Any, Any]],
-    *,
-    ridge: float | None = None,
-    gamma: float | None = None,
-    k: int | None = None,
-    device: DeviceLike,
-) -> list[tuple[Any, Any]]: ...
 def generalized_eigh_batch(
     problems: Sequence[tuple[Any, Any]],
     *,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from ccamerge.core.device import DeviceLike
 
-    Array = NDArray[np.float64]
+Array: TypeAlias = Any
+"""A result, in float64: an array of NumPy, or a tensor of torch where a device solved it."""
 
 
 class Solver:
@@ -108,7 +109,7 @@ class Solver:
         return tensor.to(self.device.memory, torch.float64).contiguous()
 
 
-def _as_array(value: Any, name: str) -> Array:
+def _as_array(value: Any, name: str) -> NDArray[np.float64]:
     if hasattr(value, "detach"):  # a torch tensor, without importing torch
         if value.device.type != "cpu":
             message = f"{name} must be on the CPU, got a tensor on {value.device}"

@@ -11,20 +11,17 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ccamerge.core import arguments
 from ccamerge.core.brief import Brief
-from ccamerge.core.solver import Solver, prefixes_of, regularisers
+from ccamerge.core.solver import Array, Solver, prefixes_of, regularisers
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ccamerge.core.device import DeviceLike
 
-    Array = NDArray[np.float64]
 
 __all__ = ["UniverseResult", "universe", "universe_batch"]
 
@@ -61,34 +58,6 @@ class UniverseResult(Brief):
         return len(self.objectives) - 1
 
 
-@overload
-def universe(
-    own: Sequence[Any],
-    crosses: Sequence[Any],
-    *,
-    ridge: float | None = None,
-    gamma: float | None = None,
-    whitened: bool = True,
-    weights: Sequence[float] | None = None,
-    reference: int = 0,
-    tolerance: float = 1e-9,
-    max_sweeps: int = 200,
-    device: None = None,
-) -> UniverseResult: ...
-@overload
-def universe(
-    own: Sequence[Any],
-    crosses: Sequence[Any],
-    *,
-    ridge: float | None = None,
-    gamma: float | None = None,
-    whitened: bool = True,
-    weights: Sequence[float] | None = None,
-    reference: int = 0,
-    tolerance: float = 1e-9,
-    max_sweeps: int = 200,
-    device: DeviceLike,
-) -> Any: ...
 def universe(
     own: Sequence[Any],
     crosses: Sequence[Any],
@@ -160,32 +129,6 @@ def universe(
     )[0]
 
 
-@overload
-def universe_batch(
-    problems: Sequence[tuple[Sequence[Any], Sequence[Any]]],
-    *,
-    ridge: float | Sequence[float] | None = None,
-    gamma: float | None = None,
-    whitened: bool = True,
-    weights: Sequence[Sequence[float] | None] | None = None,
-    reference: int = 0,
-    tolerance: float = 1e-9,
-    max_sweeps: int = 200,
-    device: None = None,
-) -> list[UniverseResult]: ...
-@overload
-def universe_batch(
-    problems: Sequence[tuple[Sequence[Any], Sequence[Any]]],
-    *,
-    ridge: float | Sequence[float] | None = None,
-    gamma: float | None = None,
-    whitened: bool = True,
-    weights: Sequence[Sequence[float] | None] | None = None,
-    reference: int = 0,
-    tolerance: float = 1e-9,
-    max_sweeps: int = 200,
-    device: DeviceLike,
-) -> list[Any]: ...
 def universe_batch(
     problems: Sequence[tuple[Sequence[Any], Sequence[Any]]],
     *,
