@@ -60,10 +60,16 @@ struct Job {
   std::atomic<bool> failed{false};
   std::mutex error_mutex;
   std::exception_ptr error;
+  std::size_t error_place = 0;
 
-  void fail() {
+  // Of several tasks that fail the first by its index is told of, however they were timed: those
+  // before it were claimed before it, and end.
+  void fail(std::size_t place) {
     std::lock_guard lock(error_mutex);
-    if (!error) error = std::current_exception();
+    if (!error || place < error_place) {
+      error = std::current_exception();
+      error_place = place;
+    }
     failed = true;
   }
 
@@ -72,11 +78,13 @@ struct Job {
     while (!failed) {
       const std::size_t i = next.fetch_add(1);
       if (i >= count) break;
+      std::size_t place = 0;  // an interrupt comes before all tasks
       try {
         poll_interrupt();  // on the calling thread; others have no poll
+        place = i + 1;
         (*task)(i);
       } catch (...) {
-        fail();
+        fail(place);
       }
     }
     inside_task = before;

@@ -21,9 +21,10 @@ void set_num_threads(int count);  // 1..kMostThreads, else std::invalid_argument
 void follow_torch_threads(int count);
 
 // Runs task(i) for i in [0, count), each exactly once, on up to num_threads() threads and returns
-// when all are done. Tasks are claimed in order, so put long ones first. The first exception stops
-// further claims and is rethrown here. A call from inside a task, or while another caller holds the
-// pool, runs on the calling thread alone. Which thread runs a task must not change its result.
+// when all are done. Tasks are claimed in order, so put long ones first. An exception stops further
+// claims; that of the first task that failed is rethrown here. A call from inside a task, or while
+// another caller holds the pool, runs on the calling thread alone. Which thread runs a task must
+// not change its result.
 //
 // On a busy machine a thread may come late, or not at all: a call waits for no thread but those in
 // the middle of a task.

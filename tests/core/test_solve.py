@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ccamerge
 from ccamerge.core.canonical import CCAResult
 from tests.backends import Moments, assert_equal, cca, cca_batch
 
@@ -478,6 +479,19 @@ def test_a_trace_beyond_float64_is_none_of_the_result(rng, scale):
     assert np.trace(S[0]) > np.finfo(np.float64).max / scale
     np.testing.assert_allclose(found.map, expected.map, atol=1e-9)
     np.testing.assert_allclose(found.correlations, expected.correlations, atol=1e-12)
+
+
+def test_of_several_problems_that_fail_the_first_is_named(rng):
+    """Whichever thread comes to its own first."""
+    S = [1e-309 * s for s in problem(rng, 4)]
+    before = ccamerge.num_threads()
+    ccamerge.set_num_threads(2)
+    try:
+        for _ in range(300):
+            with pytest.raises(np.linalg.LinAlgError, match="Sxx"):
+                cca(*S, ridge=0.1)
+    finally:
+        ccamerge.set_num_threads(before)
 
 
 def test_underflow_names_a_cure_that_works(rng):
