@@ -53,12 +53,19 @@ class Pass:
         self._device, self._memory = device, memory_of(device)
         self._prove, self._check = prove, check
         self._folds = folds
-        count = len(models)
-        digests = [model.fingerprint for model in models]
         self._result = Statistics(
-            {}, {}, [], [], count, 0, pairs, reference, "", {"programs": [], "models": digests}
+            matched={},
+            outputs={},
+            inputs=[],
+            turns=[],
+            models=len(models),
+            samples=0,
+            pairs=pairs,
+            reference=reference,
+            structure="",
+            fingerprint={"programs": [], "models": [model.fingerprint for model in models]},
+            proved=prove,
         )
-        self._result.proved = prove
         self._reservoir = Reservoir(KEEP_SAMPLES, KEEP_BYTES, seed)
         self._overlap = SideStream(device)
         self._watched: list[Watched] = []

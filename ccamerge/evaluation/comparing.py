@@ -21,6 +21,7 @@ from ccamerge.core.renamed import renamed
 from ccamerge.evaluation.evaluating import Row, measure
 from ccamerge.evaluation.interpolation import check_points, path
 from ccamerge.evaluation.metrics import Metric, metric_named, title_of
+from ccamerge.graph.networks.parameters import parameters_of
 from ccamerge.merging.checking import check_results, checked, refuse_for_spaces
 from ccamerge.merging.merging import merge
 from ccamerge.methods.weights import check_t
@@ -198,6 +199,7 @@ def _settings(
     common = {**settings, "statistics": statistics, "progress": False}
     found = {name: {**common, **own} for name, own in methods.items()}
     known = inspect.signature(merge).parameters
+    parameters = [parameters_of(m, f"models[{i}]") for i, m in enumerate(models) if found]
     for name, chosen in found.items():
         if unknown := sorted(set(chosen) - set(known)):
             hint = did_you_mean(unknown[0], known)
@@ -208,7 +210,7 @@ def _settings(
         names = [field.name for field in dataclasses.fields(Settings)]
         how = Settings(**{key: chosen[key] for key in names if key in chosen})
         how = checked(how, len(models), reference)
-        every = [chosen["statistics"].spaces_of(model) for model in models]
+        every = [chosen["statistics"].spaces_of(own) for own in parameters]
         refuse_for_spaces(how, every, reference)
         if points:
             check_t(how.weights, 0.5, reference)

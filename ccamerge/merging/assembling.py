@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ccamerge.collection.statistics import Statistics
 from ccamerge.config.settings import Settings
-from ccamerge.core.device import Device
+from ccamerge.core.device import resolve
 from ccamerge.core.stopwatch import Stopwatch
 from ccamerge.graph.maps import MappedParameters
 from ccamerge.graph.networks.network import Network
@@ -48,7 +48,6 @@ def assembled(
     shares: Shares,
     settings: Settings,
     watch: Stopwatch,
-    device: Device | None,
 ) -> Merged:
     """Merge networks by the maps between their features.
 
@@ -60,7 +59,7 @@ def assembled(
         model = copied(networks[alone].parameters.model, f"models[{alone}]").eval()
         merged = Merged(model, {}, alone=True)
     else:
-        merged = _averaged(networks, statistics, aligned, shares, settings, watch, device)
+        merged = _averaged(networks, statistics, aligned, shares, settings, watch)
     merged.model.zero_grad(set_to_none=True)  # a trained reference may still carry gradients
     merged.from_reference |= _differing_extra_state(networks, aligned.reference)
     return merged
@@ -73,7 +72,6 @@ def _averaged(
     shares: Shares,
     settings: Settings,
     watch: Stopwatch,
-    device: Device | None,
 ) -> Merged:
     first, who = aligned.reference, f"models[{aligned.reference}]"
     order = [first, *(i for i in range(len(networks)) if i != first)]
@@ -99,6 +97,7 @@ def _averaged(
             merged |= {key: value.to(merged[key]) for key, value in held.items()}
     with watch("repair"):
         if settings.norm == "paper":
+            device = resolve(statistics.device)
             reset_statistics(merged, target.program, statistics.inputs, device)
         elif settings.repair != "none":
             teachers = networks if settings.repair == "regression" else []

@@ -20,6 +20,7 @@ from ccamerge.methods.alignment import (
     check_options,
     check_widths,
     methods_of,
+    pairs_needed,
 )
 from ccamerge.methods.weights import check_t, shares_of
 
@@ -128,9 +129,9 @@ def check_results(statistics: Any, aligned: Any) -> None:
 
 
 def check_statistics(
-    collected: Statistics, models: Sequence[Parameters], reference: int, pairs: str
+    collected: Statistics, models: Sequence[Parameters], reference: int, settings: Settings
 ) -> Statistics:
-    """The statistics; ValueError unless they are of these models and suffice."""
+    """The statistics; ValueError unless they are of these models and suffice for the settings."""
     if collected.models != len(models):
         message = f"moments are of {collected.models} models, but {len(models)} were given"
         raise ValueError(message)
@@ -140,15 +141,18 @@ def check_statistics(
             "collect with pairs='all' to be free in the choice"
         )
         raise ValueError(message)
+    pairs = pairs_needed(settings.method, settings.mode)
     if pairs == "all" and collected.pairs != "all" and len(models) > 2:
         message = "this mode or method needs moments of all pairs; collect with pairs='all'"
         raise ValueError(message)
+    every = []
     for index, model in enumerate(models):
         if model.fingerprint != collected.fingerprint["models"][index]:
             message = f"moments belong to other parameters than those of models[{index}]"
             raise ValueError(message)
-        program = collected.spaces_of(model).program
-        if program_fingerprint(program) != collected.fingerprint["programs"][index]:
+        every.append(collected.spaces_of(model))
+        if program_fingerprint(every[-1].program) != collected.fingerprint["programs"][index]:
             message = f"moments belong to another architecture than that of models[{index}]"
             raise ValueError(message)
+    refuse_for_spaces(settings, every, reference)
     return collected

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from ccamerge.collection.statistics import Statistics
 from ccamerge.config.settings import Settings
-from ccamerge.core.device import Device
+from ccamerge.core.device import resolve
 from ccamerge.core.stopwatch import Stopwatch
 from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.groups import GENERAL
@@ -29,9 +29,9 @@ def described(
     shares: Shares,
     settings: Settings,
     watch: Stopwatch,
-    device: Device | None,
 ) -> Report:
     """The report of a merge."""
+    device = resolve(statistics.device)
     repaired = merged.repaired
     return Report(
         method=aligned.method if isinstance(aligned.method, str) else dict(aligned.method),

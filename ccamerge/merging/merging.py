@@ -232,10 +232,8 @@ def merge(
         if statistics is None:
             statistics = _collected(known, data, settings, reference, where, progress)
         else:
-            pairs = pairs_needed(settings.method, settings.mode)
-            statistics = check_statistics(statistics, known, reference, pairs).to(where)
+            statistics = check_statistics(statistics, known, reference, settings).to(where)
         every = [statistics.spaces_of(own) for own in known]
-        refuse_for_spaces(settings, every, reference)
         networks = networks_of(known, every, memory_of(where))
     found = networks[reference].spaces
     shares = shares_of(settings.weights, settings.t, len(known), reference, found)
@@ -244,8 +242,8 @@ def merge(
             aligned = _aligned(networks, statistics, settings, reference, shares)
         _check_fit(aligned, networks, reference)
     aligned = aligned.to(memory_of(where))
-    merged = assembled(networks, statistics, aligned, shares, settings, watch, where)
-    report = described(found, statistics, aligned, merged, shares, settings, watch, where)
+    merged = assembled(networks, statistics, aligned, shares, settings, watch)
+    report = described(found, statistics, aligned, merged, shares, settings, watch)
     warn(report, aligned, merged)
     return MergeResult(merged.model, aligned, found, statistics, report)
 

@@ -61,7 +61,7 @@ class Parameters:
     @cached_property
     def shapes(self) -> Shapes:
         """The shape of every parameter and buffer: all that models of equal widths share."""
-        return shapes_of(self.tensors)
+        return frozenset((key, tuple(value.shape)) for key, value in self.tensors.items())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -96,11 +96,6 @@ class Parameters:
             return self._marks == _marks(self.model)
         except (RuntimeError, NotImplementedError, TypeError):  # no plain tensors any more
             return False
-
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
-    """See `Parameters.shapes`."""
-    return frozenset((key, tuple(value.shape)) for key, value in tensors.items())
 
 
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, Parameters] = weakref.WeakKeyDictionary()

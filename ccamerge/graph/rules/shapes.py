@@ -136,9 +136,10 @@ def _index_add(node: Node, d: Facts) -> list[Axis] | None:
     dim = dims_of(dim, len(axes))[0]
     for axis in (axes[dim], added[dim], *d.axes_of(index)):
         ax.pin(axis, f"indices of {node.name}")
-    for i, (one, two) in enumerate(zip(axes, added, strict=True)):
-        if i != dim and not is_zero(d, into):
-            ax.unify(one, two, node.name)
+    if not is_zero(d, into):
+        for i, (one, two) in enumerate(zip(axes, added, strict=True)):
+            if i != dim:
+                ax.unify(one, two, node.name)
     return [ax.inert(node.shape[i]) if i == dim else axis for i, axis in enumerate(added)]
 
 
