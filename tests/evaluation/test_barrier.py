@@ -13,11 +13,9 @@ from torch import Tensor, nn
 import ccamerge
 from ccamerge.evaluation.interpolation import path
 from ccamerge.graph.feature_map import FeatureMap
-from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.inspection import spaces
-from ccamerge.graph.networks.states import folded_state
-from ccamerge.merging.loading import load_merged
 from tests import models as M
+from tests.moved import mapped_copy
 
 Data = list[tuple[Tensor, Tensor]]
 
@@ -48,11 +46,7 @@ def _permuted(model: nn.Module) -> nn.Module:
     maps = {
         s.name: FeatureMap.permutation(torch.randperm(s.size, generator=generator)) for s in found
     }
-    other = copy.deepcopy(model)
-    load_merged(
-        other, transform(folded_state(model.state_dict(), found), found.spaces, maps), found, {}
-    )
-    return other
+    return mapped_copy(model, found, maps)
 
 
 def _normed() -> nn.Module:

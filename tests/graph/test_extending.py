@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 
 import pytest
@@ -25,13 +24,11 @@ from ccamerge.graph.groups import (
     assigned,
     known,
 )
-from ccamerge.graph.maps import transform
-from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.operations import OPERATIONS, rule
 from ccamerge.graph.rules.elementwise import elementwise
 from ccamerge.graph.rules.linear import PLACES, dense
-from ccamerge.merging.loading import load_merged
 from tests import models as M
+from tests.moved import mapped_copy
 
 
 @torch.library.custom_op("extending::coarse", mutates_args=())
@@ -171,10 +168,7 @@ def test_a_copy_in_other_features_is_the_same_network_and_merges_to_it(dyadic: G
     found = ccamerge.spaces(model, data[0])
     generator = torch.Generator().manual_seed(3)
     maps = {s.name: s.exact.random(s.size, generator) for s in found}
-    moved = copy.deepcopy(model)
-    load_merged(
-        moved, transform(folded_state(model.state_dict(), found), found.spaces, maps), found, {}
-    )
+    moved = mapped_copy(model, found, maps)
     result = ccamerge.merge(
         [model, moved], data, method="cca", ridge=0.0, repair="none", progress=False
     )

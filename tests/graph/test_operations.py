@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ccamerge
-from ccamerge.graph.maps import transform
-from ccamerge.graph.networks.states import folded_state
-from ccamerge.merging.loading import load_merged
 from tests import models as M
+from tests.moved import mapped_copy
 
 
 class Net(nn.Module):
@@ -202,10 +199,8 @@ def test_operations_are_known_for_what_they_are(name: str) -> None:
     assert {space.name: space.group.name for space in found} == expected
     checks = ccamerge.verify(model, data[0])
     assert all(check.passed for check in checks), [str(check) for check in checks]
-    moved = copy.deepcopy(model)
     maps = {space.name: space.exact.random(space.size, generator) for space in found}
-    state = folded_state(model.state_dict(), found)
-    load_merged(moved, transform(state, found.spaces, maps), found, {})
+    moved = mapped_copy(model, found, maps)
     new = torch.randn(shape, generator=generator).double()
     wanted = _output(model, new)
     assert torch.allclose(_output(moved, new), wanted, rtol=1e-9, atol=1e-9)
@@ -213,10 +208,9 @@ def test_operations_are_known_for_what_they_are(name: str) -> None:
         [model, moved], data, method="permutation", repair="none", progress=False
     )
     whole = all(space.exact == "permutation" for space in found)
-    copied = copy.deepcopy(model)
     if not whole:  # a map that scales is undone by no permutation
         maps = {s.name: _permutation(s.size, generator) for s in found}
-        load_merged(copied, transform(state, found.spaces, maps), found, {})
+        copied = mapped_copy(model, found, maps)
         result = ccamerge.merge(
             [model, copied], data, method="permutation", repair="none", progress=False
         )

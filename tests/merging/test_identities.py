@@ -19,14 +19,12 @@ from torch import Tensor, nn
 import ccamerge
 from ccamerge.config.settings import Repair
 from ccamerge.graph.groups import GENERAL, PERMUTATION
-from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.parameters import parameters_of
-from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.tracing.plain import take_plain
-from ccamerge.merging.loading import load_merged
 from ccamerge.methods import METHODS
 from ccamerge.methods.alignment import Aligned
 from tests import models as M
+from tests.moved import mapped_copy
 
 pytestmark = pytest.mark.filterwarnings("ignore:aligned. :RuntimeWarning")  # tested apart
 
@@ -136,10 +134,7 @@ def transformed(model: nn.Module, example: Tensor, kind: str, seed: int) -> nn.M
             turn = torch.linalg.qr(maps[space.name].forward + torch.eye(space.size))[0]
             maps[space.name] = ccamerge.FeatureMap(turn, turn.T.contiguous())
     plain = parameters_of(model, "the model").plain
-    moved = copy.deepcopy(plain)
-    load_merged(
-        moved, transform(folded_state(plain.state_dict(), found), found.spaces, maps), found, {}
-    )
+    moved = mapped_copy(plain, found, maps)
     if plain is model:
         return moved
     holder = copy.deepcopy(model)

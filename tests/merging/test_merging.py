@@ -17,10 +17,10 @@ from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.rules import OPERATIONS
-from ccamerge.merging.loading import load_merged
 from ccamerge.merging.paper import unfolded_spaces
 from tests import models as M
 from tests.backends import collect, merge
+from tests.moved import mapped_copy
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -50,11 +50,7 @@ def _permuted(
     maps = {
         s.name: FeatureMap.permutation(torch.randperm(s.size, generator=generator)) for s in found
     }
-    other = copy.deepcopy(model)
-    load_merged(
-        other, transform(folded_state(model.state_dict(), found), found.spaces, maps), found, {}
-    )
-    return other
+    return mapped_copy(model, found, maps)
 
 
 @pytest.mark.parametrize("norm", ["fold", "paper"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import math
@@ -20,11 +19,9 @@ from ccamerge.checkpoints.reading import load_state, save_state
 from ccamerge.cli import main
 from ccamerge.cli.demo.networks import ResNet20
 from ccamerge.graph.groups import GENERAL, PERMUTATION
-from ccamerge.graph.maps import transform
-from ccamerge.graph.networks.states import folded_state
-from ccamerge.merging.loading import load_merged
 from ccamerge.methods import METHODS
 from tests import models as M
+from tests.moved import mapped_copy
 
 MODULE = """\
 import functools
@@ -79,10 +76,7 @@ def case(name: str) -> Case:
     found = ccamerge.spaces(model, data[0])
     generator = torch.Generator().manual_seed(1)
     maps = {s.name: PERMUTATION.random(s.size, generator) for s in found.spaces}
-    copied = copy.deepcopy(model)
-    load_merged(
-        copied, transform(folded_state(model.state_dict(), found), found.spaces, maps), found, {}
-    )
+    copied = mapped_copy(model, found, maps)
     models = [model, copied, third]
     collected = ccamerge.collect(models, data, pairs="all", found=found, progress=False)
     return Case(models, data, collected)
@@ -138,10 +132,7 @@ def test_a_rotated_copy_of_a_linear_network(method: str, mode: Any) -> None:
     for space in found.spaces:
         turn = torch.linalg.qr(torch.randn(space.size, space.size).double())[0]
         maps[space.name] = ccamerge.FeatureMap(turn, turn.T.contiguous())
-    rotated = copy.deepcopy(model)
-    load_merged(
-        rotated, transform(folded_state(model.state_dict(), found), found.spaces, maps), found, {}
-    )
+    rotated = mapped_copy(model, found, maps)
     merged = ccamerge.merge(
         [model, rotated], data, method=method, mode=mode, repair="none", progress=False
     ).model

@@ -1,0 +1,21 @@
+"""Networks whose features are mapped."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from torch import nn
+
+from ccamerge import FeatureMap, Spaces
+from ccamerge.graph.maps import transform
+from ccamerge.graph.networks.states import folded_state
+from ccamerge.merging.loading import load_merged
+
+
+def mapped_copy(model: nn.Module, found: Spaces, maps: Mapping[str, FeatureMap]) -> nn.Module:
+    """A copy of a model with plain weights, its features mapped."""
+    other = copy.deepcopy(model)
+    state = folded_state(model.state_dict(), found)
+    load_merged(other, transform(state, found.spaces, maps), found, {})
+    return other
