@@ -26,26 +26,20 @@ def _gates(node: Node) -> int:
 def _layers(node: Node, d: Facts) -> list[list[Axis]] | None:
     x, states, weights, biased, count, _, _, both, *_ = node.args
     given = list(states) if isinstance(states, (list, tuple)) else [states]
-    per = 4 if biased else 2
-    if not isinstance(weights, (list, tuple)) or len(weights) != per * count * (1 + both):
-        return None  # packed sequences; projections of what is handed on
+    per, sides = 4 if biased else 2, 1 + both
+    if not isinstance(weights, (list, tuple)) or count > 1 or len(weights) != per * sides:
+        return None  # packed sequences; projections; stacks come layer by layer
     if not all(d.is_tensor(a) for a in (x, *given, *weights)):
         return None
     axes = d.axes_of(x)
     for axis in axes[:-1]:
         ax.pin(axis, f"gone along by {node.name}")
-    read, handed = axes[-1], []
-    for layer in range(count):
-        own = []
-        for side in range(1 + both):
-            place = per * (layer * (1 + both) + side)
-            own.append(_step(node, d, read, weights[place : place + per]))
-        handed += own
-        read = tuple(segment for hidden in own for segment in hidden)
+    own = (weights[per * side : per * (side + 1)] for side in range(sides))
+    handed = [_step(node, d, axes[-1], some) for some in own]
     _begun(node, d, given, handed)
     positions = [ax.inert(ax.axis_size(axis)) for axis in axes[:-1]]
-    last = _last(node, d, handed, given)
-    return [[*positions, read], *last]
+    written = tuple(segment for hidden in handed for segment in hidden)
+    return [[*positions, written], *_last(node, d, handed, given)]
 
 
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", commutes=PERMUTATION)
@@ -80,7 +74,7 @@ def _step(node: Node, d: Facts, read: Axis, weights: Sequence[Any]) -> Axis:
 def _begun(node: Node, d: Facts, given: Sequence[Any], handed: Sequence[Axis]) -> None:
     """Where a sequence begins with other states than zeros, these are in the same basis."""
     alone = len(handed) == 1
-    why = f"{node.name}: states of several layers come together"
+    why = f"{node.name}: states of both directions come together"
     for state in given:
         if is_zero(d, state):
             continue
@@ -96,13 +90,13 @@ def _begun(node: Node, d: Facts, given: Sequence[Any], handed: Sequence[Axis]) -
 
 
 def _last(node: Node, d: Facts, handed: Sequence[Axis], given: Sequence[Any]) -> list[list[Axis]]:
-    """The axes of the last states, with layers and directions one after the other."""
+    """The axes of the last states, with both directions one after the other."""
     users = d.program.users()
     for picked in users.get(node.name, []):
         used = users.get(picked.name) or picked.name in d.program.outputs
         if picked.op == "getitem" and picked.args[1] > 0 and used and len(handed) > 1:
             for hidden in handed:
-                ax.pin(hidden, f"{node.name}: last states of several layers are read together")
+                ax.pin(hidden, f"{node.name}: last states of both directions are read together")
     size = ax.axis_size(handed[0])
     own = handed[0] if len(handed) == 1 else ax.inert(size)
     rest = [ax.inert(ax.axis_size(axis)) for axis in d.axes_of(given[0])[:-1]]
