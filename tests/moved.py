@@ -16,6 +16,6 @@ from ccamerge.merging.loading import load_merged
 def mapped_copy(model: nn.Module, found: Spaces, maps: Mapping[str, FeatureMap]) -> nn.Module:
     """A copy of a model with plain weights, its features mapped."""
     other = copy.deepcopy(model)
-    state = folded_state(model.state_dict(), found)
+    state = folded_state(model.state_dict(), found.folds)
     load_merged(other, transform(state, found.spaces, maps), found, {})
     return other

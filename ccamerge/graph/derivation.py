@@ -9,6 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ccamerge.graph import axes as ax
+from ccamerge.graph.attention.cores import Core
+from ccamerge.graph.attention.facts import Attended, groups_within, named, settled, visit
+from ccamerge.graph.attention.heads import Heads
+from ccamerge.graph.attention.layout import out_axis
 from ccamerge.graph.axes import Axis, Basis
 from ccamerge.graph.facts import Facts, Limit, Use
 from ccamerge.graph.folds import Fold
@@ -25,11 +29,20 @@ class Derivation:
     ----------
     program : the operations
     frozen : parameters and buffers that no map may touch (whole numbers), and why
+    attention : cores of the program, with what they allow
     """
 
-    def __init__(self, program: Program, frozen: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        frozen: Mapping[str, str] | None = None,
+        attention: Sequence[tuple[Core, Heads]] = (),
+    ) -> None:
         self.program = program
         self.facts = Facts(program)
+        self._outs = {core.out: (core, heads) for core, heads in attention}
+        self._within = {n.name for core, _ in attention for n in core.nodes} - self._outs.keys()
+        self._attended: list[Attended] = []
         for name, shape in program.shapes.items():
             self._begin(name, shape, frozen or {})
         for key, limit in program.limits.items():
@@ -73,6 +86,17 @@ class Derivation:
         return [a for x in found for a in (x if isinstance(x, list) else [x])]
 
     def _visit(self, node: Node) -> None:
+        if node.name in self._within:
+            if node.shape is not None:
+                self.facts.axes[node.name] = [ax.inert(size) for size in node.shape]
+            return
+        if node.name in self._outs:
+            core, heads = self._outs[node.name]
+            axis = out_axis(core, {own.name: own for own in self.program.users()[core.out]} | {node.name: node})
+            found = visit(core, heads, node, self.facts, axis)
+            if found is not None:
+                self._attended.append(found)
+            return
         operands = [r for r in dict.fromkeys(node.refs()) if r in self.facts.axes]
         if all(r in self.facts.static for r in operands):
             self.facts.static.add(node.name)
@@ -155,14 +179,25 @@ class Derivation:
         limits = self._table(self.facts.limits)
         remarks = self._table(self.facts.remarks)
         effects = self._table(self.facts.effects)
+        groups = {
+            basis: [limit.group for limit in limits.get(basis, {})] + list(effects.get(basis, {}))
+            for basis in order
+        }
+        pins = {basis: basis.pins for basis in order}
+        attention, closed = settled(self._attended, groups, pins)
+        within = groups_within(attention)
         open_spaces: list[Space] = []
         fixed: list[Space] = []
-        names: set[str] = set()
+        names: dict[Basis, str] = {}
         for basis in order:
             own = tuple(slots.get(basis, {}))
             reasons = list(dict.fromkeys(basis.pins))
+            if basis in closed:
+                reasons.append(closed[basis])
             roles = {s.role for s in own}
-            if not reasons and not ({Role.WRITE} <= roles and Role.READ in roles):
+            if basis in within:
+                pass
+            elif not reasons and not ({Role.WRITE} <= roles and Role.READ in roles):
                 reasons.append("written or read by no parameter")
             elif not reasons and basis not in taps:
                 reasons.append("its features are never computed: it lies between parameters")
@@ -172,10 +207,14 @@ class Derivation:
             groups = [limit.group for limit in limited] + [PERMUTATION] * len(tied)
             group = _meet(GENERAL, groups)
             exact = _meet(group, effects.get(basis, {}))
+            if basis in within:
+                group = exact = within[basis]
+                notes += [why for key, h in attention.items() if basis in key for why in h.why]
             if reasons:
                 group, exact, notes = FIXED, FIXED, reasons
+            names[basis] = _name(own, taps.get(basis, []), set(names.values()))
             space = Space(
-                _name(own, taps.get(basis, []), names),
+                names[basis],
                 basis.size,
                 group,
                 exact,
@@ -185,7 +224,11 @@ class Derivation:
             )
             (fixed if reasons else open_spaces).append(space)
         pinned = self._explained((*open_spaces, *fixed), fixed)
-        return Spaces(self.program, unfolded, folds, tuple(open_spaces), tuple(fixed), pinned)
+        heads = tuple(
+            named(own, [names[basis] for basis in key]) for key, own in attention.items()
+        )
+        spaces = tuple(open_spaces)
+        return Spaces(self.program, unfolded, folds, spaces, tuple(fixed), pinned, heads)
 
     def _table(self, records: Sequence[tuple[list[Axis], Any]]) -> dict[Basis, dict[Any, None]]:
         table: dict[Basis, dict[Any, None]] = {}
@@ -197,7 +240,8 @@ class Derivation:
 
     def _taps(self, node: Node, users: list[Node]) -> list[tuple[Basis, Tap]]:
         axes = self.facts.axes.get(node.name)
-        if node.shape is None or not axes or operation(node).move or node.name in self.facts.static:
+        moved = operation(node).move and node.name not in self._outs
+        if node.shape is None or not axes or moved or node.name in self.facts.static:
             return []
         if node.op == "getitem" and not users and node.name not in self.program.outputs:
             return []  # one of several results, which nobody wants
@@ -217,6 +261,8 @@ class Derivation:
         return found
 
     def _kind(self, node: Node) -> str | None:
+        if node.name in self._outs:
+            return "activation"
         return operation(node).tap or ("activation" if node.name in self.facts.active else None)
 
     def _slots(self, use: Use) -> list[tuple[Basis, Slot]]:
@@ -285,5 +331,4 @@ def _name(slots: tuple[Slot, ...], taps: list[Tap], taken: set[str]) -> str:
     while name in taken:
         count += 1
         name = f"{base}#{count}"
-    taken.add(name)
     return name

@@ -28,12 +28,14 @@ class Group(abc.ABC):
 
     ``name`` is short, ``words`` say which maps these are. ``a & b`` is the largest group known to
     lie in both. ``blockwise`` says that a map of blocks is in the group just if each block is, and
-    with every map its inverse transposed.
+    with every map its inverse transposed. ``joint`` says that a map depends on those of other
+    spaces, so that no method finds it alone.
     """
 
     name: str
     words: str
     blockwise: bool = False
+    joint: bool = False
 
     def __repr__(self) -> str:
         return f"<{self.name}>"

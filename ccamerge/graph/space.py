@@ -6,9 +6,13 @@ import dataclasses
 import enum
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from ccamerge.core.brief import Brief
+from ccamerge.graph.attention.heads import Heads
+from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.folds import Fold
 from ccamerge.graph.groups import Group
 from ccamerge.graph.tracing.program import Program
@@ -104,7 +108,8 @@ class Spaces(Brief):
     ``program`` is the model's graph with BatchNorm folded (``folds``), ``unfolded`` the graph as it
     is; ``spaces`` the mergeable
     feature spaces in the order of the graph; ``fixed`` those that must keep their basis; ``pinned``
-    the reason for each axis ``(parameter, dim)`` that no space holds.
+    the reason for each axis ``(parameter, dim)`` that no space holds; ``attention`` are the heads
+    whose spaces have maps that depend on each other.
     """
 
     program: Program
@@ -113,6 +118,7 @@ class Spaces(Brief):
     spaces: tuple[Space, ...]
     fixed: tuple[Space, ...]
     pinned: dict[tuple[str, int], str]
+    attention: tuple[Heads, ...] = ()
 
     def _parts(self) -> Mapping[str, Any]:
         return {
@@ -134,6 +140,30 @@ class Spaces(Brief):
                 return space
         message = f"no space named {name!r}; there are {', '.join(s.name for s in self.spaces)}"
         raise KeyError(message)
+
+    @property
+    def attended(self) -> frozenset[str]:
+        """The names of spaces that attention divides into heads."""
+        return frozenset(name for heads in self.attention for name in heads.spaces)
+
+    def together(self) -> list[list[Space]]:
+        """The open spaces, those by one whose maps do not depend on others."""
+        joint = [[self[name] for name in heads.spaces] for heads in self.attention]
+        return [[space] for space in self.spaces if space.name not in self.attended] + joint
+
+    def random_maps(
+        self, generator: torch.Generator, of: Literal["exact", "group"] = "exact"
+    ) -> dict[str, FeatureMap]:
+        """Random maps of all open spaces, of the groups that are exact or that they can carry."""
+        maps = {
+            space.name: getattr(space, of).random(space.size, generator)
+            for space in self.spaces
+            if space.name not in self.attended
+        }
+        sizes = {space.name: space.size for space in self.spaces}
+        for heads in self.attention:
+            maps |= heads.maps(heads.random(generator), sizes)
+        return {space.name: maps[space.name] for space in self.spaces}
 
     def aligned_shares(self) -> tuple[float, float, float]:
         """Shares of parameters that spaces hold along all their axes, along some, and along none.

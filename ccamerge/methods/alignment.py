@@ -17,9 +17,11 @@ from ccamerge.core import arguments
 from ccamerge.core.brief import Brief
 from ccamerge.core.device import memory_of, resolve
 from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.groups import GENERAL, ORTHOGONAL, SIGNED_PERMUTATION, Group
 from ccamerge.graph.space import Space, Spaces
 from ccamerge.graph.tracing.batches import moved
 from ccamerge.methods import METHODS, Alignment, Method, Solution, Solutions
+from ccamerge.methods.heads import solve_heads
 from ccamerge.methods.ridges import ridges_of
 
 
@@ -115,23 +117,33 @@ def _check_mode(method: Method, mode: Mode) -> None:
 
 
 def methods_of(choice: MethodChoice, spaces: Sequence[Space], mode: Mode) -> dict[str, Method]:
-    """The method of each space by name.
-
-    Spaces whose parameters can carry permutations only are left to "permutation" unless their own
-    method gives permutations.
-    """
+    """The method of each space by name: the one that was chosen, or a smaller one; see `_within`."""
     check_ready(choice)
     given = {"*": choice} if isinstance(choice, str) else choice
-    found = {name: method_named(name) for name in {*given.values(), DEFAULT_METHOD, "permutation"}}
+    names_needed = {*given.values(), DEFAULT_METHOD, "permutation", "procrustes"}
+    found = {name: method_named(name) for name in names_needed}
     names = by_pattern(given, [s.name for s in spaces], DEFAULT_METHOD, "method")
     methods = {}
     for space in spaces:
-        method = found[names[space.name]]
-        if not method.maps <= space.group:
-            method = found["permutation"]
+        method = found[_within(found[names[space.name]], space.group)]
         _check_mode(method, mode)
         methods[space.name] = method
     return methods
+
+
+def _within(method: Method, group: Group) -> str:
+    """The method that gives maps that parameters can carry, or such as have a map near them.
+
+    Where these are orthogonal, CCA becomes Procrustes, and optimal transport is brought to the
+    nearest orthogonal map; where they are no more than permutations, all become "permutation".
+    """
+    if method.maps <= group or group.joint:
+        return method.name
+    if group <= SIGNED_PERMUTATION or not group <= ORTHOGONAL:
+        return "permutation"
+    return {"cca": "procrustes", "procrustes": "procrustes", "ot": "ot"}.get(
+        method.name, "permutation"
+    )
 
 
 def check_options(
@@ -252,6 +264,20 @@ def check_solutions(
                     raise ValueError(message)
 
 
+def _carried(space: Space, row: Sequence[Solution]) -> list[Solution]:
+    """Solutions whose maps a space's parameters can carry: the nearest ones."""
+    if space.group == GENERAL:
+        return list(row)
+    return [
+        solution
+        if space.group.contains(solution.feature_map.forward)
+        else dataclasses.replace(
+            solution, feature_map=space.group.project(solution.feature_map.forward)
+        )
+        for solution in row
+    ]
+
+
 def align(
     found: Spaces,
     collected: Statistics,
@@ -294,25 +320,29 @@ def align(
         ridges = ridges_of(ridge, found, collected, reference, regularised)
     solutions: Solutions = {}
     on_cpu = {n for n, entry in used.items() if collected.device != "cpu" and not entry.on_device}
+
+    def alignment(own: Sequence[Space], on_cpu: bool) -> Alignment:
+        place = "cpu" if on_cpu else collected.device
+        there = states
+        if on_cpu and collected.device != "cpu":
+            there = [moved(dict(state), torch.device("cpu")) for state in states]
+        pooled = {space.name: collected.pooled(space).to(place) for space in own}
+        return Alignment(own, pooled, there, reference, mode, ridges, gamma, weights or {})
+
+    def chosen(entry: Method) -> dict[str, Any]:
+        return {key: value for key, value in options.items() if key in entry.options}
+
     for name, entry in used.items():
-        own = [space for space in found.spaces if methods[space.name] is entry]
-        place = "cpu" if name in on_cpu else collected.device
-        alignment = Alignment(
-            own,
-            {space.name: collected.pooled(space).to(place) for space in own},
-            [moved(dict(state), torch.device("cpu")) for state in states]
-            if name in on_cpu
-            else states,
-            reference,
-            mode,
-            ridges,
-            gamma,
-            weights or {},
-        )
-        chosen = {key: value for key, value in options.items() if key in entry.options}
-        solved = entry.solve(alignment, **chosen)
-        check_solutions(name, solved, own, widths)
-        solutions.update({space.name: solved[space.name] for space in own})
+        own = [s for s in found.spaces if methods[s.name] is entry and not s.group.joint]
+        if own:
+            solved = entry.solve(alignment(own, name in on_cpu), **chosen(entry))
+            check_solutions(name, solved, own, widths)
+            solutions.update({space.name: _carried(space, solved[space.name]) for space in own})
+    for heads in found.attention:
+        own = [found[name] for name in heads.spaces]
+        pair = (methods[heads.queries.space], methods[heads.values.space])
+        given = alignment(own, bool(on_cpu & {entry.name for entry in pair}))
+        solutions |= solve_heads(heads, given, pair, chosen(pair[1]))
     return Aligned(
         {space.name: solutions[space.name] for space in found.spaces},
         {name: m.name for name, m in methods.items()},

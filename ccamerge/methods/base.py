@@ -135,13 +135,13 @@ class Alignment(Brief):
         self, solve: Callable[[Sequence[AlignmentProblem]], Sequence[Solution]]
     ) -> Solutions:
         """Solve each model against the reference, all spaces and models in one call."""
-        return self._each_pair(solve, Moments.cov)
+        return self._each_pair(solve, lambda moments, i, j: moments.cov(i, j))
 
     def each_pair_of_tensors(
         self, solve: Callable[[Sequence[AlignmentProblem[Tensor]]], Sequence[Solution]]
     ) -> Solutions:
         """As `each_pair`, of covariances that are tensors where the moments are."""
-        return self._each_pair(solve, Moments.cov_tensor)
+        return self._each_pair(solve, lambda moments, i, j: moments.cov_tensor(i, j))
 
     def _each_pair(
         self,

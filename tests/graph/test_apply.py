@@ -88,7 +88,7 @@ def test_inputs_are_not_modified_and_dtypes_kept() -> None:
     model = M.randomise(M.vgg11(True, width=2, size=16)).half()
     found = spaces(model.float(), torch.randn(2, 3, 16, 16))
     state = {k: v.half() if v.is_floating_point() else v for k, v in
-             folded_state(model.state_dict(), found).items()}  # fmt: skip
+             folded_state(model.state_dict(), found.folds).items()}  # fmt: skip
     before = {k: v.clone() for k, v in state.items()}
     maps = {s.name: _map(s.size) for s in found}
     out = transform(state, found.spaces, maps)
@@ -101,7 +101,7 @@ def test_inputs_are_not_modified_and_dtypes_kept() -> None:
 def test_a_map_and_its_inverse_cancel() -> None:
     model = M.randomise(M.BottleneckResNet()).double()
     found = spaces(model, torch.randn(2, 3, 8, 8, dtype=torch.float64))
-    state = folded_state(model.state_dict(), found)
+    state = folded_state(model.state_dict(), found.folds)
     maps = {s.name: _map(s.size, i) for i, s in enumerate(found)}
     back = {name: FeatureMap(m.inverse, m.forward) for name, m in maps.items()}
     there = transform(state, found.spaces, maps)
@@ -112,7 +112,7 @@ def test_a_map_and_its_inverse_cancel() -> None:
 
 def test_a_space_without_a_map_is_left_alone() -> None:
     found = spaces(M.MLP(), torch.randn(2, 12))
-    state = folded_state(M.randomise(M.MLP()).state_dict(), found)
+    state = folded_state(M.randomise(M.MLP()).state_dict(), found.folds)
     out = transform(state, found.spaces, {"layers.0": _map(16)})
     assert torch.equal(out["layers.2.weight"], state["layers.2.weight"])
     assert not torch.equal(out["layers.1.weight"], state["layers.1.weight"])

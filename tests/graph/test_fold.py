@@ -65,7 +65,7 @@ def test_folding_and_unfolding_keep_the_function(name: str, statistics: bool) ->
     norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     assert len(found.folds) == norms
     assert not any(n.op == "aten.batch_norm" for n in found.program.nodes)
-    state = {k: v.clone() for k, v in folded_state(model.state_dict(), found).items()}
+    state = {k: v.clone() for k, v in folded_state(model.state_dict(), found.folds).items()}
     expected = model(x).detach()
     leaves = found.program.flatten_inputs((x,), {})
     tolerance = {"rtol": 1e-12, "atol": 1e-12 * float(expected.abs().max())}
@@ -88,7 +88,7 @@ def test_folding_in_float32_is_accurate() -> None:
     x = torch.randn(4, 3, 8, 8)
     found = spaces(model, x)
     expected = model(x).detach()
-    ours = found.program.run(folded_state(model.state_dict(), found), [x])
+    ours = found.program.run(folded_state(model.state_dict(), found.folds), [x])
     assert float((ours - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 

@@ -31,7 +31,7 @@ class Setting:
         self.moments, self.aligned, found = first.statistics, first.aligned, first.spaces
         self.mapped = [
             transform(
-                folded_state(m.state_dict(), found),
+                folded_state(m.state_dict(), found.folds),
                 found.spaces,
                 {k: row[i] for k, row in first.maps.items()},
             )

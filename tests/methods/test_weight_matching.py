@@ -159,7 +159,7 @@ def test_parity_with_the_published_coordinate_descent(name: str, seed: int) -> N
     build, shape = BUILD[name]
     models = [M.randomise(build(), 2 * seed + i) for i in range(2)]
     found = spaces(models[0], torch.randn(shape))
-    states = [folded_state(m.state_dict(), found) for m in models]
+    states = [folded_state(m.state_dict(), found.folds) for m in models]
     matching = match(found.spaces, states[0], states[1], seed)
     (a, spec), (b, _) = (_arrays(name, m.state_dict()) for m in models)
     names = [s.name for s in found.spaces]
@@ -177,7 +177,7 @@ def test_parity_with_the_published_coordinate_descent(name: str, seed: int) -> N
 @settings(max_examples=25, deadline=None)
 def test_the_objective_rises_to_a_local_optimum(seed: int) -> None:
     found = _spaces_of_mlp()
-    states = [folded_state(M.randomise(_mlp(), seed + i).state_dict(), found) for i in range(2)]
+    states = [folded_state(M.randomise(_mlp(), seed + i).state_dict(), found.folds) for i in range(2)]
     matching = match(found.spaces, *states, seed)
     assert (np.diff(matching.objectives) > 0).all()
     mapped = transform(
@@ -206,7 +206,7 @@ def test_one_hidden_layer_is_solved_optimally() -> None:
     """Against every permutation, after one step."""
     models = [M.randomise(M.MLP((4, 6, 3)), s) for s in range(2)]
     found = spaces(models[0], torch.randn(2, 4))
-    states = [folded_state(m.state_dict(), found) for m in models]
+    states = [folded_state(m.state_dict(), found.folds) for m in models]
     a, b = ({k: v.double() for k, v in s.items()} for s in states)
     best = max(
         float(
@@ -224,7 +224,7 @@ def test_one_hidden_layer_is_solved_optimally() -> None:
 def test_spaces_that_another_method_aligns_stay_as_they_are() -> None:
     """The second layer is left to "average": the others are matched given its own order."""
     found = _spaces_of_mlp()
-    states = [folded_state(M.randomise(_mlp(), s).state_dict(), found) for s in range(2)]
+    states = [folded_state(M.randomise(_mlp(), s).state_dict(), found.folds) for s in range(2)]
     some = [s for s in found.spaces if s.name != "layers.1"]
     (a, spec), (b, _) = (_arrays("mlp", s) for s in states)
     held = {k: tuple(None if n == "layers.1" else n for n in axes) for k, axes in spec.items()}
@@ -250,7 +250,7 @@ def test_moments_and_data_do_not_matter() -> None:
 
 def test_the_seed_is_used_and_checked() -> None:
     found = _spaces_of_mlp()
-    states = [folded_state(M.randomise(_mlp(), s).state_dict(), found) for s in range(2)]
+    states = [folded_state(M.randomise(_mlp(), s).state_dict(), found.folds) for s in range(2)]
     reached = {match(found.spaces, *states, seed).objectives[-1] for seed in range(12)}
     assert len(reached) > 1  # visits in another order end in another optimum
     models = [M.randomise(M.MLP(), s) for s in range(2)]
@@ -268,7 +268,7 @@ def test_a_running_variance_is_not_a_weight() -> None:
     """Where BatchNorm cannot be folded, its statistics are permuted but do not decide."""
     models = [M.randomise(M.DenseBlockNet(), s) for s in range(2)]
     found = spaces(models[0], torch.randn(2, 3, 8, 8))
-    states = [folded_state(m.state_dict(), found) for m in models]
+    states = [folded_state(m.state_dict(), found.folds) for m in models]
     plain = match(found.spaces, *states).orders
     key = next(k for k in states[1] if k.endswith("norms.0.running_var"))
     states[1][key] = 1e6 * torch.rand(states[1][key].shape)
@@ -281,6 +281,6 @@ def test_a_weight_that_writes_and_reads_one_space() -> None:
     for seed in range(6):
         models = [M.randomise(M.TiedAutoencoder(), 2 * seed + i) for i in range(2)]
         found = spaces(models[0], torch.randn(2, 10))
-        states = [folded_state(m.state_dict(), found) for m in models]
+        states = [folded_state(m.state_dict(), found.folds) for m in models]
         matching = match(found.spaces, *states, seed)
         assert (np.diff(matching.objectives) > 0).all()

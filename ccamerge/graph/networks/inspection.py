@@ -11,10 +11,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ccamerge.core import arguments
+from ccamerge.graph.attention.cores import Core, cores_of
+from ccamerge.graph.attention.heads import Heads
+from ccamerge.graph.attention.probing import attention_of
 from ccamerge.graph.derivation import Derivation
 from ccamerge.graph.folding import fold
+from ccamerge.graph.folds import Fold
 from ccamerge.graph.groups import FIXED
 from ccamerge.graph.networks.parameters import Parameters, parameters_of
+from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.networks.trial import Trial, uncovered
 from ccamerge.graph.space import Space, Spaces
 from ccamerge.graph.tracing.batches import batch_size, moved, split_batch
@@ -85,8 +90,26 @@ def spaces_of_call(
         for key, value in model.tensors.items()
         if not (value.is_floating_point() or value.is_complex())
     }
-    found = Derivation(program, frozen).finish(folds, unfolded)
+    attention = _attention(program, folds, model, args, kwargs)
+    found = Derivation(program, frozen, attention).finish(folds, unfolded)
     return proved(found, model, args, kwargs) if prove and found.spaces else found
+
+
+def _attention(
+    program: Program,
+    folds: tuple[Fold, ...],
+    model: Parameters,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> list[tuple[Core, Heads]]:
+    """What a program's attention allows, tried on a few samples."""
+    if not cores_of(program):
+        return []
+    cpu = torch.device("cpu")
+    program, call = program.to(cpu), moved((args, dict(kwargs)), cpu)
+    state = folded_state(model.tensors, folds, cpu)
+    trial = Trial.of(program, state, [few_leaves(program, *call), program.flatten_inputs(*call)])
+    return attention_of(trial.program, trial.state, trial.leaves)
 
 
 def proved(
@@ -105,7 +128,7 @@ def proved(
         if any(slot.parameter in loose for slot in space.slots)
     }
     generator = torch.Generator().manual_seed(0)
-    maps = {s.name: s.exact.random(s.size, generator) for s in found.spaces}
+    maps = found.random_maps(generator)
 
     def fault(spaces: list[Space]) -> str:
         seen = trial.mapped(spaces, maps)
@@ -118,9 +141,9 @@ def proved(
 
     kept = [space for space in found.spaces if space.name not in wrong]
     if fault(kept):
-        for space in kept:
-            if why := fault([space]):
-                wrong[space.name] = why
+        for own in found.together():
+            if why := fault([space for space in own if space.name not in wrong]):
+                wrong.update(dict.fromkeys((space.name for space in own), why))
         kept = [space for space in kept if space.name not in wrong]
         if kept and (why := fault(kept)):
             wrong.update(dict.fromkeys((space.name for space in kept), f"together: {why}"))
@@ -128,9 +151,14 @@ def proved(
 
 
 def pinned(found: Spaces, reasons: Mapping[str, str]) -> Spaces:
-    """The spaces with some of them, by name, left as they are."""
+    """The spaces with some of them, by name, left as they are, and those that depend on them."""
     if not reasons:
         return found
+    reasons = dict(reasons)
+    for heads in found.attention:
+        for name in [name for name in heads.spaces if name in reasons]:
+            why = f"its maps depend on those of {name!r}: {reasons[name]}"
+            reasons.update({other: reasons.get(other, why) for other in heads.spaces})
     open_spaces, fixed, axes = [], list(found.fixed), dict(found.pinned)
     for space in found.spaces:
         if space.name not in reasons:
@@ -140,7 +168,13 @@ def pinned(found: Spaces, reasons: Mapping[str, str]) -> Spaces:
         fixed.append(dataclasses.replace(space, group=FIXED, exact=FIXED, notes=(why,)))
         for slot in space.slots:
             axes.setdefault((slot.parameter, slot.dim), why)
-    return dataclasses.replace(found, spaces=tuple(open_spaces), fixed=tuple(fixed), pinned=axes)
+    return dataclasses.replace(
+        found,
+        spaces=tuple(open_spaces),
+        fixed=tuple(fixed),
+        pinned=axes,
+        attention=tuple(h for h in found.attention if not reasons.keys() & set(h.spaces)),
+    )
 
 
 def few_leaves(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

@@ -85,9 +85,9 @@ class Parameters:
         would be one too many once who asked for it is done.
         """
         if any(value.device != device for value in self.tensors.values()):
-            return folded_state(self.tensors, spaces, device)
+            return folded_state(self.tensors, spaces.folds, device)
         if spaces.folds not in self._folded:
-            self._folded[spaces.folds] = folded_state(self.tensors, spaces, device)
+            self._folded[spaces.folds] = folded_state(self.tensors, spaces.folds, device)
         return self._folded[spaces.folds]
 
     def current(self) -> bool:

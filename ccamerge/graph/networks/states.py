@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ccamerge.graph.folds import Fold
 from ccamerge.graph.space import Spaces
 
 
@@ -21,14 +22,14 @@ def placed(spaces: Spaces, device: torch.device) -> Spaces:
 
 
 def folded_state(
-    tensors: Mapping[str, Tensor], spaces: Spaces, device: torch.device | None = None
+    tensors: Mapping[str, Tensor], folds: Sequence[Fold], device: torch.device | None = None
 ) -> dict[str, Tensor]:
     """Parameters and buffers as the folded program wants them, on a device if one is given.
 
     What folding and moving do not change is shared with what is given, and not to be written to.
     """
     state = {key: value.detach().to(device) for key, value in tensors.items()}
-    for fold in spaces.folds:
+    for fold in folds:
         fold.apply(state)
     return state
 

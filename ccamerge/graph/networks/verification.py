@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ def verify(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> list[Chec
     few, whole = few_leaves(found.program, args, kwargs), found.program.flatten_inputs(args, kwargs)
     trials = [Trial.of(found.program, state, [few, whole])]
     trials += _on_new_inputs(trials[0], generator)
-    exact = {s.name: s.exact.random(s.size, generator) for s in found.spaces}
+    exact = found.random_maps(generator)
     seen = [trial.mapped(found.spaces, exact) for trial in trials]
     return [
         _symmetry(trials, seen, found, exact),
@@ -136,8 +136,9 @@ def _preserved(
         return Check(name, True, detail)
     guilty = [
         space.name
-        for space in found.spaces
-        if not all(t.allows(t.changed(transform(t.state, [space], maps))) for t in trials)
+        for own in found.together()
+        if not all(t.allows(t.changed(transform(t.state, own, maps))) for t in trials)
+        for space in own
     ]
     detail += f"; alone by that of {', '.join(guilty)}" if guilty else "; by none alone"
     return Check(name, False, detail)
@@ -150,20 +151,21 @@ def _symmetry(
 
 
 def _linear_twin(trials: Sequence[Trial], found: Spaces, generator: torch.Generator) -> Check:
-    program = linear_twin(trials[0].program)
-    maps = {s.name: s.group.random(s.size, generator) for s in found.spaces}
+    kept = frozenset(name for heads in found.attention for name in heads.nodes)
+    program = linear_twin(trials[0].program, kept)
+    maps = found.random_maps(generator, "group")
     twins = [Trial(program, trial.state, trial.leaves) for trial in trials] if maps else []
     changes = [twin.changed(transform(twin.state, found.spaces, maps)) for twin in twins]
     return _preserved("linear twin", twins, changes, found, maps)
 
 
-def linear_twin(program: Program) -> Program:
-    """The program without its non-linearities.
+def linear_twin(program: Program, kept: Collection[str] = ()) -> Program:
+    """The program without its non-linearities, but those of the nodes ``kept``.
 
     Element-wise functions, normalisations and shifts by a number become the identity, maxima over
     space means.
     """
-    twins = (operation(node).twin for node in program.nodes)
+    twins = (None if node.name in kept else operation(node).twin for node in program.nodes)
     nodes = (twin(n) if twin else n for n, twin in zip(program.nodes, twins, strict=True))
     return dataclasses.replace(program, nodes=tuple(nodes))
 

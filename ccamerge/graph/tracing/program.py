@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from ccamerge.graph.tracing.regions import Autocast, Writer, shape_of
 from ccamerge.graph.tracing.reparametrisations import Limit
 from ccamerge.graph.tracing.stacks import layer_by_layer
 
-__all__ = ["Node", "Program", "Ref", "trace"]
+__all__ = ["Node", "Program", "Ref", "bound", "trace"]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -237,13 +237,33 @@ class Program(Brief):
         values.update((name, state[key]) for name, key in self.parameters.items())
         values.update(zip(self.inputs, inputs, strict=True))
         for node, dead in zip(self.nodes, self.last_uses, strict=True):
-            args, kwargs = _bound(node.args, values), _bound(node.kwargs, values)
+            args, kwargs = bound(node.args, values), bound(node.kwargs, values)
             value = node.target(*args, **kwargs)
             replacement = None if node.scalar else (yield node, value)
             values[node.name] = value if replacement is None else replacement
             for name in dead:
                 values.pop(name, None)
         return self._pack([values[name] for name in self.outputs])
+
+    def values(
+        self, state: Mapping[str, Tensor], inputs: Sequence[Any], names: Collection[str]
+    ) -> dict[str, Any]:
+        """Some values of a run, numbers and what is there before it included, by name."""
+        fitting = self.variant(inputs)
+        if fitting is not self:
+            return fitting.values(state, inputs, names)
+        values: dict[str, Any] = dict(self.constants)
+        values.update((name, state[key]) for name, key in self.parameters.items())
+        values.update(zip(self.inputs, inputs, strict=True))
+        found = {name: values[name] for name in names if name in values}
+        for node, dead in zip(self.nodes, self.last_uses, strict=True):
+            value = node.target(*bound(node.args, values), **bound(node.kwargs, values))
+            values[node.name] = value
+            if node.name in names:
+                found[node.name] = value
+            for name in dead:
+                values.pop(name, None)
+        return found
 
     def run(
         self,
@@ -283,17 +303,17 @@ class Program(Brief):
         return pytree.tree_unflatten(leaves, self.output_spec)
 
 
-def _bound(argument: Any, values: Mapping[str, Any]) -> Any:
+def bound(argument: Any, values: Mapping[str, Any]) -> Any:
     """An argument with values in the place of their names."""
     # Plainly, not by torch's pytree: it took more of the host's time than a GPU's launches.
     if isinstance(argument, Ref):
         return values[argument.name]
     if isinstance(argument, tuple):
-        return tuple([_bound(item, values) for item in argument])
+        return tuple([bound(item, values) for item in argument])
     if isinstance(argument, list):
-        return [_bound(item, values) for item in argument]
+        return [bound(item, values) for item in argument]
     if isinstance(argument, dict):
-        return {key: _bound(item, values) for key, item in argument.items()}
+        return {key: bound(item, values) for key, item in argument.items()}
     return argument
 
 

@@ -1,0 +1,195 @@
+"""What a walk over a program finds out about its attention: where heads lie in which axes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from ccamerge.graph import axes as ax
+from ccamerge.graph.attention.cores import Core
+from ccamerge.graph.attention.heads import Heads, InHeads, Part, groups_of
+from ccamerge.graph.axes import Axis, Basis
+from ccamerge.graph.facts import Facts
+from ccamerge.graph.groups import GENERAL, Group
+from ccamerge.graph.tracing.program import Node, Ref
+
+
+@dataclasses.dataclass(frozen=True)
+class Attended:
+    """Heads whose parts are called by ``axes``: of queries, keys, values and outputs."""
+
+    heads: Heads
+    axes: tuple[Axis, Axis, Axis, Axis]
+
+    def bases(self) -> list[Basis] | None:
+        """The basis of each part, if each has one that is whole and its own."""
+        found = []
+        for axis in self.axes:
+            resolved = ax.resolve(axis)
+            if len(resolved) != 1 or len(resolved[0]) != 1:
+                return None
+            if not isinstance(resolved[0][0], Basis):
+                return None
+            found.append(resolved[0][0])
+        return found
+
+
+def visit(core: Core, heads: Heads, node: Node, facts: Facts, axis: int) -> Attended | None:
+    """Give a core's output, ``node``, axes, with features on one; its queries, keys and values too.
+
+    What enters otherwise keeps its basis. None if the writers' features have a structure already.
+    """
+    assert node.shape is not None
+    facts.axes[node.name] = [ax.inert(size) for size in node.shape]
+    for name in core.sides:
+        if facts.is_tensor(Ref(name)) and facts.axes_of(Ref(name)):
+            why = f"it enters attention in {core.mixed}"
+            for dim, own in enumerate(facts.axes_of(Ref(name))):
+                if isinstance(own, tuple):
+                    ax.pin(own, why)
+                    facts.use(Ref(name), dim, None, own, node, why)
+    parts = (heads.queries, heads.keys, heads.values)
+    found: dict[str, tuple[Axis, Part]] = {}
+    for writer in core.writers:
+        axis_of = _writer_axis(facts, writer)
+        if axis_of is None:
+            return None
+        found |= _divided(axis_of, writer, parts)
+    out = facts.axes[node.name]
+    out[axis] = ax.fresh(node.shape[axis])  # type: ignore[call-overload]
+    keys = [_key(part) for part in parts]
+    placed = [found[key] for key in keys]
+    joint = dataclasses.replace(
+        heads, queries=placed[0][1], keys=placed[1][1], values=placed[2][1]
+    )
+    axes = (placed[0][0], placed[1][0], placed[2][0], out[axis])
+    return Attended(joint, axes)  # type: ignore[arg-type]
+
+
+def _key(part: Part) -> str:
+    return f"{part.space} {min(feature for head in part.features for feature in head)}"
+
+
+def _writer_axis(facts: Facts, writer: str) -> Axis | None:
+    """The features of what a linear operation writes."""
+    live = [axis for axis in facts.axes_of(Ref(writer)) if not ax.is_inert(axis)]
+    return live[-1] if live else None
+
+
+def _divided(
+    axis: Axis, writer: str, parts: Sequence[Part]
+) -> dict[str, tuple[Axis, Part]]:
+    """Axes of what one operation writes: one for each part if they lie one after the other."""
+    own = [part for part in parts if part.space == writer]
+    extents = {_key(part): sorted(f for head in part.features for f in head) for part in own}
+    apart = all(e == list(range(e[0], e[-1] + 1)) for e in extents.values())
+    starts = sorted({(e[0], len(e)) for e in extents.values()})
+    tiled = [start for start, _ in starts] == [
+        sum(size for _, size in starts[:at]) for at in range(len(starts))
+    ]
+    total = sum(size for _, size in starts)
+    if not (apart and tiled and total == ax.axis_size(axis)):
+        return {_key(part): (axis, part) for part in own}
+    pieces = {start: ax.fresh(size) for start, size in starts}
+    ax.unify(axis, tuple(segment for piece in pieces.values() for segment in piece), writer)
+    found = {}
+    for part in own:
+        start = extents[_key(part)][0]
+        features = tuple(tuple(feature - start for feature in head) for head in part.features)
+        found[_key(part)] = (pieces[start], Part(part.space, features))
+    return found
+
+
+def settled(
+    every: Sequence[Attended],
+    limits: Mapping[Basis, Collection[Group]],
+    pinned: Mapping[Basis, Sequence[str]],
+) -> tuple[dict[tuple[Basis, ...], Heads], dict[Basis, str]]:
+    """Heads by the bases of their parts, and why other bases that attention reads stay fixed.
+
+    ``limits`` are groups that whatever else happens to a basis allows.
+    """
+    found: dict[tuple[Basis, ...], Heads] = {}
+    closed: dict[Basis, str] = {}
+    for own in every:
+        bases = own.bases()
+        if bases is None or any(
+            basis.size != sum(map(len, part.features)) and bases.count(basis) == 1
+            for basis, part in zip(bases or (), _parts(own.heads), strict=False)
+        ):
+            why = f"{own.heads.name}: its heads have another structure elsewhere"
+            closed.update((basis, why) for axis in own.axes for basis in ax.bases(axis))
+            continue
+        heads = _limited(own.heads, [list(limits.get(basis, ())) for basis in bases])
+        key = tuple(bases)
+        known = found.get(key, heads)
+        if dataclasses.replace(known, name="", why=(), nodes=frozenset()) != dataclasses.replace(
+            heads, name="", why=(), nodes=frozenset()
+        ):
+            closed.update((basis, f"{heads.name}: it is used in two ways") for basis in bases)
+        found[key] = dataclasses.replace(known, nodes=known.nodes | heads.nodes)
+    for key, heads in found.items():
+        reasons = [reason for basis in key for reason in pinned.get(basis, ())]
+        if reasons or heads.fixed:
+            why = f"{heads.name}: {(reasons or list(heads.why) or ['no map leaves it'])[0]}"
+            closed.update((basis, why) for basis in key if not pinned.get(basis))
+    for one, two in _overlapping(list(found)):
+        closed.update((basis, "two attentions read it in different ways") for basis in one + two)
+    again = True
+    while again:
+        again = False
+        for key in [key for key in found if any(basis in closed for basis in key)]:
+            why = next(closed[basis] for basis in key if basis in closed)
+            for basis in key:
+                closed.setdefault(basis, why)
+            del found[key]
+            again = True
+    return found, closed
+
+
+def _overlapping(
+    keys: Sequence[tuple[Basis, ...]],
+) -> Iterator[tuple[tuple[Basis, ...], tuple[Basis, ...]]]:
+    owners: dict[Basis, tuple[Basis, ...]] = {}
+    for key in keys:
+        for basis in dict.fromkeys(key):
+            if owners.setdefault(basis, key) is not key:
+                yield owners[basis], key
+
+
+def _parts(heads: Heads) -> tuple[Part, Part, Part, Part]:
+    return heads.queries, heads.keys, heads.values, heads.outputs
+
+
+def _limited(heads: Heads, groups: Sequence[Sequence[Group]]) -> Heads:
+    """With what else happens to queries, keys, values and outputs taken into account."""
+    queries, keys, values, outputs = groups
+    for group in (*queries, *keys):
+        if group != GENERAL:
+            heads = dataclasses.replace(
+                heads, pairing=dataclasses.replace(heads.pairing, planes=(), free=())
+            )
+    for group in (*values, *outputs):
+        heads = dataclasses.replace(heads, within=heads.within & group)
+    return heads
+
+
+def named(heads: Heads, names: Sequence[str]) -> Heads:
+    """Heads whose parts lie in the spaces of some names."""
+    parts = [
+        dataclasses.replace(part, space=name)
+        for part, name in zip(_parts(heads), names, strict=True)
+    ]
+    return dataclasses.replace(
+        heads, queries=parts[0], keys=parts[1], values=parts[2], outputs=parts[3]
+    )
+
+
+def groups_within(found: Mapping[tuple[Basis, ...], Heads]) -> dict[Basis, InHeads]:
+    """For each basis what may be done to it."""
+    groups: dict[Basis, InHeads] = {}
+    for key, heads in found.items():
+        numbers = {basis: str(number) for number, basis in enumerate(dict.fromkeys(key))}
+        own = groups_of(named(heads, [numbers[basis] for basis in key]))
+        groups.update((basis, own[number]) for basis, number in numbers.items())
+    return groups

@@ -1,0 +1,207 @@
+"""How queries, keys, values and outputs of attention lie in heads.
+
+What lies between a linear operation and the first product only moves elements, up to rotations and
+the like. So the number of each feature goes the same way, and where it arrives tells the heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccamerge.graph.attention.cores import Core
+from ccamerge.graph.rules import features_dim, operation
+from ccamerge.graph.tracing.program import Node, Program, Ref
+
+Heads = tuple[tuple[int, ...], ...]
+"""Features of each head."""
+
+_RESHAPED = (
+    *("aten.view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten.squeeze"),
+    *("aten.unsqueeze", "aten._unsafe_view", "aten.view_as", "aten.reshape_as"),
+)
+_EXPANDED = ("aten.expand", "aten.expand_as", "aten.broadcast_to")
+_UNCHANGED = (
+    *("aten.to", "aten._to_copy", "aten.type_as", "aten.dropout", "aten.contiguous"),
+    *("aten.clone", "aten.detach", "aten.alias", "aten.feature_dropout"),
+)
+
+_SCALED = ("aten.mul", "aten.div")
+"""By a number they leave features where they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Features of each head among those of what writes queries, keys and values, and of the output.
+
+    Query head h reads the keys and values of head ``group(h)``.
+    """
+
+    queries: Heads
+    keys: Heads
+    values: Heads
+    outputs: Heads
+
+    def group(self, head: int) -> int:
+        """The head of keys and values that a head of queries reads."""
+        return head // (len(self.queries) // len(self.keys))
+
+
+def layout_of(core: Core, program: Program) -> Layout | None:
+    """The heads of a core; None if they are not found, or are no such thing."""
+    nodes = {node.name: node for node in program.nodes}
+    every = {name: _numbers(nodes[name], core) for name in core.writers}
+    roles = (core.queries, core.keys, core.values)
+    reach = [_before(name, core) for name in core.read]
+    found = []
+    for role, writer in enumerate(roles):
+        others = {name for at, names in enumerate(reach) if at != role for name in names}
+        own = [
+            numbers
+            for name, numbers in every[writer].items()
+            if name in reach[role] and (name not in others or roles.count(writer) == 1)
+        ]
+        heads = _heads(own)
+        if heads is None:
+            return None
+        found.append(heads)
+    outputs = _outputs(core, nodes)
+    if outputs is None:
+        return None
+    layout = Layout(found[0], found[1], found[2], outputs)
+    return layout if _fits(layout) else None
+
+
+def _fits(layout: Layout) -> bool:
+    queries, keys, values, outputs = (
+        {len(head) for head in heads}
+        for heads in (layout.queries, layout.keys, layout.values, layout.outputs)
+    )
+    counts = [len(heads) for heads in (layout.queries, layout.keys, layout.values, layout.outputs)]
+    one_size = all(len(sizes) == 1 for sizes in (queries, keys, values, outputs))
+    grouped = counts[0] == counts[3] and counts[1] == counts[2] and counts[0] % counts[1] == 0
+    return one_size and grouped and queries == keys and values == outputs
+
+
+def writer_axis(node: Node) -> int:
+    """The axis of a linear operation's output that holds its features."""
+    return features_dim(node) if operation(node).linear else len(node.shape or ()) - 1
+
+
+def _before(name: str, core: Core) -> set[str]:
+    """What a value of a core is made of, within it."""
+    nodes = {node.name: node for node in core.nodes}
+    found, pending = {name}, [name]
+    while pending:
+        node = nodes.get(pending.pop())
+        for ref in () if node is None else node.refs():
+            if ref not in found and (ref in nodes or ref in core.writers):
+                found.add(ref)
+                pending.append(ref)
+    return found
+
+
+def _numbers(writer: Node, core: Core) -> dict[str, Tensor]:
+    """For each value that is what a linear operation wrote, moved: which feature is where."""
+    assert writer.shape is not None
+    axis = writer_axis(writer)
+    shape = [1] * len(writer.shape)
+    shape[axis] = writer.shape[axis]
+    found: dict[str, Any] = {
+        writer.name: torch.arange(shape[axis]).reshape(shape).expand(writer.shape)
+    }
+    for node in core.nodes:
+        source = node.args[0] if node.args else None
+        if isinstance(source, Ref) and source.name in found:
+            value = _moved(node, found[source.name])
+            if value is not None:
+                found[node.name] = value
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _moved(node: Node, value: Any) -> Any:
+    """What an operation makes of numbers, if it only moves them; None otherwise."""
+    if node.op == "getitem":
+        return value[node.args[1]]
+    if not isinstance(value, Tensor):
+        return None
+    scaled = node.op in _SCALED and len(node.refs()) == 1
+    if node.op in _UNCHANGED or scaled:
+        return value
+    if not operation(node).move or node.op == "aten.neg":
+        return None
+    if node.op in _RESHAPED:
+        return None if node.shape is None else value.reshape(node.shape)
+    if node.op in _EXPANDED:
+        return None if node.shape is None else value.expand(node.shape)
+    if len(node.refs()) > 1:
+        return None  # sizes that are computed
+    return node.target(value, *node.args[1:], **node.kwargs)
+
+
+def _heads(every: Sequence[Tensor]) -> Heads | None:
+    """The finest division into heads that any of some values has, all features there."""
+    best: Heads | None = None
+    for numbers in every:
+        rows = _rows(numbers)
+        if rows is None:
+            continue
+        whole = sorted({feature for row in rows for feature in row})
+        known = sorted({feature for row in best or () for feature in row})
+        if best is None or (whole == known and len(rows) > len(best)) or len(whole) > len(known):
+            best = rows
+    return best
+
+
+def _rows(numbers: Tensor) -> Heads | None:
+    """Features along the last axis on which they differ, in the order in which they come."""
+    varying = [
+        axis
+        for axis, size in enumerate(numbers.shape)
+        if size > 1 and bool((numbers != numbers.narrow(axis, 0, 1)).any())
+    ]
+    if not varying:
+        return None
+    lines = numbers.movedim(varying[-1], -1).flatten(0, -2)
+    rows = tuple(dict.fromkeys(tuple(line) for line in lines.tolist()))
+    features = [feature for row in rows for feature in row]
+    return rows if len(set(features)) == len(features) else None
+
+
+def _outputs(core: Core, nodes: dict[str, Node]) -> Heads | None:
+    """The features of each head in what attention returns, where its readers find them."""
+    mixed, out = nodes[core.mixed], nodes[core.out]
+    if mixed.shape is None or out.shape is None:
+        return None
+    value: Any = torch.arange(torch.Size(mixed.shape).numel()).reshape(mixed.shape)
+    started = False
+    for node in core.nodes:
+        if node.name == core.mixed:
+            started = True
+        elif started and node.args and isinstance(node.args[0], Ref):
+            value = _moved(node, value)
+            if value is None:
+                return None
+    axis = out_axis(core, nodes)
+    line = value.movedim(axis, -1).flatten(0, -2)[0]
+    places = torch.stack(torch.unravel_index(line, mixed.shape), 1)  # (features, axes)
+    varying = [dim for dim in range(places.shape[1]) if len(places[:, dim].unique()) > 1]
+    if not varying:
+        return None
+    rows: dict[tuple[int, ...], dict[int, int]] = {}
+    for feature, place in enumerate(places.tolist()):
+        within = place.pop(varying[-1])
+        rows.setdefault(tuple(place), {})[within] = feature
+    return tuple(tuple(row[at] for at in sorted(row)) for _, row in sorted(rows.items()))
+
+
+def out_axis(core: Core, nodes: dict[str, Node]) -> int:
+    """The axis of a core's output that holds its features: the second of images, else the last."""
+    rank = len(nodes[core.out].shape or ())
+    users = [node for node in nodes.values() if core.out in node.refs()]
+    images = any(node.op.startswith("aten.conv") for node in users)
+    return 1 if images else rank - 1

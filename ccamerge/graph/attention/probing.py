@@ -1,0 +1,238 @@
+"""What an attention allows, tried: its core is run with queries, keys and values mapped.
+
+They are random numbers, since a network's own may be such that much goes unseen: one position
+alone, or scores that are all alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccamerge.graph.attention.cores import Core, cores_of
+from ccamerge.graph.attention.heads import Choice, Heads, Part
+from ccamerge.graph.attention.layout import Layout, layout_of, out_axis, writer_axis
+from ccamerge.graph.attention.pairing import Pairing, candidates
+from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION
+from ccamerge.graph.tracing.program import Program, bound
+
+_TOLERANCE = 1e-9
+"""Relative change of a core's output that rounding explains, in float64."""
+
+
+def attention_of(
+    program: Program, state: Mapping[str, Tensor], leaves: Sequence[Any]
+) -> list[tuple[Core, Heads]]:
+    """The attention of a program, with what it allows; spaces are called by their nodes.
+
+    Parameters
+    ----------
+    program, state, leaves : in float64, so that rounding is told from change
+    """
+    cores = [(core, layout_of(core, program)) for core in cores_of(program)]
+    wanted = {name for core, layout in cores if layout for name in (*core.sides, *core.writers)}
+    if not wanted:
+        return []
+    found = []
+    known: list[tuple[Pairing, tuple[int, ...]]] = []
+    with torch.inference_mode():
+        values = program.values(state, leaves, wanted)
+        for core, layout in cores:
+            if layout is not None:
+                probe = _Probe(core, layout, program, values)
+                heads = probe.heads(known)
+                if heads is not None:
+                    found.append((core, heads))
+    return found
+
+
+class _Probe:
+    """A core and its random inputs."""
+
+    def __init__(
+        self, core: Core, layout: Layout, program: Program, values: Mapping[str, Any]
+    ) -> None:
+        nodes = {node.name: node for node in program.nodes}
+        self._core, self._layout = core, layout
+        self._generator = torch.Generator().manual_seed(0)
+        self._axes = {name: writer_axis(nodes[name]) for name in core.writers}
+        self._out = out_axis(core, nodes)
+        self._values = {name: values[name] for name in core.sides if name in values}
+        self._inputs = {name: self._noise(values[name]) for name in core.writers}
+        self._before = self._run(self._inputs)
+
+    def _noise(self, like: Tensor) -> Tensor:
+        drawn = torch.randn(like.shape, generator=self._generator, dtype=torch.float64)
+        return drawn.to(like.device, like.dtype)
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        values = {**self._values, **inputs}
+        for node in self._core.nodes:
+            values[node.name] = node.target(
+                *bound(node.args, values), **bound(node.kwargs, values)
+            )
+        result: Tensor = values[self._core.out]
+        return result
+
+    def heads(self, known: list[tuple[Pairing, tuple[int, ...]]]) -> Heads | None:
+        """What is allowed; None if nothing makes sense.
+
+        ``known`` are pairings of other cores and the features that are rotated there, which are
+        tried first; what is found is added.
+        """
+        layout, core = self._layout, self._core
+        size = len(layout.queries[0])
+        heads = Heads(
+            core.mixed,
+            Part(core.queries, layout.queries),
+            Part(core.keys, layout.keys),
+            Part(core.values, layout.values),
+            Part(core.out, layout.outputs),
+            Pairing(size),
+            FIXED,
+            exchanged=False,
+            shuffled=False,
+            nodes=frozenset(node.name for node in core.nodes),
+        )
+        if not self._before.isfinite().any() or not self._holds(heads, heads.identity()):
+            return None
+        for within in (GENERAL, PERMUTATION):
+            trial = dataclasses.replace(heads, within=within)
+            if self._holds(trial, trial.random(self._generator)):
+                heads = trial
+                break
+        heads = self._paired(heads, known)
+        heads = self._permuted(heads)
+        return heads if self._holds(heads, heads.random(self._generator)) else None
+
+    def _paired(self, heads: Heads, known: list[tuple[Pairing, tuple[int, ...]]]) -> Heads:
+        """With the largest maps of queries and keys that change nothing."""
+        size = len(self._layout.queries[0])
+        if not self._changes(self._run(self._redrawn(heads.queries)), self._before):
+            why = f"{heads.name}: nothing depends on queries here"
+            return dataclasses.replace(heads, why=(*heads.why, why))
+        for pairing in (Pairing(size, free=tuple(range(size))), *(own for own, _ in known)):
+            if pairing.size == size and not pairing.fixed and self._allows(heads, pairing):
+                return dataclasses.replace(heads, pairing=pairing)
+        rotated = [features for own, features in known if own.size == size and own.fixed]
+        rotated.append(self._rotated(heads) if not rotated else ())
+        for pairing in candidates(size, rotated[0]):
+            if self._allows(heads, pairing):
+                break
+        known.append((pairing, rotated[0]))
+        if pairing.fixed:
+            why = f"{heads.name}: queries and keys are normalised, or otherwise compared"
+            heads = dataclasses.replace(heads, why=(*heads.why, why))
+        return dataclasses.replace(heads, pairing=pairing)
+
+    def _allows(self, heads: Heads, pairing: Pairing) -> bool:
+        trial = dataclasses.replace(heads, pairing=pairing)
+        return self._holds(trial, trial.random(self._generator))
+
+    def _rotated(self, heads: Heads) -> tuple[int, ...]:
+        """The features that a scale, and its inverse for keys, does not leave as they are."""
+        size = len(self._layout.queries[0])
+        found = []
+        for feature in range(size):
+            scales = torch.ones(size, dtype=torch.float64)
+            scales[feature] = 2.0
+            stretched = FeatureMap(torch.diag(scales), torch.diag(1 / scales))
+            choice = heads.identity()
+            pairs = [stretched for _ in choice.pairs]
+            if not self._holds(heads, dataclasses.replace(choice, pairs=pairs)):
+                found.append(feature)
+        return tuple(found)
+
+    def _permuted(self, heads: Heads) -> Heads:
+        """With the orders of heads that change nothing."""
+        same = heads.identity()
+        count, share = len(heads.keys.features), heads.share
+        if count > 1:
+            orders = [[1, 0, *range(2, count)], [*range(1, count), 0]]  # of which all are made
+            allowed = all(
+                self._holds(
+                    heads,
+                    dataclasses.replace(
+                        same,
+                        groups=order,
+                        heads=[head for own in order for head in heads.members(own)],
+                    ),
+                )
+                for order in orders
+            )
+            why = () if allowed else (f"{heads.name}: its heads are told from each other",)
+            heads = dataclasses.replace(heads, exchanged=allowed, why=(*heads.why, *why))
+        if share > 1:
+            shifted = [
+                head
+                for group in range(count)
+                for head in (heads.members(group)[1], heads.members(group)[0],
+                             *heads.members(group)[2:])
+            ]
+            turned = [
+                head
+                for group in range(count)
+                for head in (*heads.members(group)[1:], heads.members(group)[0])
+            ]
+            allowed = all(
+                self._holds(heads, dataclasses.replace(same, heads=order))
+                for order in (shifted, turned)
+            )
+            heads = dataclasses.replace(heads, shuffled=allowed)
+        return heads
+
+    def _redrawn(self, part: Part) -> dict[str, Tensor]:
+        """The inputs with others in the place of some features."""
+        inputs = dict(self._inputs)
+        own = torch.tensor([feature for head in part.features for feature in head])
+        moved = self._last(inputs[part.space], part.space).clone()
+        moved[..., own] = self._noise(moved[..., own])
+        inputs[part.space] = moved.movedim(-1, self._axes[part.space])
+        return inputs
+
+    def _holds(self, heads: Heads, choice: Choice) -> bool:
+        """Whether a core's output is mapped as its inputs are."""
+        wide = {name: self._last(value, name) for name, value in self._inputs.items()}
+        inputs = {name: value.clone() for name, value in wide.items()}
+        groups = range(len(heads.keys.features))
+        pairs = [choice.pairs[group] for group in groups]
+        keys = torch.stack([pair.inverse.mT for pair in pairs])
+        queries = torch.stack([pair.forward for pair in pairs]).repeat_interleave(heads.share, 0)
+        values = torch.stack([found.forward for found in choice.values])
+        for part, own, maps in (
+            (heads.keys, choice.groups, keys),
+            (heads.values, choice.groups, values),
+            (heads.queries, choice.heads, queries),
+        ):
+            _put(inputs[part.space], wide[part.space], part, own, maps)
+        moved = {
+            name: value.movedim(-1, self._axes[name]).contiguous()
+            for name, value in inputs.items()
+        }
+        before = self._before.movedim(self._out, -1)
+        want = before.clone()
+        _put(want, before, heads.outputs, choice.heads, values.repeat_interleave(heads.share, 0))
+        return not self._changes(self._run(moved).movedim(self._out, -1), want)
+
+    def _last(self, value: Tensor, name: str) -> Tensor:
+        return value.movedim(self._axes[name], -1)
+
+    @staticmethod
+    def _changes(found: Tensor, want: Tensor) -> bool:
+        finite = want.isfinite()
+        if not torch.equal(finite, found.isfinite()):
+            return True
+        want, found = want[finite], found[finite]
+        return bool((found - want).norm() > _TOLERANCE * want.norm())
+
+
+def _put(into: Tensor, source: Tensor, part: Part, own: Sequence[int], maps: Tensor) -> None:
+    """Write own heads, mapped, in the places of those that they become; features are last."""
+    places = torch.tensor(part.features)
+    taken = source[..., places[torch.tensor(list(own))]]
+    into[..., places] = torch.einsum("...hd,hde->...he", taken, maps.to(source.dtype))
