@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 
 from ccamerge.graph.folds import Fold
+from ccamerge.graph.pointwise import with_pointwise
 from ccamerge.graph.rules import features_dim, operation
 from ccamerge.graph.tracing.program import Node, Program, Ref
 
@@ -16,6 +17,7 @@ def fold(program: Program) -> tuple[Program, tuple[Fold, ...]]:
     A BatchNorm elsewhere (before the convolution, as in DenseNet), or whose parameters are used
     more than once, stays.
     """
+    program = with_pointwise(program)
     found = _Folding(program)
     for norm in program.nodes:
         if "running_var" in operation(norm).places:

@@ -43,6 +43,7 @@ elementwise(
     *("sin", "cos", "atan", "asinh"),
     smooth=True,
 )
+elementwise("ccamerge.pointwise", smooth=True)
 elementwise(
     *("exp2", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal"),
     *("sign", "tan", "sinh", "cosh", "asin", "acos", "acosh", "atanh", "floor", "ceil"),
