@@ -107,14 +107,19 @@ class Statistics(Brief):
             parameters = parameters_of(parameters, "the model")
         shapes = parameters.shapes
         if shapes not in self.found:
-            spec = structure_from(self.structure)
-            calls = [pytree.tree_unflatten(leaves, spec) for leaves in self.inputs]
+            calls = [self.call(index) for index in range(len(self.inputs))]
             found = [spaces_of_call(parameters, *calls[0], prove=self.proved)]
             for leaves, (args, kwargs) in zip(self.inputs, calls, strict=True):
                 if not found[0].program.accepts(leaves):
                     found = extended(found, [parameters], args, kwargs, self.proved)
             self.found[shapes] = found[0]
         return self.found[shapes]
+
+    def call(self, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments and keyword arguments of a call with kept inputs."""
+        spec = structure_from(self.structure)
+        args, kwargs = pytree.tree_unflatten(self.inputs[index], spec)
+        return args, kwargs
 
     def pooled(self, space: Space, without: int | None = None) -> Moments:
         """The moments of a space over all data, or over all but one fold."""

@@ -29,6 +29,7 @@ RidgeChoice = float | Literal["auto"] | Mapping[str, float]
 Weights = Sequence[float] | Mapping[str, Sequence[float]]
 Repair = Literal["variance", "regression", "none"]
 Norm = Literal["fold", "paper"]
+Ties = Literal["keep", "untie"]
 
 METHODS = ("cca", "permutation", "procrustes", "average", "weight_matching", "ot", "zipit")
 DEFAULT_METHOD = "cca"
@@ -144,6 +145,13 @@ class Settings:
     )
     norm: Norm = field(
         default="fold", metadata={"kind": Choice(get_args(Norm)), "words": "or paper"}
+    )
+    ties: Ties = field(
+        default="keep",
+        metadata={
+            "kind": Choice(get_args(Ties)),
+            "words": "or untie: heads get weights of their own beside embeddings",
+        },
     )
     seed: int = field(
         default=0, metadata={"kind": Seed(), "words": "of the choice of inputs kept for repair"}

@@ -43,6 +43,7 @@ class Derivation:
         self._outs = {core.out: (core, heads) for core, heads in attention}
         self._within = {n.name for core, _ in attention for n in core.nodes} - self._outs.keys()
         self._attended: list[Attended] = []
+        self._nodes = {node.name: node for node in program.nodes}
         for name, shape in program.shapes.items():
             self._begin(name, shape, frozen or {})
         for key, limit in program.limits.items():
@@ -92,8 +93,7 @@ class Derivation:
             return
         if node.name in self._outs:
             core, heads = self._outs[node.name]
-            axis = out_axis(core, {own.name: own for own in self.program.users()[core.out]} | {node.name: node})
-            found = visit(core, heads, node, self.facts, axis)
+            found = visit(core, heads, node, self.facts, out_axis(core, self._nodes))
             if found is not None:
                 self._attended.append(found)
             return
@@ -179,12 +179,12 @@ class Derivation:
         limits = self._table(self.facts.limits)
         remarks = self._table(self.facts.remarks)
         effects = self._table(self.facts.effects)
-        groups = {
+        others = {
             basis: [limit.group for limit in limits.get(basis, {})] + list(effects.get(basis, {}))
             for basis in order
         }
         pins = {basis: basis.pins for basis in order}
-        attention, closed = settled(self._attended, groups, pins)
+        attention, closed = settled(self._attended, others, pins)
         within = groups_within(attention)
         open_spaces: list[Space] = []
         fixed: list[Space] = []
@@ -224,9 +224,7 @@ class Derivation:
             )
             (fixed if reasons else open_spaces).append(space)
         pinned = self._explained((*open_spaces, *fixed), fixed)
-        heads = tuple(
-            named(own, [names[basis] for basis in key]) for key, own in attention.items()
-        )
+        heads = tuple(named(own, [names[basis] for basis in key]) for key, own in attention.items())
         spaces = tuple(open_spaces)
         return Spaces(self.program, unfolded, folds, spaces, tuple(fixed), pinned, heads)
 

@@ -92,7 +92,9 @@ def _elementwise(node: Node) -> bool:
         return all(isinstance(a, (Ref, int, float)) for a in node.args[:2])
     if node.op == "aten.pow":
         exponent = node.args[1]
-        return isinstance(node.args[0], Ref) and isinstance(exponent, (int, float)) and exponent >= 1
+        return (
+            isinstance(node.args[0], Ref) and isinstance(exponent, (int, float)) and exponent >= 1
+        )
     return operation(node).smooth and len(node.refs()) == 1
 
 

@@ -21,6 +21,7 @@ from ccamerge.config.settings import (
     Repair,
     RidgeChoice,
     Settings,
+    Ties,
     Weights,
 )
 from ccamerge.core import arguments
@@ -32,6 +33,8 @@ from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.networks.network import Network, networks_of
 from ccamerge.graph.networks.parameters import Parameters, same_architecture
 from ccamerge.graph.space import Spaces
+from ccamerge.graph.tracing.batches import model_device, moved
+from ccamerge.graph.tracing.untying import keep_untied, tied_heads, untied
 from ccamerge.merging.assembling import assembled
 from ccamerge.merging.checking import check_results, check_statistics, checked, refuse_for_spaces
 from ccamerge.merging.describing import described, warn
@@ -123,6 +126,7 @@ def merge(
     t: float | None = None,
     repair: Repair | None = None,
     norm: Norm = "fold",
+    ties: Ties = "keep",
     statistics: Statistics | None = None,
     aligned: Aligned | None = None,
     progress: bool = True,
@@ -167,6 +171,10 @@ def merge(
         of activations of all networks; the report says how many.
     norm : "fold" folds BatchNorm into the operation before it and puts it back after; "paper" maps
         gamma and beta and resets the statistics, as the published code does
+    ties : "keep" leaves heads that share their weight with an embedding so; where a norm with a
+        gain comes before them, its features can then only be permuted. "untie" gives them a weight
+        of their own, in copies of the models: all is aligned, and the file grows, as the report
+        says.
     statistics : the ``statistics`` of an earlier result, or what `collect` returned: no data is
         read
     aligned : the ``aligned`` of an earlier result: nothing is solved
@@ -218,10 +226,14 @@ def merge(
     known = same_architecture(models)
     reference = arguments.index(reference, "reference", len(known))
     settings = checked(
-        Settings(method, options, mode, ridge, gamma, weights, t, repair, norm, seed, prove),
+        Settings(method, options, mode, ridge, gamma, weights, t, repair, norm, ties, seed, prove),
         len(known),
         reference,
     )
+    heads = tied_heads(models[reference]) if settings.ties == "untie" else {}
+    if heads:
+        models = [untied(model, f"models[{index}]") for index, model in enumerate(models)]
+        known = same_architecture(models)
     check_results(statistics, aligned)
     progress = arguments.flag(progress, "progress")
     if device is None and statistics is not None:
@@ -244,8 +256,24 @@ def merge(
     aligned = aligned.to(memory_of(where))
     merged = assembled(networks, statistics, aligned, shares, settings, watch)
     report = described(found, statistics, aligned, merged, shares, settings, watch)
+    if heads:
+        report.untied.update((key, value.nbytes) for key, value in heads.items())
+        _keep_untied(merged.model, statistics)
     warn(report, aligned, merged)
     return MergeResult(merged.model, aligned, found, statistics, report)
+
+
+def _keep_untied(model: nn.Module, statistics: Statistics) -> None:
+    """Let a model's configuration say that its head is not tied; warn where it cannot."""
+    args, kwargs = statistics.call(0)
+    device = model_device(model)
+    call = moved((args, kwargs), device)
+    if not keep_untied(model, lambda own: own(*call[0], **call[1])):
+        message = (
+            "the merged network's head is not tied any more, but its forward does something else "
+            "if its configuration says so: save its state_dict, since from_pretrained would tie it"
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def _collected(

@@ -117,7 +117,7 @@ def _check_mode(method: Method, mode: Mode) -> None:
 
 
 def methods_of(choice: MethodChoice, spaces: Sequence[Space], mode: Mode) -> dict[str, Method]:
-    """The method of each space by name: the one that was chosen, or a smaller one; see `_within`."""
+    """The method of each space by name: what was chosen, or what it carries; see `_within`."""
     check_ready(choice)
     given = {"*": choice} if isinstance(choice, str) else choice
     names_needed = {*given.values(), DEFAULT_METHOD, "permutation", "procrustes"}

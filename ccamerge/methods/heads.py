@@ -151,9 +151,10 @@ def _similarity(part: Part, moments: Moments, r: int, i: int) -> Array:
     places = _rows(part, range(len(part.features)))
 
     def blocks(cov: Tensor) -> Tensor:
-        """(heads, heads, size, size)"""
+        """Of each head with each other: (heads, heads, size, size)."""
         own = places.to(cov.device)
-        return cov[own][:, :, own].permute(0, 2, 1, 3)
+        divided: Tensor = cov[own][:, :, own].permute(0, 2, 1, 3)
+        return divided
 
     def whitened(cov: Tensor) -> Tensor:
         own = blocks(cov).diagonal(dim1=0, dim2=1).movedim(-1, 0)

@@ -71,6 +71,7 @@ class Report(Brief):
     ``proved`` says whether the spaces were tried on some inputs.
     ``few`` has, for each space with fewer samples than features, how many samples it had.
     ``from_reference`` says which parameters and buffers, that differ, are the reference's, and why.
+    ``untied`` has the parameters that were given a tensor of their own, and its bytes.
     ``peak_bytes`` is the largest resident memory that the process had had at each stage's end.
     """
 
@@ -100,6 +101,7 @@ class Report(Brief):
     few: dict[str, int] = dataclasses.field(default_factory=dict)
     proved: bool = True
     not_held: dict[str, str] = dataclasses.field(default_factory=dict)
+    untied: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, dicts, numbers and strings."""
@@ -202,6 +204,13 @@ class Report(Brief):
             return None
         return f"not the average: {_reasons(self.not_held.items())}"
 
+    def _untied_line(self) -> str | None:
+        """Heads that no longer share an embedding's weight, and what that costs."""
+        if not self.untied:
+            return None
+        size = sum(self.untied.values()) / 2**20
+        return f"untied: {', '.join(self.untied)}; the file grows by {size:.2f} MiB"
+
     def few_line(self) -> str | None:
         """Spaces of which there were fewer samples than features."""
         if not self.few:
@@ -219,6 +228,7 @@ class Report(Brief):
             self.aligned_line(),
             None if self.proved else "spaces were not proved on inputs, as prove=False asks",
             self._fixed_line(),
+            self._untied_line(),
             self._reference_line(),
             self._not_held_line(),
             self.few_line(),

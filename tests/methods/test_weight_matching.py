@@ -177,7 +177,9 @@ def test_parity_with_the_published_coordinate_descent(name: str, seed: int) -> N
 @settings(max_examples=25, deadline=None)
 def test_the_objective_rises_to_a_local_optimum(seed: int) -> None:
     found = _spaces_of_mlp()
-    states = [folded_state(M.randomise(_mlp(), seed + i).state_dict(), found.folds) for i in range(2)]
+    states = [
+        folded_state(M.randomise(_mlp(), seed + i).state_dict(), found.folds) for i in range(2)
+    ]
     matching = match(found.spaces, *states, seed)
     assert (np.diff(matching.objectives) > 0).all()
     mapped = transform(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 from ccamerge.graph.rules import operation
 from ccamerge.graph.tracing.program import Node, Program, Ref
@@ -74,6 +75,7 @@ class _Search:
 
     def core(self, node: Node) -> Core | None:
         """The attention of which a node is the softmax, or all."""
+        read: Sequence[Any]
         if node.op == _SCALED:
             read, mixed = node.args[:3], node
         elif node.op in _SOFTMAX and isinstance(node.args[0], Ref):

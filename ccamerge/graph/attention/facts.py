@@ -59,9 +59,7 @@ def visit(core: Core, heads: Heads, node: Node, facts: Facts, axis: int) -> Atte
     out[axis] = ax.fresh(node.shape[axis])  # type: ignore[call-overload]
     keys = [_key(part) for part in parts]
     placed = [found[key] for key in keys]
-    joint = dataclasses.replace(
-        heads, queries=placed[0][1], keys=placed[1][1], values=placed[2][1]
-    )
+    joint = dataclasses.replace(heads, queries=placed[0][1], keys=placed[1][1], values=placed[2][1])
     axes = (placed[0][0], placed[1][0], placed[2][0], out[axis])
     return Attended(joint, axes)  # type: ignore[arg-type]
 
@@ -76,9 +74,7 @@ def _writer_axis(facts: Facts, writer: str) -> Axis | None:
     return live[-1] if live else None
 
 
-def _divided(
-    axis: Axis, writer: str, parts: Sequence[Part]
-) -> dict[str, tuple[Axis, Part]]:
+def _divided(axis: Axis, writer: str, parts: Sequence[Part]) -> dict[str, tuple[Axis, Part]]:
     """Axes of what one operation writes: one for each part if they lie one after the other."""
     own = [part for part in parts if part.space == writer]
     extents = {_key(part): sorted(f for head in part.features for f in head) for part in own}

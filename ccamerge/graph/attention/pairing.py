@@ -102,9 +102,7 @@ class Pairing(Group):
         return FeatureMap(result, inverse)
 
     @staticmethod
-    def _multiply(
-        result: Tensor, inverse: Tensor, pair: tuple[int, int], number: Tensor
-    ) -> None:
+    def _multiply(result: Tensor, inverse: Tensor, pair: tuple[int, int], number: Tensor) -> None:
         """Write the multiplication of ``x1 + i x2`` by a number, and by its inverse."""
         if not bool(number.abs() > 0):
             number = torch.ones_like(number)

@@ -73,9 +73,7 @@ class _Probe:
     def _run(self, inputs: Mapping[str, Tensor]) -> Tensor:
         values = {**self._values, **inputs}
         for node in self._core.nodes:
-            values[node.name] = node.target(
-                *bound(node.args, values), **bound(node.kwargs, values)
-            )
+            values[node.name] = node.target(*bound(node.args, values), **bound(node.kwargs, values))
         result: Tensor = values[self._core.out]
         return result
 
@@ -171,8 +169,11 @@ class _Probe:
             shifted = [
                 head
                 for group in range(count)
-                for head in (heads.members(group)[1], heads.members(group)[0],
-                             *heads.members(group)[2:])
+                for head in (
+                    heads.members(group)[1],
+                    heads.members(group)[0],
+                    *heads.members(group)[2:],
+                )
             ]
             turned = [
                 head
@@ -211,8 +212,7 @@ class _Probe:
         ):
             _put(inputs[part.space], wide[part.space], part, own, maps)
         moved = {
-            name: value.movedim(-1, self._axes[name]).contiguous()
-            for name, value in inputs.items()
+            name: value.movedim(-1, self._axes[name]).contiguous() for name, value in inputs.items()
         }
         before = self._before.movedim(self._out, -1)
         want = before.clone()

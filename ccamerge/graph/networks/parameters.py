@@ -60,8 +60,12 @@ class Parameters:
 
     @cached_property
     def shapes(self) -> Shapes:
-        """The shape of every parameter and buffer: all that models of equal widths share."""
-        return frozenset((key, tuple(value.shape)) for key, value in self.tensors.items())
+        """The shape of every parameter and buffer, and which are one tensor.
+
+        That is all that models of equal widths share.
+        """
+        tied = frozenset((" is ".join(sorted(names)), ()) for names in self.ties)
+        return tied | {(key, tuple(value.shape)) for key, value in self.tensors.items()}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -189,9 +189,13 @@ def _check_same_operations(who: str, first: Program, other: Program) -> None:
 def _alike(one: Node, two: Node, widths: set[tuple[int, int]]) -> bool:
     a, b = (pytree.tree_leaves((node.args, node.kwargs)) for node in (one, two))
     same = one.target == two.target or one.schema is not None
-    return same and len(a) == len(b) and all(
-        x == y or (type(x) is type(y) is int and (x, y) in widths)
-        for x, y in zip(a, b, strict=True)
+    return (
+        same
+        and len(a) == len(b)
+        and all(
+            x == y or (type(x) is type(y) is int and (x, y) in widths)
+            for x, y in zip(a, b, strict=True)
+        )
     )
 
 
