@@ -30,6 +30,8 @@ class _Factor:
         matrix = feature_map.forward
         if role is Role.READ:
             matrix = feature_map.inverse.T
+        elif role is Role.SCALE:  # a feature whose sign changes is scaled as before
+            matrix = matrix.abs()
         elif role is Role.VARIANCE:  # of features taken as uncorrelated: never negative
             matrix = matrix**2
         entries = matrix != 0

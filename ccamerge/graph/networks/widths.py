@@ -138,9 +138,7 @@ def _check_kept_axes(
 ) -> None:
     """Axes that no map changes have one size; this comes before tracing, which they may break."""
     mapped = {(slot.parameter, slot.dim) for space in first.spaces for slot in space.slots}
-    follow = {
-        key for f in first.folds for key in (f.bias, f.gamma, f.beta, f.mean, f.variance) if key
-    }  # their sizes are those of the weight before them
+    follow = {key for fold in first.folds for key in fold.keys}
     for key, value in tensors.items():
         if key in follow:
             continue
