@@ -30,15 +30,16 @@ class _Factor:
         matrix = feature_map.forward
         if role is Role.READ:
             matrix = feature_map.inverse.T
-        elif role is Role.SCALE:  # a feature whose sign changes is scaled as before
-            matrix = matrix.abs()
         elif role is Role.VARIANCE:  # of features taken as uncorrelated: never negative
             matrix = matrix**2
         entries = matrix != 0
         if not bool((entries.sum(0) == 1).all()):
             return cls(matrix, None, None)
         picks = entries.byte().argmax(0)
-        return cls(matrix, picks, matrix.gather(0, picks[None])[0])
+        scales = matrix.gather(0, picks[None])[0]
+        if role is Role.SCALE:  # features whose signs change are scaled as before
+            scales = scales.abs()
+        return cls(matrix, picks, scales)
 
     def applied(self, view: Tensor) -> Tensor:
         """``view @ matrix``, in the dtype of ``view``."""

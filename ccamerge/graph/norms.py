@@ -15,6 +15,7 @@ import torch
 from ccamerge.graph.rewriting import Rewriting
 from ccamerge.graph.rules.shared import dims_of
 from ccamerge.graph.tracing.program import Node, Program, Ref
+from ccamerge.graph.tracing.regions import Autocast
 
 _CASTS = ("aten.to", "aten._to_copy", "aten.type_as")
 
@@ -60,8 +61,10 @@ class _Match:
         return None
 
     def closed(self) -> bool:
-        """Whether nothing but the norm reads its steps."""
+        """Whether nothing but the norm reads its steps, none of which autocast sees."""
         inside = self.steps | {self._last.name}
+        if any(isinstance(self._new.nodes[name].target, Autocast) for name in inside):
+            return False
         return all(
             not self._new.is_output(name) and {u.name for u in self._new.users[name]} <= inside
             for name in self.steps

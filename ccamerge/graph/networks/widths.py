@@ -210,8 +210,8 @@ def _check_spaces(who: str, first: Spaces, other: Spaces) -> None:
         if ours.size != theirs.size and carried != GENERAL:
             notes = "; ".join((*ours.notes, *theirs.notes)[:1])
             message = (
-                f"{who}: {sizes}, and its parameters can carry {carried.name}s only ({notes}), "
-                "which need equal widths"
+                f"{who}: {sizes}, and its parameters can carry no more than {carried.words} "
+                f"({notes}), which needs equal widths"
             )
             raise ValueError(message)
         if _layout(ours) != _layout(theirs):
