@@ -16,7 +16,7 @@ from ccamerge.graph.attention.layout import out_axis
 from ccamerge.graph.axes import Axis, Basis
 from ccamerge.graph.facts import Facts, Limit, Use
 from ccamerge.graph.folds import Fold
-from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION, Group
+from ccamerge.graph.groups import FIXED, GENERAL, ORTHOGONAL, PERMUTATION, Group
 from ccamerge.graph.rules import operation
 from ccamerge.graph.space import Role, Slot, Space, Spaces, Tap
 from ccamerge.graph.tracing.program import Node, Program
@@ -204,7 +204,7 @@ class Derivation:
             limited = limits.get(basis, {})
             notes = [limit.why for limit in limited] + (tied := _tied(own))
             notes = [*dict.fromkeys(notes), *remarks.get(basis, {})]
-            groups = [limit.group for limit in limited] + [PERMUTATION] * len(tied)
+            groups = [limit.group for limit in limited] + [ORTHOGONAL] * len(tied)
             group = _meet(GENERAL, groups)
             exact = _meet(group, effects.get(basis, {}))
             if basis in within:

@@ -112,10 +112,12 @@ class Facts:
         node: Node,
         why: str = "",
         rows: tuple[int, int] | None = None,
+        group: Group = PERMUTATION,
     ) -> None:
         """Record that an axis of a weight has a role in a space, or (None) why it has none.
 
-        ``rows`` limit it to a range of the parameter's axis 0, for the space ``axis``.
+        ``rows`` limit it to a range of the parameter's axis 0, for the space ``axis``; what scales
+        features allows them maps of ``group`` only.
         """
         if rows is not None:
             key = self.program.parameters.get(argument.name)
@@ -126,7 +128,7 @@ class Facts:
                 self.uses[Use(key, dim, role, axis, rows)] = None
             return
         if role is Role.SCALE and self.is_weight(argument):
-            self.restrict([axis], why or f"scaled feature by feature in {node.name}", node)
+            self.restrict([axis], why or f"scaled feature by feature in {node.name}", node, group)
         for source in self.sources_of(argument):
             for basis in ax.bases(source[dim]):
                 assert basis.origin is not None

@@ -177,13 +177,18 @@ def _reflected(matrix: Tensor, direction: Tensor) -> Tensor:
     return matrix - 2 * torch.outer(direction, direction @ matrix)
 
 
-def _mixing(order: Tensor, scales: Tensor, generator: torch.Generator) -> FeatureMap:
+def _mixing(
+    order: Tensor, scales: Tensor, generator: torch.Generator, centred: bool = False
+) -> FeatureMap:
     """A map with given singular values between reflections at random directions.
 
-    They mix all features and cost no factorisation of a matrix.
+    They mix all features and cost no factorisation of a matrix. ``centred`` ones fix the vector of
+    ones.
     """
     directions = torch.randn(2, len(order), generator=generator, dtype=torch.float64)
-    left, right = directions / directions.square().sum(1, keepdim=True).sqrt()
+    if centred:
+        directions = directions - directions.mean(1, keepdim=True)  # of one feature nothing is left
+    left, right = directions / directions.square().sum(1, keepdim=True).sqrt().clamp_min(1e-30)
     forward = _reflected(_reflected(torch.diag(scales), left).T, right).T[:, order]
     inverse = _reflected(_reflected(torch.diag(1 / scales), right).T, left).T[order]
     return FeatureMap(forward.contiguous(), inverse.contiguous())
@@ -274,6 +279,46 @@ def _nearest_orthogonal(matrix: Tensor) -> FeatureMap:
     return FeatureMap(turn, turn.mT.contiguous())
 
 
+def _fixes_ones(matrix: Tensor) -> bool:
+    error = (matrix.sum(0) - 1).abs()  # of as many rounded terms as there are features
+    return _is_orthogonal(matrix) and bool((error <= _TOLERANCE * len(matrix) ** 0.5).all())
+
+
+def _nearest_fixing_ones(matrix: Tensor) -> FeatureMap:
+    """The orthogonal map nearest to the matrix on what is orthogonal to the vector of ones."""
+    size = len(matrix)
+    normal = torch.full((size,), -(size**-0.5), dtype=matrix.dtype, device=matrix.device)
+    normal[0] += 1  # the reflection at it exchanges the first feature and the vector of ones
+    normal = normal / normal.square().sum().sqrt().clamp_min(1e-30)
+    turned = _reflected(_reflected(matrix, normal).mT, normal).mT
+    left, _, right = torch.linalg.svd(turned[1:, 1:])
+    one = torch.ones(1, 1, dtype=matrix.dtype, device=matrix.device)
+    turn = torch.block_diag(one, left @ right)
+    turn = _reflected(_reflected(turn, normal).mT, normal).mT.contiguous()
+    return FeatureMap(turn, turn.mT.contiguous())
+
+
+ORTHOGONAL_FIXING_ONES = known(
+    Plain(
+        "orthogonal fixing ones",
+        "any orthogonal map that fixes the vector of ones",
+        holds=_fixes_ones,
+        nearest=_nearest_fixing_ones,
+        draw=lambda size, generator: _mixing(
+            torch.randperm(size, generator=generator),
+            torch.ones(size, dtype=torch.float64),
+            generator,
+            centred=True,
+        ),
+        smaller=(PERMUTATION,),
+    )
+)
+"""What keeps the mean of all features beside their lengths and angles, and so what centres them.
+
+A norm that adds a small number under its root is not indifferent to a scale: there is none here.
+"""
+
+
 ORTHOGONAL = known(
     Plain(
         "orthogonal",
@@ -283,7 +328,7 @@ ORTHOGONAL = known(
         draw=lambda size, generator: _mixing(
             torch.randperm(size, generator=generator), _signs(size, generator), generator
         ),
-        smaller=(SIGNED_PERMUTATION,),
+        smaller=(SIGNED_PERMUTATION, ORTHOGONAL_FIXING_ONES),
     )
 )
 """What keeps lengths and angles, and so a norm of all features."""

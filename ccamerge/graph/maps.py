@@ -36,7 +36,10 @@ class _Factor:
         if not bool((entries.sum(0) == 1).all()):
             return cls(matrix, None, None)
         picks = entries.byte().argmax(0)
-        return cls(matrix, picks, matrix.gather(0, picks[None])[0])
+        scales = matrix.gather(0, picks[None])[0]
+        if role is Role.SCALE:  # features whose signs change are scaled as before
+            scales = scales.abs()
+        return cls(matrix, picks, scales)
 
     def applied(self, view: Tensor) -> Tensor:
         """``view @ matrix``, in the dtype of ``view``."""

@@ -23,7 +23,7 @@ class Role(enum.Enum):
 
     WRITE = "write"  # W -> T^T W
     READ = "read"  # W -> W T^{-T}
-    SCALE = "scale"  # multiplies features one by one: only permutations commute with it
+    SCALE = "scale"  # multiplies features one by one: only changes of signs and order commute
     NORM = "norm"  # as WRITE, of a normalisation whose affine part `repair` estimates anew
     VARIANCE = "variance"  # the running variance of such a normalisation
 
@@ -105,11 +105,11 @@ class Space(Brief):
 class Spaces(Brief):
     """What `spaces` found out about a model.
 
-    ``program`` is the model's graph with BatchNorm folded (``folds``), ``unfolded`` the graph as it
-    is; ``spaces`` the mergeable
-    feature spaces in the order of the graph; ``fixed`` those that must keep their basis; ``pinned``
-    the reason for each axis ``(parameter, dim)`` that no space holds; ``attention`` are the heads
-    whose spaces have maps that depend on each other.
+    ``program`` is the model's graph with gains and BatchNorms folded (``folds``), ``unfolded`` that
+    with every BatchNorm as it is; ``spaces`` the mergeable feature spaces in the order of the
+    graph; ``fixed`` those that must keep their basis; ``pinned`` the reason for each axis
+    ``(parameter, dim)`` that no space holds; ``attention`` are the heads whose spaces have maps
+    that depend on each other.
     """
 
     program: Program

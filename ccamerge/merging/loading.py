@@ -17,14 +17,12 @@ def load_merged(
     spaces: Spaces,
     statistics: Mapping[str, tuple[Tensor, Tensor]],
 ) -> None:
-    """Put merged parameters into a module, BatchNorm unfolded."""
+    """Put merged parameters into a module, with what was folded put back."""
     state = dict(merged)
-    for fold in spaces.folds:
-        mean, variance = statistics.get(fold.node, (None, None))
-        if mean is not None:
-            mean = mean - state[fold.folded].to(mean)  # of the output before the folded bias
-        fold.unapply(state, mean, variance)
     used = set(spaces.unfolded.parameters.values())
+    for fold in reversed(spaces.folds):
+        fold.unapply(state, statistics)
+        used.update(fold.keys)
     targets = tensors_of(model, keep_vars=True)
     owner: dict[int, str] = {}  # a parameter tied under several names is aligned under one of them
     for key, target in targets.items():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ccamerge.core.device import Device, memory_of
 from ccamerge.graph.derivation import Derivation
+from ccamerge.graph.folds import BatchNormFold
 from ccamerge.graph.rules import operation
 from ccamerge.graph.space import Spaces
 from ccamerge.graph.tracing.lockstep import lockstep
@@ -23,7 +24,8 @@ from ccamerge.repair.repairing import channel_statistics, walked_inputs
 
 def unfolded_spaces(found: Spaces) -> Spaces:
     """The same spaces, by the same names, of the program in which no BatchNorm is folded."""
-    return Derivation(found.unfolded).finish((), found.unfolded)
+    kept = tuple(fold for fold in found.folds if not isinstance(fold, BatchNormFold))
+    return Derivation(found.unfolded).finish(kept, found.unfolded)
 
 
 def reset_statistics(

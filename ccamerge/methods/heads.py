@@ -162,7 +162,8 @@ def _similarity(part: Part, moments: Moments, r: int, i: int) -> Array:
         eye = torch.eye(own.shape[-1], dtype=own.dtype, device=own.device)
         floor = torch.where(mean > 0, _FLOOR * mean, 1.0)
         values, vectors = torch.linalg.eigh(own + floor[:, None, None] * eye)
-        return (vectors * values.rsqrt()[:, None]) @ vectors.mT
+        back: Tensor = (vectors * values.rsqrt()[:, None]) @ vectors.mT
+        return back
 
     left, right = whitened(moments.cov_tensor(r)), whitened(moments.cov_tensor(i))
     cross = blocks(moments.cov_tensor(r, i))

@@ -243,4 +243,4 @@ def test_widths_that_cannot_be_mapped(project: Path, capsys: pytest.CaptureFixtu
         save_state(architecture().state_dict(), path)
     error = _error(capsys, "merge", "merge.yml", "out")
     assert "models[1] cannot be merged with models[0]: space '0' has 6 features, not 10" in error
-    assert "permutations only" in error
+    assert "its parameters can carry no more than permutation (" in error

@@ -17,13 +17,17 @@ from ccamerge.graph.groups import (
     GENERAL,
     KNOWN,
     ORTHOGONAL,
+    ORTHOGONAL_FIXING_ONES,
     PERMUTATION,
     POSITIVE,
     SIGNED_PERMUTATION,
     Group,
 )
 
-PLAIN = (FIXED, PERMUTATION, SIGNED_PERMUTATION, POSITIVE, ORTHOGONAL, GENERAL)
+PLAIN = (
+    *(FIXED, PERMUTATION, SIGNED_PERMUTATION, POSITIVE),
+    *(ORTHOGONAL_FIXING_ONES, ORTHOGONAL, GENERAL),
+)
 COMPOSED: tuple[Group, ...] = (
     *(Blocks(inner, 3) for inner in PLAIN[1:]),
     *(Blocks(inner, 3, True) for inner in PLAIN),
@@ -37,7 +41,7 @@ COMPOSED: tuple[Group, ...] = (
 GROUPS: tuple[Group, ...] = (*PLAIN, *COMPOSED)
 PAIRS = list(itertools.product(GROUPS, GROUPS))
 NEAREST = (
-    *(PERMUTATION, SIGNED_PERMUTATION, POSITIVE, ORTHOGONAL),
+    *(PERMUTATION, SIGNED_PERMUTATION, POSITIVE, ORTHOGONAL, ORTHOGONAL_FIXING_ONES),
     *(Blocks(FIXED, 3, True), Blocks(ORTHOGONAL, 3, True), Blocks(SIGNED_PERMUTATION, 3)),
 )
 SIZE = 12
@@ -142,6 +146,10 @@ def test_the_known_groups_lie_in_each_other_as_they_should() -> None:
     assert all(group <= GENERAL for group in GROUPS)
     assert FIXED <= PERMUTATION <= SIGNED_PERMUTATION <= ORTHOGONAL <= GENERAL
     assert PERMUTATION <= POSITIVE <= GENERAL
+    assert PERMUTATION <= ORTHOGONAL_FIXING_ONES <= ORTHOGONAL
+    assert not SIGNED_PERMUTATION <= ORTHOGONAL_FIXING_ONES
+    assert ORTHOGONAL_FIXING_ONES & SIGNED_PERMUTATION == PERMUTATION
+    assert Blocks(GENERAL, 3) & ORTHOGONAL_FIXING_ONES == Blocks(ORTHOGONAL_FIXING_ONES, 3)
     assert not POSITIVE <= ORTHOGONAL
     assert ORTHOGONAL & POSITIVE == SIGNED_PERMUTATION & POSITIVE == PERMUTATION
     assert Blocks(PERMUTATION, 2, True) <= PERMUTATION
@@ -178,6 +186,17 @@ def test_products_of_queries_and_keys_stay() -> None:
     assert _close(y[:, :4] @ y[:, 4:].mT, x[:, :4] @ x[:, 4:].mT)
 
 
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_maps_that_fix_the_vector_of_ones_keep_means(size: int) -> None:
+    drawn = ORTHOGONAL_FIXING_ONES.random(size, torch.Generator().manual_seed(0))
+    x = _matrix(1, size)
+    for found in (drawn, ORTHOGONAL_FIXING_ONES.project(_matrix(2, size))):
+        assert _close((x @ found.forward).mean(1), x.mean(1), 1e-12)
+        assert ORTHOGONAL_FIXING_ONES.contains(found.forward)
+    if size > 2:  # of two features nothing but an exchange
+        assert not PERMUTATION.contains(drawn.forward)
+
+
 @pytest.mark.parametrize("group", [Blocks(GENERAL, 3), Contravariant(GENERAL)])
 def test_features_that_do_not_divide_are_refused(group: Group) -> None:
     with pytest.raises(ValueError, match="7 features"):
@@ -200,6 +219,7 @@ def test_words() -> None:
         "permutation",
         "change of signs and permutation",
         "positive scaling and permutation",
+        "any orthogonal map that fixes the vector of ones",
         "any orthogonal map",
         "any invertible map",
     ]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccamerge.cli.demo.networks import ResNet20
-from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION, POSITIVE, Group
+from ccamerge.graph.groups import FIXED, GENERAL, ORTHOGONAL, PERMUTATION, POSITIVE, Group
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.space import Role, Spaces
 from ccamerge.merging.paper import unfolded_spaces
@@ -109,10 +109,10 @@ def test_grouped_convolution_splits_by_group() -> None:
     assert rows == [(4, 8)]
 
 
-def test_tied_parameter_allows_permutations_only() -> None:
+def test_tied_parameter_allows_orthogonal_maps_only() -> None:
     found = spaces(M.TiedAutoencoder(), torch.randn(4, 10))
     (space,) = found
-    assert (space.name, space.size, space.group) == ("encode", 6, PERMUTATION)
+    assert (space.name, space.size, space.group) == ("encode", 6, ORTHOGONAL)
     assert any("tied" in note for note in space.notes)
     # A module used twice joins what it reads to what it writes.
     assert {("middle.weight", 0), ("middle.weight", 1)} <= {

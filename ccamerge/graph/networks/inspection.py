@@ -15,7 +15,7 @@ from ccamerge.graph.attention.cores import Core, cores_of
 from ccamerge.graph.attention.heads import Heads
 from ccamerge.graph.attention.probing import attention_of
 from ccamerge.graph.derivation import Derivation
-from ccamerge.graph.folding import fold
+from ccamerge.graph.folding import fold_all_but_batch_norm, fold_batch_norm
 from ccamerge.graph.folds import Fold
 from ccamerge.graph.groups import FIXED
 from ccamerge.graph.networks.parameters import Parameters, parameters_of
@@ -83,13 +83,15 @@ def spaces_of_call(
     free: Free = "some",
 ) -> Spaces:
     """As `spaces`, from the arguments of a call; see `trace` for ``who`` and what is ``free``."""
-    unfolded = trace(model.plain, args, kwargs, who, free)
-    program, folds = fold(unfolded)
+    traced = trace(model.plain, args, kwargs, who, free)
+    unfolded, gains = fold_all_but_batch_norm(traced, model.tensors)
+    program, norms = fold_batch_norm(unfolded)
     frozen = {
         key: f"{key} is of {str(value.dtype).removeprefix('torch.')}"
         for key, value in model.tensors.items()
         if not (value.is_floating_point() or value.is_complex())
     }
+    folds = (*gains, *norms)
     attention = _attention(program, folds, model, args, kwargs)
     found = Derivation(program, frozen, attention).finish(folds, unfolded)
     return proved(found, model, args, kwargs) if prove and found.spaces else found

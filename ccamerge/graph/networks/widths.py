@@ -138,9 +138,7 @@ def _check_kept_axes(
 ) -> None:
     """Axes that no map changes have one size; this comes before tracing, which they may break."""
     mapped = {(slot.parameter, slot.dim) for space in first.spaces for slot in space.slots}
-    follow = {
-        key for f in first.folds for key in (f.bias, f.gamma, f.beta, f.mean, f.variance) if key
-    }  # their sizes are those of the weight before them
+    follow = {key for fold in first.folds for key in fold.keys}
     for key, value in tensors.items():
         if key in follow:
             continue
@@ -217,8 +215,8 @@ def _check_spaces(who: str, first: Spaces, other: Spaces) -> None:
         if ours.size != theirs.size and carried != GENERAL:
             notes = "; ".join((*ours.notes, *theirs.notes)[:1])
             message = (
-                f"{who}: {sizes}, and its parameters can carry {carried.name}s only ({notes}), "
-                "which need equal widths"
+                f"{who}: {sizes}, and its parameters can carry no more than {carried.words} "
+                f"({notes}), which needs equal widths"
             )
             raise ValueError(message)
         if _layout(ours) != _layout(theirs):

@@ -5,7 +5,12 @@ from __future__ import annotations
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
 from ccamerge.graph.facts import Facts
-from ccamerge.graph.groups import PERMUTATION
+from ccamerge.graph.groups import (
+    ORTHOGONAL,
+    ORTHOGONAL_FIXING_ONES,
+    PERMUTATION,
+    SIGNED_PERMUTATION,
+)
 from ccamerge.graph.operations import left_out, operation, rule
 from ccamerge.graph.rules.linear import MATCHED_IN_ORDER
 from ccamerge.graph.rules.shared import operand_axes, split_evenly
@@ -38,15 +43,20 @@ def _batch_norm(node: Node, d: Facts) -> list[Axis] | None:
 def _layer_norm(node: Node, d: Facts) -> list[Axis]:
     axes = operand_axes(node, d)
     count = len(node.args[1])
+    scaled, centres = operation(node).place(node, "weight") is not None, node.op != "aten.rms_norm"
+    group = PERMUTATION
+    if count == 1 and centres and not scaled:
+        group = ORTHOGONAL_FIXING_ONES
+    elif count == 1 and not centres:  # other signs of single features would change a mean
+        group = SIGNED_PERMUTATION if scaled else ORTHOGONAL
     for name, role in _ROLES:
         own = operation(node).place(node, name)
         if own is not None:
             for dim in range(count):
                 axis = axes[len(axes) - count + dim]
                 d.same_feature(own, dim, axis, node)
-                d.use(own, dim, role, axis, node)
-    # Without an affine part an orthogonal map would do; with it only a permutation is exact.
-    d.restrict(axes[-count:], "normalised over its features", node)
+                d.use(own, dim, role, axis, node, group=group)
+    d.restrict(axes[-count:], "normalised over its features", node, group)
     d.restrict(axes[: len(axes) - count], "normalised one by one", node)
     return axes
 
