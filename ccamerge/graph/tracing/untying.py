@@ -33,7 +33,7 @@ def tied_heads(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def untied(model: nn.Module, who: str) -> nn.Module:
-    """A copy in which each of them is a parameter of its own; the model itself if there are none."""
+    """A copy in which each has a parameter of its own; the model itself if there are none."""
     if not tied_heads(model):
         return model
     other = copied(model, who)
