@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from ccamerge import FeatureMap, Spaces
@@ -19,3 +20,9 @@ def mapped_copy(model: nn.Module, found: Spaces, maps: Mapping[str, FeatureMap])
     state = folded_state(model.state_dict(), found.folds)
     load_merged(other, transform(state, found.spaces, maps), found, {})
     return other
+
+
+def exact_maps(found: Spaces, seed: int) -> dict[str, FeatureMap]:
+    """For each space a random map that leaves the network's function as it is."""
+    generator = torch.Generator().manual_seed(seed)
+    return {space.name: space.exact.random(space.size, generator) for space in found.spaces}

@@ -163,10 +163,16 @@ def linear_twin(program: Program, kept: Collection[str] = ()) -> Program:
     """The program without its non-linearities, but those of the nodes ``kept``.
 
     Element-wise functions, normalisations and shifts by a number become the identity, maxima over
-    space means.
+    space means. What no parameter goes into, such as the numbers of buckets of positions, stays.
     """
-    twins = (None if node.name in kept else operation(node).twin for node in program.nodes)
-    nodes = (twin(n) if twin else n for n, twin in zip(program.nodes, twins, strict=True))
+    features = set(program.parameters)
+    nodes = []
+    for node in program.nodes:
+        if not features.isdisjoint(node.refs()):
+            features.add(node.name)
+            twin = None if node.name in kept else operation(node).twin
+            node = twin(node) if twin else node
+        nodes.append(node)
     return dataclasses.replace(program, nodes=tuple(nodes))
 
 

@@ -108,6 +108,23 @@ def test_linear_twin_fails_when_flatten_has_the_wrong_order(
     assert verdicts["coverage"]
 
 
+def test_the_linear_twin_leaves_what_no_parameter_goes_into() -> None:
+    """Buckets of distances, as in T5: without the logarithm they would lie beyond the table."""
+
+    class Bucketed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+            self.table = nn.Embedding(4, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            distances = torch.arange(x.shape[1]).float() + 1
+            return self.b(torch.relu(self.a(x)) + self.table(distances.log().long()))
+
+    checks = verify(M.randomise(Bucketed()), torch.randn(4, 12, 4))
+    assert all(check.passed for check in checks), "\n".join(map(str, checks))
+
+
 def test_features_that_nothing_depends_on_are_no_fault() -> None:
     """The output does not depend on the hidden layer, nor on half of another one."""
 

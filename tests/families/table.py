@@ -1,0 +1,55 @@
+"""The families and what is aligned in each, as a table: ``python -m tests.families.table``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+import ccamerge
+from tests.families import families as F
+from tests.families.packages import available
+
+ENDS = ("network output", "vocabulary", "meets a fixed axis")
+"""Notes of what nobody expects to be aligned, or of what follows from another note."""
+
+
+def reasons(found: ccamerge.Spaces) -> list[str]:
+    """Why features keep their basis, each reason once, without the places where it came up."""
+    notes = (
+        re.sub(r"_\d+$", "", note.rpartition(": ")[2])
+        for space in found.fixed
+        for note in space.notes
+    )
+    return [note for note in dict.fromkeys(notes) if note not in ENDS]
+
+
+def rows(names: Iterable[str]) -> Iterator[str]:
+    """A line of Markdown for each family: shares of parameters, groups, and what is left why."""
+    yield "| family | along all axes | along some or all | exact groups | left as they are |"
+    yield "|---|--:|--:|---|---|"
+    for name in names:
+        found = ccamerge.spaces(*F.built(name))
+        every, some, _ = found.aligned_shares()
+        groups = ", ".join(dict.fromkeys(space.exact.words for space in found.spaces))
+        left = "; ".join(reasons(found))
+        yield f"| {name} | {every:.0%} | {every + some:.0%} | {groups} | {left} |"
+
+
+def main() -> None:
+    """Print the table of the families whose packages are there."""
+    there = []
+    for name, family in F.FAMILIES.items():
+        try:
+            available(family.package)
+        except pytest.skip.Exception as why:
+            print(f"{name} is left out: {why}")
+        else:
+            there.append(name)
+    for line in rows(there):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
