@@ -24,5 +24,4 @@ def mapped_copy(model: nn.Module, found: Spaces, maps: Mapping[str, FeatureMap])
 
 def exact_maps(found: Spaces, seed: int) -> dict[str, FeatureMap]:
     """For each space a random map that leaves the network's function as it is."""
-    generator = torch.Generator().manual_seed(seed)
-    return {space.name: space.exact.random(space.size, generator) for space in found.spaces}
+    return found.random_maps(torch.Generator().manual_seed(seed))

@@ -31,7 +31,10 @@ Repair = Literal["variance", "regression", "none"]
 Norm = Literal["fold", "paper"]
 Ties = Literal["keep", "untie"]
 
-METHODS = ("cca", "permutation", "procrustes", "average", "weight_matching", "ot", "zipit")
+METHODS = (
+    *("cca", "permutation", "signed_permutation", "procrustes", "average", "weight_matching"),
+    *("ot", "zipit"),
+)
 DEFAULT_METHOD = "cca"
 DEFAULT_RIDGE = 0.3
 

@@ -120,30 +120,31 @@ def methods_of(choice: MethodChoice, spaces: Sequence[Space], mode: Mode) -> dic
     """The method of each space by name: what was chosen, or what it carries; see `_within`."""
     check_ready(choice)
     given = {"*": choice} if isinstance(choice, str) else choice
-    names_needed = {*given.values(), DEFAULT_METHOD, "permutation", "procrustes"}
-    found = {name: method_named(name) for name in names_needed}
+    smaller = ("permutation", "signed_permutation", "procrustes")
+    found = {name: method_named(name) for name in {*given.values(), DEFAULT_METHOD, *smaller}}
     names = by_pattern(given, [s.name for s in spaces], DEFAULT_METHOD, "method")
     methods = {}
     for space in spaces:
-        method = found[_within(found[names[space.name]], space.group)]
+        method = found[_within(found[names[space.name]], space.group, mode)]
         _check_mode(method, mode)
         methods[space.name] = method
     return methods
 
 
-def _within(method: Method, group: Group) -> str:
+def _within(method: Method, group: Group, mode: Mode) -> str:
     """The method that gives maps that parameters can carry, or such as have a map near them.
 
     Where these are orthogonal, CCA becomes Procrustes, and optimal transport is brought to the
-    nearest orthogonal map; where they are no more than permutations, all become "permutation".
+    nearest orthogonal map; where no more than signs may change and features be permuted, both that
+    rotate become signed permutations, and where not even signs, all become permutations.
     """
     if method.maps <= group or group.joint:
         return method.name
+    rotates = method.name in ("cca", "procrustes")
     if group <= SIGNED_PERMUTATION or not group <= ORTHOGONAL:
-        return "permutation"
-    return {"cca": "procrustes", "procrustes": "procrustes", "ot": "ot"}.get(
-        method.name, "permutation"
-    )
+        signed = rotates and SIGNED_PERMUTATION <= group and mode == "reference"
+        return "signed_permutation" if signed else "permutation"
+    return "procrustes" if rotates else "ot" if method.name == "ot" else "permutation"
 
 
 def check_options(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
+import torch
+
 from ccamerge.graph.feature_map import FeatureMap
-from ccamerge.graph.groups import PERMUTATION
+from ccamerge.graph.groups import PERMUTATION, SIGNED_PERMUTATION
 from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,
@@ -32,4 +35,26 @@ def _assign(problems: Sequence[AlignmentProblem]) -> list[Solution]:
         feature_map = FeatureMap.permutation(best_order(problem).tolist())
         rho = matched_correlations(problem, feature_map.forward.numpy())
         solutions.append(Solution(feature_map, rho))
+    return solutions
+
+
+@register("signed_permutation", maps=SIGNED_PERMUTATION)
+def signed_permutation(alignment: Alignment) -> Solutions:
+    """As "permutation", by the sizes of correlations; features that move contrarily change sign.
+
+    Sources: Chen, Lu & Hecht-Nielsen (1993), for networks of odd functions.
+    """
+    return alignment.each_pair(_assign_signed)
+
+
+def _assign_signed(problems: Sequence[AlignmentProblem]) -> list[Solution]:
+    solutions = []
+    for problem in problems:
+        order = best_order(dataclasses.replace(problem, cross=abs(problem.cross)))
+        matched = torch.as_tensor(problem.cross)[torch.arange(len(order)), torch.as_tensor(order)]
+        signs = torch.where(matched < 0, -1.0, 1.0).double()
+        permutation = FeatureMap.permutation(order.tolist())
+        forward = permutation.forward * signs
+        feature_map = FeatureMap(forward, forward.T.contiguous())
+        solutions.append(Solution(feature_map, matched_correlations(problem, forward.numpy())))
     return solutions
