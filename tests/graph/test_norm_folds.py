@@ -122,7 +122,7 @@ def _network(norm: str, read: str, gains: str = "usual") -> tuple[Net, Tensor]:
     chosen = torch.tensor(GAINS[gains], dtype=torch.float64)
     with torch.no_grad():
         weight, bias = model.norm.weight, getattr(model.norm, "bias", None)
-        weight.copy_((chosen - (norm == "one plus")).reshape(weight.shape))
+        weight.copy_((chosen - float(norm == "one plus")).reshape(weight.shape))
         if bias is not None:
             bias.copy_(torch.randn(WIDTH))
             bias[chosen == 0] = 0.0

@@ -354,7 +354,7 @@ class Odd(nn.Module):
         (
             {"norm": True},
             {"norm": True},
-            r"space 'first' has 9 features, not 5, and its parameters can carry no more than any ortho",
+            r"space 'first' has 9 features, not 5, and its parameters can carry no more than any",
         ),
     ],
 )
