@@ -101,8 +101,11 @@ def marked(shape: tuple[int, ...], dim: int) -> tuple[list[Axis], Basis]:
 
 
 def moved(node: Node, axes: list[Axis]) -> list[Axis] | list[list[Axis]] | None:
-    """Axes after a node that only moves elements of its first operand; None for any other."""
-    move = operation(node).move
+    """Axes after a node that only moves elements of its first operand; None for any other.
+
+    Minus these elements are others: what is added to them changes its sign.
+    """
+    move = operation(node).move if node.op != "aten.neg" else None
     return move(node, axes) if move is not None else None
 
 
