@@ -123,7 +123,8 @@ def _site(node: Node, new: Rewriting) -> _Site | None:
     if found is None or len(node.shape or ()) != len(new.shapes[node.args[1].name]):
         return None
     padding = node.argument(4, "padding", 0)
-    padded = padding not in (0, "valid") and any(padding)  # where there are zeros in its place
+    every = padding if isinstance(padding, (list, tuple, str)) else [padding]
+    padded = every != "valid" and any(every)  # where there are zeros in its place
     linear = dataclasses.replace(found.linear, groups=int(node.argument(6, "groups", 1)))
     return dataclasses.replace(found, linear=linear, shifts=found.shifts and not padded)
 

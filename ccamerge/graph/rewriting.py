@@ -24,9 +24,13 @@ class Rewriting:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self.users = program.users()
-        self.uses = Counter(ref for node in program.nodes for ref in node.refs())
-        self.uses.update(program.outputs)
+        self.users: dict[str, list[Node]] = {}
+        self.uses = Counter(program.outputs)
+        for node in program.nodes:
+            refs = node.refs()
+            self.uses.update(refs)
+            for name in dict.fromkeys(refs):
+                self.users.setdefault(name, []).append(node)
         self.nodes = {node.name: node for node in program.nodes}
         self.parameters, self.shapes = dict(program.parameters), dict(program.shapes)
         self._aliases = Counter(program.parameters.values())
@@ -72,19 +76,19 @@ class Rewriting:
                 into = self._dropped[into]
             places[name] = into
         left_out = self._dropped.keys() | self._gone
-        nodes = tuple(
-            self._changed.get(node.name, node).renamed(places)
-            for node in self._program.nodes
-            if node.name not in left_out
-        )
-        outputs = tuple(places.get(name, name) for name in self._program.outputs)
-        read = {ref for node in nodes for ref in node.refs()}.union(outputs)
+        concerned = {user.name for name in places for user in self.users.get(name, [])}
+        nodes, read = [], {*(outputs := [places.get(n, n) for n in self._program.outputs])}
+        for old in self._program.nodes:
+            if old.name not in left_out:
+                node = self._changed.get(old.name, old)
+                nodes.append(node.renamed(places) if old.name in concerned else node)
+                read.update(nodes[-1].refs())
         return dataclasses.replace(
             self._program,
-            nodes=nodes,
+            nodes=tuple(nodes),
             parameters={name: key for name, key in self.parameters.items() if name in read},
             shapes=self.shapes,
-            outputs=outputs,
+            outputs=tuple(outputs),
         )
 
 
@@ -97,8 +101,11 @@ def marked(shape: tuple[int, ...], dim: int) -> tuple[list[Axis], Basis]:
 
 
 def moved(node: Node, axes: list[Axis]) -> list[Axis] | list[list[Axis]] | None:
-    """Axes after a node that only moves elements of its first operand; None for any other."""
-    move = operation(node).move
+    """Axes after a node that only moves elements of its first operand; None for any other.
+
+    Minus these elements are others: what is added to them changes its sign.
+    """
+    move = operation(node).move if node.op != "aten.neg" else None
     return move(node, axes) if move is not None else None
 
 

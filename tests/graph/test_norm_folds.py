@@ -108,6 +108,8 @@ class Read(nn.Module):
                 return self.a(x.mean(1))
             case "flattened":
                 return self.wide(F.adaptive_avg_pool1d(x.transpose(1, 2), 2).flatten(1))
+            case "negated weight":
+                return x @ -self.weight
             case _:
                 return torch.cat([self.a(part) for part in x.split(2, 1)[:1]], 1) + self.b(x)[:, :2]
 
@@ -122,7 +124,7 @@ def _network(norm: str, read: str, gains: str = "usual") -> tuple[Net, Tensor]:
     chosen = torch.tensor(GAINS[gains], dtype=torch.float64)
     with torch.no_grad():
         weight, bias = model.norm.weight, getattr(model.norm, "bias", None)
-        weight.copy_((chosen - (norm == "one plus")).reshape(weight.shape))
+        weight.copy_((chosen - float(norm == "one plus")).reshape(weight.shape))
         if bias is not None:
             bias.copy_(torch.randn(WIDTH))
             bias[chosen == 0] = 0.0
@@ -225,6 +227,8 @@ class Other(nn.Module):
                 return self.head(self.a(self.a(x)))
             case "norm twice":
                 return self.head(self.norm(self.a(x)))
+            case "negated":
+                return self.head(self.a(-x))
             case "cut":
                 return self.head(F.pad(x.unflatten(-1, (2, 3))[..., 0, :], (0, 3)))
             case _:
@@ -233,7 +237,17 @@ class Other(nn.Module):
 
 @pytest.mark.parametrize(
     "how",
-    ["tied", "function", "sum", "output", "weight twice", "norm twice", "cut", "reordered"],
+    [
+        "tied",
+        "function",
+        "sum",
+        "output",
+        "weight twice",
+        "norm twice",
+        "negated",
+        "cut",
+        "reordered",
+    ],
 )
 def test_gains_that_something_else_sees_stay(how: str) -> None:
     model, x = Other(how).double(), torch.randint(7, (4, 5))
@@ -320,6 +334,12 @@ def test_constants_that_something_else_sees_stay() -> None:
             return self.b(y + torch.relu(self.gain * y))
 
     assert fold(trace(Read(), (torch.randn(4, 3),)))[1] == ()
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_a_weight_that_is_negated_takes_in_nothing(norm: str) -> None:
+    model, x = _network(norm, "negated weight")
+    assert _check(model, x).folds == ()
 
 
 def test_the_papers_treatment_is_of_batch_norm_alone() -> None:

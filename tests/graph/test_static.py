@@ -26,7 +26,8 @@ class Gained(nn.Module):
         self.meet = meet
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.outputs(torch.relu(self.meet(self.inputs(x), self.p)).mean(1))
+        h = torch.tanh(self.inputs(x))  # directly after the layer a product would be folded into it
+        return self.outputs(torch.relu(self.meet(h, self.p)).mean(1))
 
 
 WAYS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
