@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ccamerge.graph import axes as ax
@@ -76,7 +76,7 @@ class Derivation:
         operands = [r for r in dict.fromkeys(node.refs()) if r in self.facts.axes]
         if all(r in self.facts.static for r in operands):
             self.facts.static.add(node.name)
-        if not operands:
+        if not operands and operation(node).rule is None:
             if node.shape is not None:
                 self.facts.axes[node.name] = [ax.inert(size) for size in node.shape]
                 self.facts.sources[node.name] = []
@@ -148,6 +148,10 @@ class Derivation:
             for basis, tap in self._taps(node, users.get(node.name, [])):
                 order.setdefault(basis)
                 taps.setdefault(basis, []).append(tap)
+        for basis, tap in self._views_of_parts():
+            if basis not in taps:
+                order.setdefault(basis)
+                taps[basis] = [tap]
         for use in self.facts.uses:
             for basis, slot in self._slots(use):
                 order.setdefault(basis)
@@ -160,6 +164,8 @@ class Derivation:
         names: set[str] = set()
         for basis in order:
             own = tuple(slots.get(basis, {}))
+            if basis.idle and not own:
+                continue  # repetitions of one element
             reasons = list(dict.fromkeys(basis.pins))
             roles = {s.role for s in own}
             if not reasons and not ({Role.WRITE} <= roles and Role.READ in roles):
@@ -195,9 +201,14 @@ class Derivation:
                     table.setdefault(basis, {}).setdefault(value)
         return table
 
+    def _views_of_parts(self) -> Iterator[tuple[Basis, Tap]]:
+        """Taps of features that stand alone only where a view shows a product of them as axes."""
+        for node in self.program.nodes:
+            if operation(node).move and node.name not in self.facts.static and node.real:
+                yield from self._alone(node, "activation")
+
     def _taps(self, node: Node, users: list[Node]) -> list[tuple[Basis, Tap]]:
-        axes = self.facts.axes.get(node.name)
-        if node.shape is None or not axes or operation(node).move or node.name in self.facts.static:
+        if node.shape is None or operation(node).move or node.name in self.facts.static:
             return []
         if node.op == "getitem" and not users and node.name not in self.program.outputs:
             return []  # one of several results, which nobody wants
@@ -206,15 +217,18 @@ class Derivation:
         statistic = operation(node).magnitude and reduced
         if kind is None or statistic:  # squares of which only a mean is taken: nobody's features
             return []
-        found = []
+        return list(self._alone(node, kind))
+
+    def _alone(self, node: Node, kind: str) -> Iterator[tuple[Basis, Tap]]:
+        """Bases that are a whole segment of an axis of a tensor, and where."""
+        axes = self.facts.axes.get(node.name, []) if node.shape is not None else []
         for dim, axis in enumerate(axes):
             start = 0
             for part, segment in enumerate(ax.resolve(axis)):  # type: ignore[arg-type]
                 if len(segment) == 1 and isinstance(segment[0], Basis):
                     tap = Tap(node.name, kind, dim, start, segment[0].size, part)
-                    found.append((segment[0], tap))
+                    yield segment[0], tap
                 start += ax.segment_size(segment)
-        return found
 
     def _kind(self, node: Node) -> str | None:
         return operation(node).tap or ("activation" if node.name in self.facts.active else None)
@@ -248,7 +262,7 @@ class Derivation:
                 if any(s.name not in closed for s in owners) or (key, dim) in pinned:
                     continue
                 reasons = [n for s in owners for n in s.notes]
-                reasons += [p for b in ax.bases(axis) for p in b.pins]
+                reasons += ax.reasons(axis)
                 if ax.axis_size(axis) == 1:
                     reasons.append("a single element")
                 if reasons:
