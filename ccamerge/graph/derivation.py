@@ -46,6 +46,7 @@ class Derivation:
             for axis in self._leaves(name):
                 ax.pin(axis, "network output")
         self._pin_unknown_uses()
+        self._keep_one_part()
 
     def _begin(self, name: str, shape: tuple[int, ...], frozen: Mapping[str, str]) -> None:
         """The axes of a value that is there before any operation: a parameter, or an input."""
@@ -135,6 +136,17 @@ class Derivation:
             for dim, axis in enumerate(axes):
                 if (key, dim) not in known:
                     ax.pin(axis, f"{key} reaches it along axis {dim} by no operation that is known")
+
+    def _keep_one_part(self) -> None:
+        """Of a basis that a view has made a product, align the largest part alone.
+
+        Features of one part are found by their values over all of the other: where both may be
+        reordered, neither is found.
+        """
+        for segment in (s for own in self.facts.own.values() for a in own for s in ax.resolve(a)):
+            free = [f for f in segment if isinstance(f, Basis) and f.piece and not f.pins]
+            for basis in sorted(free, key=lambda f: f.size)[:-1]:
+                ax.pin(((basis,),), "groups of features, whose order stays")
 
     # The result ----------------------------------------------------------------------------
 

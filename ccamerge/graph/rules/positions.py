@@ -47,8 +47,11 @@ def _fourier(node: Node, d: Facts) -> list[Axis] | None:
     return [ax.inert(n) if i in over else axes[i] for i, n in enumerate(node.shape)]
 
 
-@move("view_as_complex")
-def _as_complex(node: Node, axes: list[Axis]) -> list[Axis]:
+@rule("view_as_complex")
+def _as_complex(node: Node, d: Facts) -> list[Axis] | None:
+    if d.is_static(node.args[0]):
+        return None  # a mapped parameter need not have both parts side by side, as the view asks
+    axes = operand_axes(node, d)
     ax.pin(axes[-1], f"real and imaginary parts in {node.name}")
     return axes[:-1]
 

@@ -65,8 +65,11 @@ def _pool(node: Node, d: Facts) -> list[Axis] | None:
     return [*kept, *(ax.inert(size) for size in node.shape[len(kept) :])]
 
 
-@rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
-@rule("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices")
+_WITH_PLACES = ("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices")
+
+
+@rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", twin=_averaged)
+@rule(*_WITH_PLACES, twin=_averaged)
 def _pool_with_places(node: Node, d: Facts) -> list[list[Axis]] | None:
     """The largest of windows, and where in each they are, which scaling does not change."""
     axes, shape = operand_axes(node, d), first_shape(node, d)
