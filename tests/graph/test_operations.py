@@ -92,6 +92,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         share, chosen = self.router(x).softmax(-1).topk(2, -1)
+        share /= share.sum(-1, keepdim=True)  # in place, one of two new tensors
         hidden = torch.einsum("...i,...eih->...eh", x, self.up[chosen]).relu()
         return (torch.einsum("beh,beho->beo", hidden, self.down[chosen]) * share[..., None]).sum(1)
 

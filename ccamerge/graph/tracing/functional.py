@@ -65,6 +65,11 @@ class _Functional:
         self._views: dict[str, Node] = {}  # a view, as it is taken, of names of the traced program
         self._same: dict[str, str] = {}  # what an operation in place returns -> what it changed
         self._made = {node.name for node in nodes}  # not kept from one call to the next
+        self._several = {  # of several new tensors, each is no view of the others
+            node.name
+            for node in nodes
+            if node.schema is not None and len(node.schema.returns) > 1 and not _is_view(node)
+        }
         self._last = {name: len(nodes) for name in outputs}
         for index, node in enumerate(nodes):
             for name in node.refs():
@@ -75,7 +80,7 @@ class _Functional:
         changes = node.schema is not None and node.schema.is_mutable
         source = _source(node)
         if not changes:
-            if source is not None and _is_view(node):
+            if source is not None and _is_view(node) and source not in self._several:
                 self._views[node.name] = node
             self._emit(node.renamed(self.names))
             return
