@@ -6,7 +6,8 @@ means something, as in space or time). So the channels of an image are ``[(C,)]`
 ``C x H x W`` in front of a linear layer ``[(C, H*W)]``, and a DenseNet's concatenation
 ``[(C1,), (C2,)]``.
 
-Equating two axes unifies their bases, splitting a basis where the other axis has a boundary.
+Equating two axes unifies their bases, splitting a basis where the other axis has a boundary. A view
+that shows features as ``(groups, n)`` makes a product of their basis: maps of both parts remain.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ class Basis:
 
     A union-find node; one found to have structure (a concatenation, a product) carries that axis
     as its ``definition`` and stands for it from then on. ``origin`` is what whoever made it wants
-    to find again in its parts.
+    to find again in its parts. ``piece`` says that a view has made it of a larger basis, and
+    ``outer`` are bases that stand outside of it in a product. ``idle`` says that no feature is in
+    it: every element along it is the same, until it meets features.
     """
 
     size: int
@@ -30,6 +33,9 @@ class Basis:
     definition: Axis | None = None
     pins: list[str] = dataclasses.field(default_factory=list)
     origin: tuple[str, int] | None = None
+    piece: bool = False
+    idle: bool = False
+    outer: list[Basis] = dataclasses.field(default_factory=list)
 
     def root(self) -> Basis:
         """The representative of the bases unified with this one."""
@@ -52,6 +58,11 @@ def inert(size: int) -> Axis:
 def fresh(size: int, origin: tuple[str, int] | None = None) -> Axis:
     """An axis in a new basis."""
     return ((Basis(size, origin=origin),),)
+
+
+def idle(size: int) -> Axis:
+    """An axis along which every element is the same: in the basis of the features that it meets."""
+    return ((Basis(size, idle=True),),) if size > 1 else inert(size)
 
 
 def segment_size(segment: Segment) -> int:
@@ -120,6 +131,27 @@ def pin(axis: Axis, reason: str) -> None:
             basis.pins.append(reason)
 
 
+def pieces(axis: Axis) -> Axis:
+    """An axis of the bases in an axis that a view has cut out of larger ones."""
+    return tuple((basis,) for basis in bases(axis) if basis.piece)
+
+
+def freeze(axis: Axis, reason: str) -> None:
+    """Pin an axis, and make its bases plain numbers, which may stand outside a concatenation."""
+    for basis in bases(axis):
+        pin(((basis,),), reason)
+        basis.definition = inert(basis.size)
+
+
+def reasons(axis: Axis) -> list[str]:
+    """Why bases of an axis are pinned, those included that are plain numbers by now."""
+    found: list[str] = []
+    for basis in (f.root() for segment in axis for f in segment if isinstance(f, Basis)):
+        found += basis.pins
+        found += reasons(basis.definition) if basis.definition is not None else []
+    return list(dict.fromkeys(found))
+
+
 def split(axis: Axis, position: int) -> tuple[Axis, Axis] | None:
     """Cut an axis in two; a basis in the way is split. None if the cut falls inside a product."""
     axis = resolve(axis)
@@ -138,11 +170,17 @@ def split(axis: Axis, position: int) -> tuple[Axis, Axis] | None:
                 return None
             left: Segment
             right: Segment
+            inside = any(isinstance(f, Basis) for f in segment[1:])
+            if isinstance(head, Basis) and inside and head.piece:
+                freeze(((head,),), "the order of its groups, which are cut apart elsewhere")
+                head = head.size
             if isinstance(head, Basis):
-                if len(segment) > 2 or any(isinstance(f, Basis) for f in segment[1:]):
+                if len(segment) > 2 or inside:
                     return None
+                for basis in head.outer:
+                    freeze(((basis,),), "stands outside of features that are cut apart")
                 first, second = (
-                    Basis(size, pins=list(head.pins), origin=head.origin)
+                    Basis(size, pins=list(head.pins), origin=head.origin, idle=head.idle)
                     for size in (cut // inner, head.size - cut // inner)
                 )
                 head.definition = ((first,), (second,))
@@ -187,6 +225,8 @@ def _define(basis: Basis, segment: Segment) -> bool:
         return False
     for reason in basis.pins:
         pin((segment,), reason)
+    for inner in bases((segment,)):
+        inner.outer += basis.outer
     basis.definition = (segment,)
     return True
 
@@ -206,18 +246,21 @@ def _unify_segments(a: Segment, b: Segment, where: str) -> None:
             f, g = f.root(), g.root()
             if f is not g:
                 g.pins.extend(p for p in f.pins if p not in g.pins)
+                g.outer += f.outer
+                g.piece = g.piece and f.piece
+                g.idle = g.idle and f.idle
                 f.parent = g
-        elif isinstance(f, Basis):
-            pin(((f,),), f"{where}: meets a fixed axis")
-        elif isinstance(g, Basis):
-            pin(((g,),), f"{where}: meets a fixed axis")
+        elif isinstance(f, Basis) or isinstance(g, Basis):
+            basis = f if isinstance(f, Basis) else g
+            assert isinstance(basis, Basis)
+            (freeze if basis.root().idle else pin)(((basis,),), f"{where}: meets a fixed axis")
 
 
 def reshape(axes: list[Axis], shape: list[int], where: str) -> list[Axis]:
-    """Axes of a tensor after a view to ``shape``; a basis that would be cut apart is pinned.
+    """Axes of a tensor after a view to ``shape``; a basis that is cut apart becomes a product.
 
-    Both are walked together in the smallest groups of equal size, as a view is: each group is
-    merged into one axis and that axis taken apart again.
+    What no product fits is pinned. Both are walked together in the smallest groups of equal size,
+    as a view is: each group is merged into one axis and that axis taken apart again.
     """
     out: list[Axis] = []
     i = j = 0
@@ -235,7 +278,7 @@ def reshape(axes: list[Axis], shape: list[int], where: str) -> list[Axis]:
                 want *= shape[j]
                 j += 1
         merged = _merge(group) if have == want else None
-        parts = _take_apart(merged, sizes) if merged is not None else None
+        parts = take_apart(merged, sizes) if merged is not None else None
         if parts is None:
             for axis in group:
                 pin(axis, f"{where}: a view cuts its features apart")
@@ -252,43 +295,76 @@ def _merge(group: list[Axis]) -> Axis | None:
     """The row-major product of axes as one axis."""
     product: Axis = ((1,),)
     for axis in map(resolve, group):
+        axis = inert(axis_size(axis)) if is_inert(axis) else axis
         if len(axis) == 1:
             product = tuple((*segment, *axis[0]) for segment in product)
         elif len(product) == 1 and is_inert(product):
             product = axis * segment_size(product[0])
         else:  # a concatenation inside a basis: no such form
             return None
+    for segment in product:
+        found = [f for f in segment if isinstance(f, Basis)]
+        for index, basis in enumerate(found):
+            basis.outer += found[:index]
     return tuple(_simplify(s) for s in product)
 
 
-def _take_apart(axis: Axis, sizes: list[int]) -> list[Axis] | None:
-    """Split a product into axes of the given sizes; no basis may be cut."""
+def take_apart(axis: Axis, sizes: list[int]) -> list[Axis] | None:
+    """Split a product into axes of the given sizes, and so the bases that lie across; None if not.
+
+    Equal groups in a concatenation get one basis, as a product has it.
+    """
     if not sizes:
         return []
     if len(sizes) == 1:
         return [axis]
     if sizes[0] == 1:  # may stand before a concatenation, too
-        following = _take_apart(axis, sizes[1:])
+        following = take_apart(axis, sizes[1:])
         return None if following is None else [inert(1), *following]
-    inner = math.prod(sizes[1:])
-    heads: list[Segment] = []
-    for segment in axis:
-        head, size = list(segment), 1
-        tail: list[Factor] = []
-        while size < inner and head:
-            factor = head.pop()
-            count = factor.size if isinstance(factor, Basis) else factor
-            if size * count > inner and isinstance(factor, int) and inner % size == 0:
-                part = inner // size
-                if factor % part == 0:
-                    head.append(factor // part)
-                    factor, count = part, part
-            tail.insert(0, factor)
-            size *= count
-        if size != inner or (len(axis) > 1 and any(isinstance(f, Basis) for f in tail)):
+    ends: list[tuple[Segment, Segment]] = []
+    for segment in resolve(axis):
+        found = _cut(segment, math.prod(sizes[1:]))
+        if found is None:
             return None
-        heads.append(_simplify(tuple(head)))
-        rest = _simplify(tuple(tail))
+        ends.append(found)
+    rest: Axis = (ends[0][1],)
+    for _, tail in ends[1:]:
+        unify(rest, (tail,), "groups of one axis")
     # Sizes of one may stand anywhere; the recursion peels one output axis at a time.
-    following = _take_apart((rest,), sizes[1:])
-    return None if following is None else [tuple(heads), *following]
+    following = take_apart(resolve(rest), sizes[1:])
+    return None if following is None else [tuple(head for head, _ in ends), *following]
+
+
+def _cut(segment: Segment, inner: int) -> tuple[Segment, Segment] | None:
+    """The outer factors of a segment, and the inner ones of a size."""
+    flat = resolve((segment,))  # what was cut in another segment
+    if len(flat) != 1:
+        return None
+    head, size = list(flat[0]), 1
+    tail: list[Factor] = []
+    while size < inner and head:
+        factor = head.pop()
+        count = factor.size if isinstance(factor, Basis) else factor
+        part = inner // size
+        if count > part and inner % size == 0 and count % part == 0:
+            if isinstance(factor, Basis):
+                outside, factor = _as_product(factor, part)
+                head.append(outside)
+            else:
+                head.append(factor // part)
+                factor = part
+            count = part
+        tail.insert(0, factor)
+        size *= count
+    return (_simplify(tuple(head)), _simplify(tuple(tail))) if size == inner else None
+
+
+def _as_product(basis: Basis, inner: int) -> tuple[Basis, Basis]:
+    """The two factors that a basis is shown as, the inner one of a size."""
+    parts = [
+        Basis(size, None, None, [*basis.pins], basis.origin, True, basis.idle, [*basis.outer])
+        for size in (basis.size // inner, inner)
+    ]
+    parts[1].outer.append(parts[0])
+    basis.definition = (tuple(parts),)
+    return parts[0], parts[1]

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import math
-import operator
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.attention.cores import Core
-from ccamerge.graph.attention.facts import Attended, groups_within, named, settled, visit
+from ccamerge.graph.attention.facts import Attended, visit
 from ccamerge.graph.attention.heads import Heads
 from ccamerge.graph.attention.layout import out_axis
 from ccamerge.graph.axes import Axis, Basis
-from ccamerge.graph.facts import Facts, Limit, Use
-from ccamerge.graph.folds import Fold
-from ccamerge.graph.groups import FIXED, GENERAL, ORTHOGONAL, PERMUTATION, Group
+from ccamerge.graph.facts import Facts, Limit
+from ccamerge.graph.groups import PERMUTATION
 from ccamerge.graph.rules import operation
-from ccamerge.graph.space import Role, Slot, Space, Spaces, Tap
 from ccamerge.graph.tracing.program import Node, Program
 
 
 class Derivation:
-    """The program walked once: rules fill in the axes of every value, and from them come spaces.
+    """The program walked once: rules fill in the axes of every value.
 
     Parameters
     ----------
@@ -42,7 +36,7 @@ class Derivation:
         self.facts = Facts(program)
         self._outs = {core.out: (core, heads) for core, heads in attention}
         self._within = {n.name for core, _ in attention for n in core.nodes} - self._outs.keys()
-        self._attended: list[Attended] = []
+        self.attended: list[Attended] = []
         self._nodes = {node.name: node for node in program.nodes}
         for name, shape in program.shapes.items():
             self._begin(name, shape, frozen or {})
@@ -60,6 +54,7 @@ class Derivation:
             for axis in self._leaves(name):
                 ax.pin(axis, "network output")
         self._pin_unknown_uses()
+        self._keep_one_part()
 
     def _begin(self, name: str, shape: tuple[int, ...], frozen: Mapping[str, str]) -> None:
         """The axes of a value that is there before any operation: a parameter, or an input."""
@@ -80,8 +75,6 @@ class Derivation:
             if name in self.program.constants:
                 facts.static.add(name)
 
-    # The walk ------------------------------------------------------------------------------
-
     def _leaves(self, name: str) -> list[Axis]:
         found = self.facts.axes.get(name, [])
         return [a for x in found for a in (x if isinstance(x, list) else [x])]
@@ -95,12 +88,12 @@ class Derivation:
             core, heads = self._outs[node.name]
             found = visit(core, heads, node, self.facts, out_axis(core, self._nodes))
             if found is not None:
-                self._attended.append(found)
+                self.attended.append(found)
             return
         operands = [r for r in dict.fromkeys(node.refs()) if r in self.facts.axes]
         if all(r in self.facts.static for r in operands):
             self.facts.static.add(node.name)
-        if not operands:
+        if not operands and operation(node).rule is None:
             if node.shape is not None:
                 self.facts.axes[node.name] = [ax.inert(size) for size in node.shape]
                 self.facts.sources[node.name] = []
@@ -160,173 +153,13 @@ class Derivation:
                 if (key, dim) not in known:
                     ax.pin(axis, f"{key} reaches it along axis {dim} by no operation that is known")
 
-    # The result ----------------------------------------------------------------------------
+    def _keep_one_part(self) -> None:
+        """Of a basis that a view has made a product, align the largest part alone.
 
-    def finish(self, folds: tuple[Fold, ...], unfolded: Program) -> Spaces:
-        """Collect bases into spaces once every equation is known."""
-        order: dict[Basis, None] = {}
-        taps: dict[Basis, list[Tap]] = {}
-        slots: dict[Basis, dict[Slot, None]] = {}
-        users = self.program.users()
-        for node in self.program.nodes:
-            for basis, tap in self._taps(node, users.get(node.name, [])):
-                order.setdefault(basis)
-                taps.setdefault(basis, []).append(tap)
-        for use in self.facts.uses:
-            for basis, slot in self._slots(use):
-                order.setdefault(basis)
-                slots.setdefault(basis, {}).setdefault(slot)
-        limits = self._table(self.facts.limits)
-        remarks = self._table(self.facts.remarks)
-        effects = self._table(self.facts.effects)
-        others = {
-            basis: [limit.group for limit in limits.get(basis, {})] + list(effects.get(basis, {}))
-            for basis in order
-        }
-        pins = {basis: basis.pins for basis in order}
-        attention, closed = settled(self._attended, others, pins)
-        within = groups_within(attention)
-        open_spaces: list[Space] = []
-        fixed: list[Space] = []
-        names: dict[Basis, str] = {}
-        for basis in order:
-            own = tuple(slots.get(basis, {}))
-            reasons = list(dict.fromkeys(basis.pins))
-            if basis in closed:
-                reasons.append(closed[basis])
-            roles = {s.role for s in own}
-            if basis in within:
-                pass
-            elif not reasons and not ({Role.WRITE} <= roles and Role.READ in roles):
-                reasons.append("written or read by no parameter")
-            elif not reasons and basis not in taps:
-                reasons.append("its features are never computed: it lies between parameters")
-            limited = limits.get(basis, {})
-            notes = [limit.why for limit in limited] + (tied := _tied(own))
-            notes = [*dict.fromkeys(notes), *remarks.get(basis, {})]
-            groups = [limit.group for limit in limited] + [ORTHOGONAL] * len(tied)
-            group = _meet(GENERAL, groups)
-            exact = _meet(group, effects.get(basis, {}))
-            if basis in within:
-                group = exact = within[basis]
-                notes += [why for key, h in attention.items() if basis in key for why in h.why]
-            if reasons:
-                group, exact, notes = FIXED, FIXED, reasons
-            names[basis] = _name(own, taps.get(basis, []), set(names.values()))
-            space = Space(
-                names[basis],
-                basis.size,
-                group,
-                exact,
-                tuple(notes),
-                own,
-                tuple(taps.get(basis, [])),
-            )
-            (fixed if reasons else open_spaces).append(space)
-        pinned = self._explained((*open_spaces, *fixed), fixed)
-        heads = tuple(named(own, [names[basis] for basis in key]) for key, own in attention.items())
-        spaces = tuple(open_spaces)
-        return Spaces(self.program, unfolded, folds, spaces, tuple(fixed), pinned, heads)
-
-    def _table(self, records: Sequence[tuple[list[Axis], Any]]) -> dict[Basis, dict[Any, None]]:
-        table: dict[Basis, dict[Any, None]] = {}
-        for axes, value in records:
-            for axis in axes:
-                for basis in ax.bases(axis):
-                    table.setdefault(basis, {}).setdefault(value)
-        return table
-
-    def _taps(self, node: Node, users: list[Node]) -> list[tuple[Basis, Tap]]:
-        axes = self.facts.axes.get(node.name)
-        moved = operation(node).move and node.name not in self._outs
-        if node.shape is None or not axes or moved or node.name in self.facts.static:
-            return []
-        if node.op == "getitem" and not users and node.name not in self.program.outputs:
-            return []  # one of several results, which nobody wants
-        kind = self._kind(node) if node.real else None
-        reduced = bool(users) and all(operation(user).reduces for user in users)
-        statistic = operation(node).magnitude and reduced
-        if kind is None or statistic:  # squares of which only a mean is taken: nobody's features
-            return []
-        found = []
-        for dim, axis in enumerate(axes):
-            start = 0
-            for part, segment in enumerate(ax.resolve(axis)):  # type: ignore[arg-type]
-                if len(segment) == 1 and isinstance(segment[0], Basis):
-                    tap = Tap(node.name, kind, dim, start, segment[0].size, part)
-                    found.append((segment[0], tap))
-                start += ax.segment_size(segment)
-        return found
-
-    def _kind(self, node: Node) -> str | None:
-        if node.name in self._outs:
-            return "activation"
-        return operation(node).tap or ("activation" if node.name in self.facts.active else None)
-
-    def _slots(self, use: Use) -> list[tuple[Basis, Slot]]:
-        found, start = [], 0
-        axis = self.facts.own[use.parameter][use.dim] if use.axis is None else use.axis
-        for segment in ax.resolve(axis):
-            sizes = [f.size if isinstance(f, Basis) else f for f in segment]
-            for i, factor in enumerate(segment):
-                if isinstance(factor, Basis):
-                    outer, inner = math.prod(sizes[:i]), math.prod(sizes[i + 1 :])
-                    slot = Slot(use.parameter, use.dim, use.role, start, outer, inner, use.rows)
-                    found.append((factor, slot))
-            start += math.prod(sizes)
-        return found
-
-    def _explained(
-        self, spaces: tuple[Space, ...], fixed: list[Space]
-    ) -> dict[tuple[str, int], str]:
-        """A reason for every axis of every parameter that no open space holds."""
-        closed = {s.name for s in fixed}
-        held: dict[tuple[str, int], list[Space]] = {}
-        for space in spaces:
-            for slot in space.slots:
-                held.setdefault((slot.parameter, slot.dim), []).append(space)
-        pinned = dict(self.facts.kept)
-        for key, axes in self.facts.own.items():
-            for dim, axis in enumerate(axes):
-                owners = held.get((key, dim), [])
-                if any(s.name not in closed for s in owners) or (key, dim) in pinned:
-                    continue
-                reasons = [n for s in owners for n in s.notes]
-                reasons += [p for b in ax.bases(axis) for p in b.pins]
-                if ax.axis_size(axis) == 1:
-                    reasons.append("a single element")
-                if reasons:
-                    pinned[key, dim] = "; ".join(dict.fromkeys(reasons))
-        return pinned
-
-
-def _meet(largest: Group, groups: Iterable[Group]) -> Group:
-    """What all of some groups allow."""
-    return functools.reduce(operator.and_, groups, largest)
-
-
-def _tied(slots: tuple[Slot, ...]) -> list[str]:
-    """A tied parameter that writes and reads along an axis: T^T W = W T^{-T} makes T orthogonal."""
-    roles: dict[tuple[str, int], set[Role]] = {}
-    for slot in slots:
-        roles.setdefault((slot.parameter, slot.dim), set()).add(slot.role)
-    return [
-        f"{parameter} (tied) writes and reads it along axis {dim}"
-        for (parameter, dim), found in roles.items()
-        if {Role.WRITE, Role.READ} <= found
-    ]
-
-
-def _name(slots: tuple[Slot, ...], taps: list[Tap], taken: set[str]) -> str:
-    """After the first parameter that writes the space, else after its first tap."""
-    owners = [s.parameter for s in slots if s.role is Role.WRITE] or [s.parameter for s in slots]
-    base = owners[0].split(":")[0] if owners else taps[0].node
-    for suffix in (".weight", ".bias"):
-        base = base.removesuffix(suffix)
-    if owners and all(s.role is Role.READ for s in slots):
-        base += ".input"
-    name, count = base, 1
-    while name in taken:
-        count += 1
-        name = f"{base}#{count}"
-    return name
+        Features of one part are found by their values over all of the other: where both may be
+        reordered, neither is found.
+        """
+        for segment in (s for own in self.facts.own.values() for a in own for s in ax.resolve(a)):
+            free = [f for f in segment if isinstance(f, Basis) and f.piece and not f.pins]
+            for basis in sorted(free, key=lambda f: f.size)[:-1]:
+                ax.pin(((basis,),), "groups of features, whose order stays")

@@ -6,6 +6,7 @@ map that is not a permutation this is not the function that the model computed.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from ccamerge.core.device import Device, memory_of
 from ccamerge.graph.derivation import Derivation
 from ccamerge.graph.folds import BatchNormFold
+from ccamerge.graph.forming import formed
 from ccamerge.graph.rules import operation
 from ccamerge.graph.space import Spaces
 from ccamerge.graph.tracing.lockstep import lockstep
@@ -23,9 +25,15 @@ from ccamerge.repair.repairing import channel_statistics, walked_inputs
 
 
 def unfolded_spaces(found: Spaces) -> Spaces:
-    """The same spaces, by the same names, of the program in which no BatchNorm is folded."""
+    """The same spaces, by the same names, of the program in which no BatchNorm is folded.
+
+    Those of attention are no others: no BatchNorm stands in it.
+    """
     kept = tuple(fold for fold in found.folds if not isinstance(fold, BatchNormFold))
-    return Derivation(found.unfolded).finish(kept, found.unfolded)
+    walk = Derivation(found.unfolded)
+    own = formed(walk.facts, walk.attended, kept, found.unfolded)
+    attended = tuple(found[name] for heads in found.attention for name in heads.spaces)
+    return dataclasses.replace(own, spaces=(*own.spaces, *attended))
 
 
 def reset_statistics(

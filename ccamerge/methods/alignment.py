@@ -142,7 +142,7 @@ def _within(method: Method, group: Group, mode: Mode) -> str:
         return method.name
     rotates = method.name in ("cca", "procrustes")
     if group <= SIGNED_PERMUTATION or not group <= ORTHOGONAL:
-        signed = rotates and SIGNED_PERMUTATION <= group and mode == "reference"
+        signed = rotates and group >= SIGNED_PERMUTATION and mode == "reference"
         return "signed_permutation" if signed else "permutation"
     return "procrustes" if rotates else "ot" if method.name == "ot" else "permutation"
 

@@ -46,6 +46,123 @@ def _with_states(x: Tensor, state: nn.Module, cell: nn.Module, last: nn.Module) 
     return found
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose weight gets a mean of zero and a variance of one for each output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        over = (1, 2, 3)
+        mean, spread = (f(over, keepdim=True) for f in (self.weight.mean, self.weight.std))
+        return F.conv2d(x, (self.weight - mean) / (spread + 1e-3).expand_as(self.weight), self.bias)
+
+
+class BatchStandardised(nn.Conv2d):
+    """The same by a BatchNorm of the weight, with a gain for each output."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.rand(sizes[1]) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, len(self.weight), -1)
+        weight = F.batch_norm(flat, None, None, weight=self.gain * 0.7, training=True, eps=1e-3)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
+
+
+class SplitAttention(nn.Module):
+    """Groups of channels that compete for each channel, as in ResNeSt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 16, 3, padding=1, groups=2)
+        self.gate = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.conv(x).relu().unflatten(1, (2, 8))
+        share = self.gate(parts.sum(1).mean((2, 3))).view(-1, 2, 8).softmax(1)
+        return (parts * share[..., None, None]).sum(1)
+
+
+class Experts(nn.Module):
+    """Experts in one tensor, of which two are chosen for each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = (nn.Parameter(torch.randn(4, *s)) for s in ((6, 8), (8, 3)))
+        self.router = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        share, chosen = self.router(x).softmax(-1).topk(2, -1)
+        share /= share.sum(-1, keepdim=True)  # in place, one of two new tensors
+        hidden = torch.einsum("...i,...eih->...eh", x, self.up[chosen]).relu()
+        return (torch.einsum("beh,beho->beo", hidden, self.down[chosen]) * share[..., None]).sum(1)
+
+
+class Blur(nn.Module):
+    """One fixed kernel for all channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Buffer(torch.tensor([1.0, 2.0, 1.0]).view(1, 1, 1, 3) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.kernel.expand(x.shape[1], -1, -1, -1)
+        return F.conv2d(F.pad(x, (1, 1, 0, 0), "reflect"), kernel, groups=x.shape[1])
+
+
+class Thresholded(nn.Module):
+    """Filter response normalisation with a threshold for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.bias, self.least = (nn.Parameter(torch.randn(1, 8, 1, 1)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * (x.square().mean((2, 3), keepdim=True) + 1e-3).rsqrt()
+        return torch.max(self.gain * x + self.bias, self.least)
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """Half of the features one position later, the others one earlier, written in place."""
+    found = torch.zeros(x.shape).to(x)
+    found[:, :-1, :4] = x[:, 1:, :4]
+    found[:, 1:, 4:] = x[:, :-1, 4:]
+    return found
+
+
+def _put(x: Tensor) -> Tensor:
+    found = torch.zeros(4, 7, 8).to(x)
+    found[:, torch.tensor([1, 2, 4, 5, 6])] = x
+    return found
+
+
+def _clipped(x: Tensor) -> Tensor:
+    found = x.clone()
+    found[found < 0.3] = 0.1
+    return found
+
+
+def _shuffled(x: Tensor) -> Tensor:
+    return x.view(4, 2, 4, 6, 6).transpose(1, 2).reshape(4, 8, 6, 6)
+
+
+def _between(
+    function: Callable[[Tensor], Tensor], features: int = 8, *, channels: bool = False
+) -> Callable[[], nn.Module]:
+    """A function of features between two layers: what it makes of 8 is so many."""
+    if channels:
+        ends: tuple[nn.Module, nn.Module] = (nn.Conv2d(3, 8, 3), nn.Conv2d(features, 3, 1))
+    else:
+        ends = nn.Linear(6, 8), nn.Linear(features, 3)
+    return lambda: Net(lambda x, a, b: b(function(a(x).relu())), *ends)
+
+
+def _layers(*inner: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Layers of 8 channels between two convolutions, a ReLU after the first."""
+    return lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), *(make() for make in inner), nn.Conv2d(8, 3, 1)
+    )
+
+
 IMAGES, SEQUENCES, ROWS = (4, 3, 8, 8), (4, 5, 6), (4, 6)
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, str]]] = {
@@ -179,6 +296,184 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, str]]
     "tiled": (
         lambda: Net(lambda x, a, b: b(a(x).relu().tile(1, 2)), nn.Linear(6, 8), nn.Linear(16, 3)),
         ROWS,
+        {"layers.0": "general"},
+    ),
+    "groups summed": (
+        _between(lambda h: h.unflatten(1, (2, 4)).sum(1), 4),
+        ROWS,
+        {"layers.0#2": "general"},
+    ),
+    "groups that compete": (
+        _between(lambda h: (g := h.view(4, 2, 4, 6, 6)).mul(g.softmax(1)).sum(1), 4, channels=True),
+        IMAGES,
+        {"layers.0#2": "permutation"},
+    ),
+    "groups unbound": (
+        _between(lambda h: torch.add(*h.unflatten(1, (4, 2)).unbind(2)), 4, channels=True),
+        IMAGES,
+        {"layers.0": "general"},
+    ),
+    "groups selected": (
+        _between(lambda h: (g := h.view(4, 2, 4))[:, 0] * g[:, 1].sigmoid(), 4),
+        ROWS,
+        {"layers.0": "permutation"},
+    ),
+    "every other feature": (
+        _between(lambda h: h[..., ::2] * h[..., 1::2].tanh(), 4),
+        ROWS,
+        {"layers.0": "permutation"},
+    ),
+    "depth to space by a view": (
+        _between(
+            lambda h: h.view(4, 2, 2, 2, 6, 6).permute(0, 1, 4, 2, 5, 3).reshape(4, 2, 12, 12),
+            2,
+            channels=True,
+        ),
+        IMAGES,
+        {"layers.0": "general"},
+    ),
+    "zeros of its shape": (
+        _between(lambda h: h.type_as(h) + torch.zeros_like(h)),
+        ROWS,
+        {"layers.0": "general"},
+    ),
+    "normalised": (_between(lambda h: F.normalize(h, dim=1)), ROWS, {"layers.0": "permutation"}),
+    "turned": (
+        _between(lambda h: h.rot90(1, (2, 3)), channels=True),
+        IMAGES,
+        {"layers.0": "general"},
+    ),
+    "differences": (_between(lambda h: h.diff(dim=1)), SEQUENCES, {"layers.0": "general"}),
+    "windows": (_between(lambda h: h.unfold(1, 3, 1).mean(-1)), SEQUENCES, {"layers.0": "general"}),
+    "windows and back": (
+        _between(lambda h: F.fold(F.unfold(h, 3), (6, 6), 3), channels=True),
+        IMAGES,
+        {"layers.0": "general"},
+    ),
+    "triangle": (
+        _between(lambda h: torch.ones(5, 5).to(h).tril() @ h),
+        SEQUENCES,
+        {"layers.0": "general"},
+    ),
+    "Fourier transform of positions": (
+        _between(lambda h: torch.fft.fft(h, dim=1).real),
+        SEQUENCES,
+        {"layers.0": "general"},
+    ),
+    "exactly nearest": (
+        _between(lambda h: F.interpolate(h, scale_factor=2, mode="nearest-exact"), channels=True),
+        IMAGES,
+        {"layers.0": "general"},
+    ),
+    "smoothed": (
+        _between(
+            lambda h: F.interpolate(h, size=(4, 4), mode="bilinear", antialias=True), channels=True
+        ),
+        IMAGES,
+        {"layers.0": "general"},
+    ),
+    "largest of windows of any size": (
+        _between(lambda h: F.adaptive_max_pool2d(h, 2), channels=True),
+        IMAGES,
+        {"layers.0": "general"},
+    ),
+    "pooled and unpooled": (
+        _between(
+            lambda h: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2), channels=True
+        ),
+        IMAGES,
+        {"layers.0": "permutation"},
+    ),
+    "gathered": (
+        _between(lambda h: h.gather(1, torch.tensor([1, 0, 2, 3]).view(4, 1, 1).expand(4, 1, 8))),
+        SEQUENCES,
+        {"layers.0": "permutation"},
+    ),
+    "largest places": (
+        _between(lambda h: h.topk(2, 1)[0].mean(1)),
+        SEQUENCES,
+        {"layers.0": "permutation"},
+    ),
+    "sorted places": (_between(lambda h: h.sort(1)[0]), SEQUENCES, {"layers.0": "permutation"}),
+    "rows scattered": (
+        _between(
+            lambda h: (
+                torch.zeros(2, 8)
+                .to(h)
+                .scatter_add(0, (torch.arange(4) // 2)[:, None].expand(4, 8), h)[
+                    torch.arange(4) // 2
+                ]
+            )
+        ),
+        ROWS,
+        {"layers.0": "permutation"},
+    ),
+    "written at places": (_between(_put), SEQUENCES, {"layers.0": "general"}),
+    "written in halves": (
+        _between(_shifted),
+        SEQUENCES,
+        {"layers.0": "general", "layers.0#2": "general"},
+    ),
+    "written where it is small": (_between(_clipped), ROWS, {"layers.0": "permutation"}),
+    "channels shuffled by a view": (
+        _between(_shuffled, channels=True),
+        IMAGES,
+        {"layers.0#2": "general"},
+    ),
+    "split attention": (
+        _layers(SplitAttention),
+        IMAGES,
+        {"0": "general", "0#2": "general", "2.conv": "permutation", "2.gate.0": "general"},
+    ),
+    "one kernel for all channels": (_layers(Blur), IMAGES, {"0": "permutation"}),
+    "threshold of channels": (_layers(Thresholded), IMAGES, {"0": "permutation"}),
+    "weights standardised": (
+        _layers(lambda: Standardised(8, 8, 1), nn.ReLU),
+        IMAGES,
+        {"0": "permutation", "2": "permutation"},
+    ),
+    "weights standardised by a BatchNorm": (
+        _layers(lambda: BatchStandardised(8, 8, 1), nn.ReLU),
+        IMAGES,
+        {"0": "permutation", "2": "permutation"},
+    ),
+    "transposed convolution in groups": (
+        _layers(lambda: nn.ConvTranspose2d(8, 8, 2, 2, groups=2), nn.ReLU),
+        IMAGES,
+        {"0": "general", "0#2": "general", "2": "general", "2#2": "general"},
+    ),
+    "transposed depthwise convolution": (
+        _layers(lambda: nn.ConvTranspose2d(8, 8, 2, 2, groups=8)),
+        IMAGES,
+        {"0": "permutation"},
+    ),
+    "angles": (
+        lambda: Net(
+            lambda x, a, b, c: c(h := a(x).relu()) * F.cosine_similarity(h, b(x), dim=1)[:, None],
+            *(nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)),
+        ),
+        ROWS,
+        {"layers.0": "permutation"},
+    ),
+    "bilinear form": (
+        lambda: Net(
+            lambda x, a, b, c, e: e(c(a(x).relu(), b(x)).relu()),
+            nn.Linear(6, 8),
+            nn.Linear(6, 7),
+            nn.Bilinear(8, 7, 5),
+            nn.Linear(5, 3),
+        ),
+        ROWS,
+        {"layers.0": "general", "layers.1": "general", "layers.2": "general"},
+    ),
+    "chosen experts": (Experts, ROWS, {"up": "general"}),
+    "product over named axes": (
+        lambda: Net(
+            lambda x, a, b: torch.tensordot(a(x).relu(), b.weight, ([2], [1])),
+            nn.Linear(6, 8),
+            nn.Linear(8, 3),
+        ),
+        SEQUENCES,
         {"layers.0": "general"},
     ),
     "sampled": (

@@ -16,8 +16,9 @@ from ccamerge.graph.tracing.program import Node, Ref
 
 @dataclasses.dataclass(frozen=True)
 class Attended:
-    """Heads whose parts are called by ``axes``: of queries, keys, values and outputs."""
+    """Heads whose parts lie along ``axes``: of queries, keys, values and of the value ``out``."""
 
+    out: str
     heads: Heads
     axes: tuple[Axis, Axis, Axis, Axis]
 
@@ -61,7 +62,7 @@ def visit(core: Core, heads: Heads, node: Node, facts: Facts, axis: int) -> Atte
     placed = [found[key] for key in keys]
     joint = dataclasses.replace(heads, queries=placed[0][1], keys=placed[1][1], values=placed[2][1])
     axes = (placed[0][0], placed[1][0], placed[2][0], out[axis])
-    return Attended(joint, axes)  # type: ignore[arg-type]
+    return Attended(node.name, joint, axes)  # type: ignore[arg-type]
 
 
 def _key(part: Part) -> str:

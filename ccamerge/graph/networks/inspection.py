@@ -17,6 +17,7 @@ from ccamerge.graph.attention.probing import attention_of
 from ccamerge.graph.derivation import Derivation
 from ccamerge.graph.folding import fold_all_but_batch_norm, fold_batch_norm
 from ccamerge.graph.folds import Fold
+from ccamerge.graph.forming import formed
 from ccamerge.graph.groups import FIXED
 from ccamerge.graph.networks.parameters import Parameters, parameters_of
 from ccamerge.graph.networks.states import folded_state
@@ -93,7 +94,8 @@ def spaces_of_call(
     }
     folds = (*gains, *norms)
     attention = _attention(program, folds, model, args, kwargs)
-    found = Derivation(program, frozen, attention).finish(folds, unfolded)
+    walk = Derivation(program, frozen, attention)
+    found = formed(walk.facts, walk.attended, folds, unfolded)
     return proved(found, model, args, kwargs) if prove and found.spaces else found
 
 

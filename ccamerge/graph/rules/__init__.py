@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from ccamerge.graph.operations import OPERATIONS, features_dim, operation
 from ccamerge.graph.rules import (
+    choosing,
+    distances,
     elementwise,
     linear,
     normalisation,
+    positions,
     recurrent,
     reductions,
     shapes,
@@ -19,11 +22,14 @@ from ccamerge.graph.rules import (
 
 __all__ = [
     "OPERATIONS",
+    "choosing",
+    "distances",
     "elementwise",
     "features_dim",
     "linear",
     "normalisation",
     "operation",
+    "positions",
     "recurrent",
     "reductions",
     "shapes",

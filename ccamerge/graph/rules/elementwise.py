@@ -26,7 +26,7 @@ def elementwise(*names: str, commutes: Group = PERMUTATION, **facts: Any) -> Non
 def _elementwise(node: Node, d: Facts) -> list[Axis] | None:
     tensors = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, Ref)]
     if len(tensors) != 1 or tensors[0] is not node.args[0]:
-        return _several(node, d) if node.op == "aten.pow" else None  # a tensor as a bound
+        return several(node, d) if node.op == "aten.pow" else None  # a tensor as a bound
     axes = operand_axes(node, d)
     d.effect(axes, operation(node).commutes, node)
     d.made_of(node, d.sources_of(node.args[0]))
@@ -69,11 +69,11 @@ def _prelu(node: Node, d: Facts) -> list[Axis]:
 @rule(*_COMPARED, *_LOGICAL, *_OTHER, commutes=PERMUTATION)
 @rule("where", "lerp", "addcmul", "addcdiv", commutes=PERMUTATION)
 @rule("masked_fill", commutes=PERMUTATION, twin=left_out)
-def _several(node: Node, d: Facts) -> list[Axis] | None:
+def several(node: Node, d: Facts) -> list[Axis] | None:
     """Several tensors, element by element, in another way than by sums and products."""
     if node.shape is None:
         return None
-    result = _together(node, d, [a for a in node.args if d.is_tensor(a)], Role.SCALE)
+    result = together(node, d, [a for a in node.args if d.is_tensor(a)], Role.SCALE)
     d.effect(result, operation(node).commutes, node)
     tensors = [a for a in node.args if d.is_tensor(a)]
     if len(tensors) > 1 and any(not ax.is_inert(a) for t in tensors[1:] for a in d.axes_of(t)):
@@ -81,13 +81,19 @@ def _several(node: Node, d: Facts) -> list[Axis] | None:
     return result
 
 
-def _together(node: Node, d: Facts, tensors: list[Ref], role: Role) -> list[Axis]:
-    """Equate the axes of tensors that are broadcast together; weights among them have a role."""
-    assert node.shape is not None
-    rank = len(node.shape)
+def together(
+    node: Node, d: Facts, tensors: list[Ref], role: Role, shape: tuple[int, ...] | None = None
+) -> list[Axis]:
+    """Equate the axes of tensors that are broadcast together; weights among them have a role.
+
+    They are broadcast to ``shape``, which is the node's if there is none.
+    """
+    shape = node.shape if shape is None else shape
+    assert shape is not None
+    rank = len(shape)
     padded = [[ax.inert(1)] * (rank - len(d.axes_of(t))) + d.axes_of(t) for t in tensors]
     result: list[Axis] = []
-    for dim, size in enumerate(node.shape):
+    for dim, size in enumerate(shape):
         every = [axes[dim] for axes in padded]
         full = [axis for axis in every if ax.axis_size(axis) == size]
         live = [axis for axis in full if not ax.is_inert(axis)]
@@ -98,7 +104,7 @@ def _together(node: Node, d: Facts, tensors: list[Ref], role: Role) -> list[Axis
                 d.restrict([axis], "one feature beside many", node)
         result.append((live or full or [ax.inert(size)])[0])
     static = d.is_static(Ref(node.name))
-    sources = [broadcast(source, node.shape) for t in tensors for source in d.sources_of(t)]
+    sources = [broadcast(source, shape) for t in tensors for source in d.sources_of(t)]
     d.made_of(node, sources)
     if not static:
         for tensor, axes in zip(tensors, padded, strict=True):
@@ -119,7 +125,7 @@ def _sum(node: Node, d: Facts) -> list[Axis] | None:
     tensors = [a for a in node.args[:2] if d.is_tensor(a)]
     if node.shape is None or not tensors:
         return None
-    result = _together(node, d, tensors, Role.WRITE)
+    result = together(node, d, tensors, Role.WRITE)
     numbers = [d.axes_of(t) for t in tensors if all(ax.axis_size(a) == 1 for a in d.axes_of(t))]
     if len(tensors) == 1 or any(len(axes) == 0 for axes in numbers):
         d.effect(result, operation(node).commutes, node)  # a shift of every feature by one number
@@ -139,8 +145,8 @@ def _product(node: Node, d: Facts) -> list[Axis] | None:
     if node.shape is None or not tensors:
         return None
     if node.kwargs.get("rounding_mode") is not None:
-        return _several(node, d)
-    result = _together(node, d, tensors, Role.SCALE)
+        return several(node, d)
+    result = together(node, d, tensors, Role.SCALE)
     quotient = node.op != "aten.mul"
     if quotient and d.is_tensor(node.args[1]):
         divisor = d.axes_of(node.args[1])

@@ -8,7 +8,7 @@ from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
 from ccamerge.graph.facts import Facts
 from ccamerge.graph.operations import operation, rule
-from ccamerge.graph.rules.shared import operand_axes, split_evenly
+from ccamerge.graph.rules.shared import dims_of, operand_axes, split_evenly
 from ccamerge.graph.space import KERNEL, Role
 from ccamerge.graph.tracing.program import Node, Ref
 
@@ -29,10 +29,10 @@ def dense(node: Node, d: Facts) -> list[Axis] | None:
     rows = [f"x{i}" for i in range(len(x) - 1)]
     bias = operation(node).place(node, "bias")
     spec = [[*rows, "in"], ["out", "in"]]
-    return _contract(node, d, [*node.args[:2]], spec, [*rows, "out"], bias)
+    return contract(node, d, [*node.args[:2]], spec, [*rows, "out"], bias)
 
 
-@rule("matmul", "mm", "bmm", tap="write")
+@rule("matmul", "mm", "bmm", "mv", "dot", tap="write")
 def _matmul(node: Node, d: Facts) -> list[Axis] | None:
     a, b = (len(operand_axes(node, d, i)) for i in range(2))
     if node.shape is None or min(a, b) == 0:
@@ -41,7 +41,7 @@ def _matmul(node: Node, d: Facts) -> list[Axis] | None:
     left = [*more[len(more) - max(a - 2, 0) :], *(["row"] if a > 1 else []), "in"]
     right = [*more[len(more) - max(b - 2, 0) :], "in", *(["out"] if b > 1 else [])]
     result = [*more, *(["row"] if a > 1 else []), *(["out"] if b > 1 else [])]
-    return _contract(node, d, [*node.args[:2]], [left, right], result)
+    return contract(node, d, [*node.args[:2]], [left, right], result)
 
 
 @rule("addmm", "baddbmm", tap="write")
@@ -50,19 +50,66 @@ def _addmm(node: Node, d: Facts) -> list[Axis] | None:
     if node.shape is None or not d.is_tensor(node.args[0]):
         return None
     spec = [[*more, "row", "in"], [*more, "in", "out"]]
-    return _contract(node, d, [*node.args[1:3]], spec, [*more, "row", "out"], node.args[0])
+    return contract(node, d, [*node.args[1:3]], spec, [*more, "row", "out"], node.args[0])
 
 
 @rule("einsum", tap="write")
 def _einsum(node: Node, d: Facts) -> list[Axis] | None:
-    equation = node.args[0].replace(" ", "")
-    if "." in equation or "->" not in equation:
+    operands = list(node.args[1])
+    if node.shape is None or not all(map(d.is_tensor, operands)):
         return None
-    given, result = equation.split("->")
-    return _contract(node, d, list(node.args[1]), [list(g) for g in given.split(",")], list(result))
+    given, arrow, result = node.args[0].replace(" ", "").partition("->")
+    if not arrow:
+        once = sorted(x for x in set(given) if x.isalpha() and given.count(x) == 1)
+        result = ("..." if "..." in given else "") + "".join(once)
+    ranks = [len(d.axes_of(operand)) for operand in operands]
+    letters = [_spelled(own, rank) for own, rank in zip(given.split(","), ranks, strict=True)]
+    return contract(node, d, operands, letters, _spelled(result, len(node.shape)))
 
 
-def _contract(
+def _spelled(letters: str, rank: int) -> Letters:
+    """The names of a tensor's axes, those that an ellipsis stands for counted from the last."""
+    before, dots, after = letters.partition("...")
+    more = rank - len(before) - len(after) if dots else 0
+    return [*before, *(f"x{i}" for i in reversed(range(more))), *after]
+
+
+@rule("tensordot", tap="write")
+def _tensordot(node: Node, d: Facts) -> list[Axis] | None:
+    if not all(map(d.is_tensor, node.args[:2])):
+        return None
+    ranks = [len(d.axes_of(operand)) for operand in node.args[:2]]
+    over = [dims_of(dims, rank) for dims, rank in zip(node.args[2:4], ranks, strict=True)]
+    letters = [[f"{side}{i}" for i in range(rank)] for side, rank in zip("ab", ranks, strict=True)]
+    for left, right in zip(*over, strict=True):
+        letters[1][right] = letters[0][left]
+    gone = {letters[0][i] for i in over[0]}
+    result = [letter for own in letters for letter in own if letter not in gone]
+    return contract(node, d, [*node.args[:2]], letters, result)
+
+
+@rule("bilinear", tap="write")
+def _bilinear(node: Node, d: Facts) -> list[Axis] | None:
+    """Each output a form of two inputs: (input, input, weight, bias)."""
+    rank = len(operand_axes(node, d))
+    if node.shape is None or any(map(d.is_static, node.args[:2])):
+        return None
+    rows = [f"x{i}" for i in range(rank - 1)]
+    axes = [d.axes_of(argument) for argument in node.args[:3]]
+    for one, two in zip(axes[0][:-1], axes[1][:-1], strict=True):
+        ax.unify(one, two, node.name)
+        d.restrict([one], "features multiplied by features", node)
+    for dim in (1, 2):
+        ax.unify(axes[dim - 1][-1], axes[2][dim], node.name)
+        d.use(node.args[2], dim, Role.READ, axes[2][dim], node)
+    out = d.features_of(node.args[2], 0)
+    d.use(node.args[2], 0, Role.WRITE, out, node)
+    if (bias := node.argument(3, "bias")) is not None:
+        _added(node, d, bias, [*axes[0][: len(rows)], out])
+    return [*axes[0][:-1], out]
+
+
+def contract(
     node: Node,
     d: Facts,
     operands: list[Any],
@@ -75,12 +122,15 @@ def _contract(
     A letter of one operand and the result is written by it; one of two operands and the result is
     multiplied feature by feature.
     """
-    if node.shape is None or len(operands) > 2 or not all(map(d.is_tensor, operands)):
+    if node.shape is None or not all(map(d.is_tensor, operands)):
         return None
     every = [d.axes_of(operand) for operand in operands]
     if any(len(set(own)) != len(own) for own in letters):
         return None  # a diagonal
     static = d.is_static(Ref(node.name))
+    if not any(map(d.is_weight, operands)):
+        for axis in (axis for own in every for axis in own):
+            ax.pin(ax.pieces(axis), f"groups of features, multiplied by features in {node.name}")
     places: dict[str, list[tuple[int, int]]] = {}
     for index, own in enumerate(letters):
         for dim, letter in enumerate(own):
@@ -101,7 +151,9 @@ def _contract(
                 role = Role.WRITE if len(at) == 1 else Role.SCALE
             if weight:
                 d.use(operands[index], dim, role, axes[letter], node)
-        if not any(weights) and (letter not in result or len(at) > 1):
+        if len(operands) > 2:
+            d.restrict([axes[letter]], "of more than two factors", node)
+        elif not any(weights) and (letter not in result or len(at) > 1):
             why = "features multiplied by features" if len(at) > 1 else "summed up"
             d.restrict([axes[letter]], why, node)
     out = [axes[letter] for letter in result]
@@ -151,11 +203,13 @@ def _positions(node: Node, d: Facts, x: list[Axis]) -> None:
 def convolution(node: Node, d: Facts) -> list[Axis] | None:
     """With (input, weight, bias, stride, padding, dilation, groups), channels on axis 1."""
     x, weight = operand_axes(node, d), d.axes_of(node.args[1])
+    groups = node.argument(6, "groups", 1)
     if node.shape is None or len(x) != len(weight) or d.is_static(node.args[0]):
         return None
+    if not isinstance(groups, int):
+        return None  # one for each sample
     weight[0] = d.features_of(node.args[1], 0)
     _positions(node, d, x)
-    groups = int(node.argument(6, "groups", 1))
     for dim in range(2, len(weight)):
         d.use(node.args[1], dim, None, weight[dim], node, KERNEL)
     outputs, per_group = ax.axis_size(weight[0]), ax.axis_size(weight[1])
@@ -198,19 +252,49 @@ def convolution(node: Node, d: Facts) -> list[Axis] | None:
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _conv_transpose(node: Node, d: Facts) -> list[Axis] | None:
     x, weight = operand_axes(node, d), d.axes_of(node.args[1])
-    if node.shape is None or len(x) != len(weight) or int(node.argument(6, "groups", 1)) != 1:
+    groups = node.argument(6, "groups", 1)
+    if node.shape is None or len(x) != len(weight) or not isinstance(groups, int):
         return None
     if d.is_static(node.args[0]):
         return None
     _positions(node, d, x)
     for dim in range(2, len(weight)):
         d.use(node.args[1], dim, None, weight[dim], node, KERNEL)
-    out = d.features_of(node.args[1], 1)
-    ax.unify(x[1], weight[0], node.name)
-    d.use(node.args[1], 0, Role.READ, weight[0], node)
-    d.use(node.args[1], 1, Role.WRITE, out, node)
+    if groups == 1:
+        out = d.features_of(node.args[1], 1)
+        ax.unify(x[1], weight[0], node.name)
+        d.use(node.args[1], 0, Role.READ, weight[0], node)
+        d.use(node.args[1], 1, Role.WRITE, out, node)
+    elif groups == ax.axis_size(x[1]):
+        repeat = ax.axis_size(weight[1])  # each channel makes outputs of its own
+        out = tuple((*segment, repeat) for segment in ax.resolve(x[1])) if repeat > 1 else x[1]
+        ax.unify(weight[0], x[1], node.name)
+        d.use(node.args[1], 0, Role.SCALE, x[1], node, "depthwise convolution")
+        d.restrict([out], "depthwise convolution", node)
+        d.use(node.args[1], 1, None, weight[1], node, "outputs of one channel")
+    else:
+        found = _transposed_groups(node, d, x[1], groups)
+        if found is None:
+            return None
+        out = found
     _bias(node, d, out)
     return [x[0], out, *(ax.inert(size) for size in node.shape[2:])]
+
+
+def _transposed_groups(node: Node, d: Facts, x: Axis, groups: int) -> Axis | None:
+    """The channels that a transposed convolution writes, for each group by its rows."""
+    weight = node.args[1]
+    cuts = split_evenly(x, groups, node.name)
+    if cuts is None:
+        return None
+    ax.unify(d.axes_of(weight)[0], tuple(s for piece in cuts for s in piece), node.name)
+    d.use(weight, 0, Role.READ, d.axes_of(weight)[0], node)
+    size, rows = ax.axis_size(d.axes_of(weight)[1]), ax.axis_size(x) // groups
+    written = [ax.fresh(size) for _ in range(groups)]
+    d.remark([*cuts, *written], f"{node.name}: {MATCHED_IN_ORDER}")
+    for index, piece in enumerate(written):
+        d.use(weight, 1, Role.WRITE, piece, node, rows=(index * rows, (index + 1) * rows))
+    return tuple(s for piece in written for s in piece)
 
 
 @rule("scaled_dot_product_attention")
@@ -218,6 +302,8 @@ def _attention(node: Node, d: Facts) -> list[Axis] | None:
     if node.shape is None or not all(map(d.is_tensor, node.args[:3])):
         return None
     query, key, value = (d.axes_of(a) for a in node.args[:3])
+    for axis in (*query, *key, *value):
+        ax.pin(ax.pieces(axis), f"heads of {node.name}")
     for a, b in zip(query[:-2], key[:-2], strict=True):
         if ax.axis_size(a) != ax.axis_size(b):  # groups of queries share keys
             ax.pin(a, f"queries in groups in {node.name}")

@@ -27,14 +27,35 @@ _ROLES = (("weight", Role.SCALE), ("bias", Role.WRITE))
 @rule("batch_norm", tap="norm", places=_PLACES, commutes=PERMUTATION, twin=left_out)
 def _batch_norm(node: Node, d: Facts) -> list[Axis] | None:
     axes = operand_axes(node, d)
-    if d.is_static(node.args[0]) or len(axes) < 2:
+    if len(axes) < 2:
         return None
+    if d.is_static(node.args[0]):
+        return _standardised(node, d)
     for name in _PLACES:
         own = operation(node).place(node, name)
         if own is not None:
             d.same_feature(own, 0, axes[1], node)
             d.use(own, 0, Role.VARIANCE if name == "running_var" else Role.NORM, axes[1], node)
     d.effect(axes, operation(node).commutes, node)
+    return axes
+
+
+def _standardised(node: Node, d: Facts) -> list[Axis] | None:
+    """A weight seen as (1, outputs, others), each output of which gets a mean and a variance."""
+    if not node.argument(5, "training") or any(node.argument(i, "") is not None for i in (3, 4)):
+        return None
+    axes = operand_axes(node, d)
+    sources = d.sources_of(node.args[0])
+    for name in ("weight", "bias"):
+        own = operation(node).place(node, name)
+        if own is None:
+            continue
+        if d.sources_of(own):
+            d.same_feature(own, 0, axes[1], node)
+        rest = [ax.inert(ax.axis_size(axis)) for axis in axes]
+        sources += [[rest[0], source[0], *rest[2:]] for source in d.sources_of(own)]
+    d.restrict(axes, "standardised", node)
+    d.made_of(node, sources)
     return axes
 
 

@@ -9,10 +9,9 @@ from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
 from ccamerge.graph.facts import Facts
 from ccamerge.graph.groups import PERMUTATION
-from ccamerge.graph.operations import rule
-from ccamerge.graph.rules.shared import is_zero
+from ccamerge.graph.operations import operation, rule
 from ccamerge.graph.space import Role
-from ccamerge.graph.tracing.program import Node
+from ccamerge.graph.tracing.program import Node, Ref
 
 _GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
@@ -76,7 +75,7 @@ def _begun(node: Node, d: Facts, given: Sequence[Any], handed: Sequence[Axis]) -
     alone = len(handed) == 1
     why = f"{node.name}: states of both directions come together"
     for state in given:
-        if is_zero(d, state):
+        if _is_zero(d, state):
             continue
         own = d.axes_of(state)
         for dim, axis in enumerate(own):
@@ -87,6 +86,15 @@ def _begun(node: Node, d: Facts, given: Sequence[Any], handed: Sequence[Axis]) -
                 ax.unify(own[-1], hidden, node.name)
             else:
                 ax.pin(hidden, why)
+
+
+def _is_zero(d: Facts, argument: Any) -> bool:
+    """Whether a value is known to be zeros."""
+    nodes = {node.name: node for node in d.program.nodes}
+    node = nodes.get(argument.name) if isinstance(argument, Ref) else None
+    while node is not None and (operation(node).move or node.op == "aten.expand"):
+        node = nodes.get(node.args[0].name) if isinstance(node.args[0], Ref) else None
+    return node is not None and node.op in ("aten.zeros", "aten.zeros_like", "aten.new_zeros")
 
 
 def _last(node: Node, d: Facts, handed: Sequence[Axis], given: Sequence[Any]) -> list[list[Axis]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -10,28 +12,47 @@ from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
 from ccamerge.graph.facts import Facts
 from ccamerge.graph.groups import PERMUTATION, POSITIVE
-from ccamerge.graph.operations import OPERATIONS, Operation, left_out, operation, rule
-from ccamerge.graph.rules.shared import dims_of, operand_axes
+from ccamerge.graph.operations import left_out, operation, rule
+from ccamerge.graph.rules.elementwise import several
+from ccamerge.graph.rules.shared import (
+    close,
+    dims_of,
+    first_shape,
+    operand_axes,
+    places_are_read,
+)
 from ccamerge.graph.tracing.program import Node
 
 
 def _averaged(node: Node) -> Node:
-    """The mean in place of the maximum."""
+    """The mean in place of the maximum; where that was, it stays as it is."""
     name = node.op.removeprefix("aten.")
     args = node.args if name.startswith("adaptive") else node.args[:4]
+    if node.shape is None:
+        return dataclasses.replace(node, target=_average_and_places(node.target, len(args)))
     target = getattr(torch.ops.aten, name.replace("max", "avg")).default
     return dataclasses.replace(node, target=target, args=args)
 
 
-for _name in ("aten.adaptive_max_pool1d", "aten.adaptive_max_pool3d"):
-    OPERATIONS[_name] = Operation(_name, twin=_averaged)  # with indices: no rule
+def _average_and_places(target: Any, count: int) -> Callable[..., Any]:
+    """The averages of windows, and zeros for the places of their largest values."""
+    name = target.overloadpacket.__name__.removesuffix("_with_indices").replace("max", "avg")
+    average = getattr(torch.ops.aten, name).default
+
+    def found(*args: Any, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = average(*args[:count])
+        return mean, torch.zeros_like(mean, dtype=torch.int64)
+
+    return found
 
 
 @rule("max_pool1d", "max_pool2d", "max_pool3d", commutes=POSITIVE, twin=_averaged)
-@rule("adaptive_max_pool2d", commutes=POSITIVE, twin=_averaged)
 @rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
 @rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
-@rule("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")
+@rule("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d")
+@rule("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d")
+@rule("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d")
+@rule("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 def _pool(node: Node, d: Facts) -> list[Axis] | None:
     axes = operand_axes(node, d)
     if node.shape is None:
@@ -42,6 +63,25 @@ def _pool(node: Node, d: Facts) -> list[Axis] | None:
         ax.pin(axis, f"pooled over by {node.name}")
     d.effect(kept, operation(node).commutes, node)
     return [*kept, *(ax.inert(size) for size in node.shape[len(kept) :])]
+
+
+_WITH_PLACES = ("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices")
+
+
+@rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", twin=_averaged)
+@rule(*_WITH_PLACES, twin=_averaged)
+def _pool_with_places(node: Node, d: Facts) -> list[list[Axis]] | None:
+    """The largest of windows, and where in each they are, which scaling does not change."""
+    axes, shape = operand_axes(node, d), first_shape(node, d)
+    if shape is None:
+        return None
+    spatial = next(int(c) for c in node.op if c.isdigit())
+    kept, gone = axes[: len(axes) - spatial], axes[len(axes) - spatial :]
+    for axis in gone:
+        ax.pin(axis, f"pooled over by {node.name}")
+    d.effect(kept, POSITIVE, node)
+    result = [*kept, *(ax.inert(size) for size in shape[len(kept) :])]
+    return [result, list(result)]
 
 
 def _mean(node: Node) -> Node:
@@ -81,7 +121,8 @@ def _reduce(node: Node, d: Facts) -> list[Axis] | None:
         rest = [a for dim, a in enumerate(axes) if dim not in over]
         return [ax.inert(1) if i in over else a for i, a in enumerate(axes)] if kept else rest
 
-    d.restrict([axes[dim] for dim in over], f"reduced over by {node.name}", node)
+    for dim in over:
+        close(axes[dim], f"reduced over by {node.name}", node, d)
     result = reduced(axes)
     d.effect(result, operation(node).commutes, node)
     d.made_of(node, [reduced(source) for source in d.sources_of(node.args[0])])
@@ -103,13 +144,19 @@ def _mean_of(node: Node) -> Node:
 
 
 @rule("max", "min", commutes=PERMUTATION, twin=_mean_of)
-def _extreme(node: Node, d: Facts) -> list[list[Axis]] | None:
+def _extreme(node: Node, d: Facts) -> list[Axis] | list[list[Axis]] | None:
     """The largest along an axis, and where it is."""
     axes, dim = operand_axes(node, d), node.argument(1, "dim")
+    if d.is_tensor(dim):  # the larger of two, element by element
+        return several(node, d)
+    if dim is None and node.shape == ():
+        return _reduce(node, d)
     if not isinstance(dim, int) or d.is_static(node.args[0]):
         return None
     at = dim % len(axes)
-    d.restrict([axes[at]], f"reduced over by {node.name}", node)
+    close(axes[at], f"reduced over by {node.name}", node, d)
+    if places_are_read(node, d):
+        ax.pin(axes[at], f"a feature's place is read of {node.name}")
     d.effect(axes, operation(node).commutes, node)
     kept = [ax.inert(1)] if node.argument(2, "keepdim", default=False) else []
     result = [*axes[:at], *kept, *axes[at + 1 :]]
@@ -135,7 +182,7 @@ def _along(node: Node, d: Facts) -> list[Axis] | None:
 @rule("_softmax", "_log_softmax", commutes=PERMUTATION)
 def _softmax(node: Node, d: Facts) -> list[Axis]:
     axes = operand_axes(node, d)
-    d.restrict([axes[int(node.args[1])]], f"softmax over it in {node.name}", node)
+    close(axes[int(node.args[1])], f"softmax over it in {node.name}", node, d)
     d.effect(axes, operation(node).commutes, node)
     d.made_of(node, d.sources_of(node.args[0]))
     return axes

@@ -8,23 +8,38 @@ from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
 from ccamerge.graph.facts import Facts
 from ccamerge.graph.operations import move, rule
-from ccamerge.graph.rules.shared import broadcast, dims_of, is_zero, operand_axes
+from ccamerge.graph.rules.shared import broadcast, dims_of, operand_axes
 from ccamerge.graph.space import Role
 from ccamerge.graph.tracing.program import Node, Ref
 
 
 @rule("sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "size", "dim", "numel")
 @rule("sym_constrain_range", "sym_constrain_range_for_size", "_assert_async", "_assert_scalar")
-@rule("_assert_tensor_metadata", "zeros_like", "ones_like", "full_like", "empty_like")
-@rule("new_zeros", "new_ones", "new_full", "new_empty")
+@rule("_assert_tensor_metadata")
 def _shape_alone(node: Node, d: Facts) -> list[Axis]:
     """They read the shape of their operand and nothing else."""
     d.made_of(node, [])
     return [ax.inert(size) for size in node.shape or ()]
 
 
+@rule("zeros", "zeros_like", "new_zeros")
+@rule("ones", "ones_like", "new_ones", "full", "full_like", "new_full", "fill", "scalar_tensor")
+@rule("empty", "empty_like", "new_empty", "empty_permuted")
+def _one_number(node: Node, d: Facts) -> list[Axis] | None:
+    """The same number everywhere, whatever features it meets; of zeros any map is allowed."""
+    value = node.args[1] if node.op == "aten.fill" else None
+    if node.shape is None or (isinstance(value, Ref) and d.is_weight(value)):
+        return None
+    axes = [ax.idle(size) for size in node.shape]
+    zeros = "zeros" in node.op or (value == 0 and not isinstance(value, Ref))
+    if not zeros:
+        d.restrict(axes, "one number for many features", node)
+    d.made_of(node, [])
+    return axes
+
+
 @move("clone", "contiguous", "detach", "alias", "to", "_to_copy", "type_as", "dropout")
-@move("feature_dropout", "neg", "lift_fresh_copy", "positive")
+@move("feature_dropout", "neg", "lift_fresh_copy", "positive", "real", "imag")
 def _same(node: Node, axes: list[Axis]) -> list[Axis]:
     return axes
 
@@ -54,26 +69,41 @@ def _permute(node: Node, axes: list[Axis]) -> list[Axis] | None:
     return [axes[i] for i in order]
 
 
-@move("expand", "expand_as", "broadcast_to")
-def _expand(node: Node, axes: list[Axis]) -> list[Axis] | None:
-    if node.shape is None:
+@rule("expand", "expand_as", "broadcast_to", "copy")
+def _expand(node: Node, d: Facts) -> list[Axis] | None:
+    """An operand in a larger shape; what is repeated along it is the same for all features."""
+    shown = node.args[int(node.op == "aten.copy")]
+    if node.shape is None or not d.is_tensor(shown):
         return None
-    result = broadcast(axes, node.shape)
-    for axis in axes:
-        if ax.axis_size(axis) == 1 and axis not in result:
-            ax.pin(axis, f"one feature repeated by {node.name}")
-    return result
-
-
-@move("repeat", "tile")
-def _repeat(node: Node, axes: list[Axis]) -> list[Axis] | None:
-    if node.shape is None:
-        return None
+    axes = d.axes_of(shown)
     axes = [ax.inert(1)] * (len(node.shape) - len(axes)) + axes
-    # The whole axis again and again: an outer number before each of its segments.
-    return [
-        axis * (size // ax.axis_size(axis)) for axis, size in zip(axes, node.shape, strict=True)
-    ]
+    for dim, (axis, size) in enumerate(zip(axes, node.shape, strict=True)):
+        if ax.axis_size(axis) != size:
+            ax.pin(axis, f"one feature repeated by {node.name}")
+            axes[dim] = ax.idle(size)
+            d.restrict([axes[dim]], "one number for many features", node)
+    d.made_of(node, [broadcast(source, node.shape) for source in d.sources_of(shown)])
+    return axes
+
+
+@rule("repeat", "tile")
+def _repeat(node: Node, d: Facts) -> list[Axis] | None:
+    """The whole of each axis again and again: an outer number before each of its segments."""
+    if node.shape is None or not d.is_tensor(node.args[0]):
+        return None
+    shape, result = node.shape, []
+
+    def repeated(axes: list[Axis]) -> list[Axis]:
+        axes = [ax.inert(1)] * (len(shape) - len(axes)) + axes
+        return [a * (size // ax.axis_size(a)) for a, size in zip(axes, shape, strict=True)]
+
+    for axis in repeated(operand_axes(node, d)):
+        alike = ax.axis_size(axis) > 1 and set(axis) == {(1,)}
+        result.append(ax.idle(len(axis)) if alike else axis)
+        if alike:
+            d.restrict(result[-1:], "one number for many features", node)
+    d.made_of(node, [repeated(source) for source in d.sources_of(node.args[0])])
+    return result
 
 
 @move("repeat_interleave")
@@ -126,23 +156,6 @@ def _unfolded(node: Node, d: Facts) -> list[Axis] | None:
     return [*batch, own, *(ax.inert(size) for size in rest)]
 
 
-@rule("index_add")
-def _index_add(node: Node, d: Facts) -> list[Axis] | None:
-    """Rows of one tensor added to chosen rows of another."""
-    into, dim, index, source = node.args[:4]
-    if node.shape is None or any(d.is_weight(a) for a in (into, index, source)):
-        return None
-    axes, added = d.axes_of(into), d.axes_of(source)
-    dim = dims_of(dim, len(axes))[0]
-    for axis in (axes[dim], added[dim], *d.axes_of(index)):
-        ax.pin(axis, f"indices of {node.name}")
-    if not is_zero(d, into):
-        for i, (one, two) in enumerate(zip(axes, added, strict=True)):
-            if i != dim:
-                ax.unify(one, two, node.name)
-    return [ax.inert(node.shape[i]) if i == dim else axis for i, axis in enumerate(added)]
-
-
 @move("flip", "roll")
 def _reorder(node: Node, axes: list[Axis]) -> list[Axis]:
     dims = node.args[1] if node.op == "aten.flip" else node.argument(2, "dims", [])
@@ -183,8 +196,12 @@ def _slice(node: Node, axes: list[Axis]) -> list[Axis] | None:
     piece = ax.inert(size)
     if not ax.is_inert(axes[dim]):
         found = None
-        start = node.argument(2, "start", 0) or 0
-        if int(node.argument(4, "step", 1)) == 1 and isinstance(start, int):
+        start, step = node.argument(2, "start", 0) or 0, int(node.argument(4, "step", 1))
+        if step > 1 and total == size * step and isinstance(start, int):
+            parts = ax.take_apart(axes[dim], [size, step]) or [axes[dim]]
+            ax.pin(parts[-1], f"one feature alone in {node.name}")
+            found = parts[0] if len(parts) > 1 else None
+        elif step == 1 and isinstance(start, int):
             first = ax.split(axes[dim], max(0, start + total) if start < 0 else start)
             second = ax.split(first[1], size) if first is not None else None
             found = second[0] if second is not None else None
@@ -247,6 +264,8 @@ def _index(node: Node, d: Facts) -> list[Axis] | None:
         return None
     for i in given:
         d.use(node.args[0], i, None, operand[i], node, f"chosen from by {node.name}")
+    if sources:  # chosen by the input, it is made of parameters still
+        d.static.add(node.name)
     d.made_of(node, sources)  # type: ignore[arg-type]
     return result
 

@@ -7,8 +7,7 @@ from typing import Any
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
 from ccamerge.graph.facts import Facts
-from ccamerge.graph.operations import operation
-from ccamerge.graph.tracing.program import Node, Ref
+from ccamerge.graph.tracing.program import Node
 
 
 def operand_axes(node: Node, d: Facts, index: int = 0) -> list[Axis]:
@@ -44,10 +43,20 @@ def split_evenly(axis: Axis, groups: int, where: str) -> list[Axis] | None:
     return [*pieces, rest]
 
 
-def is_zero(d: Facts, argument: Any) -> bool:
-    """Whether a value is known to be zeros, which every linear map leaves as they are."""
-    nodes = {node.name: node for node in d.program.nodes}
-    node = nodes.get(argument.name) if isinstance(argument, Ref) else None
-    while node is not None and operation(node).move and isinstance(node.args[0], Ref):
-        node = nodes.get(node.args[0].name)
-    return node is not None and node.op in ("aten.zeros", "aten.zeros_like", "aten.new_zeros")
+def places_are_read(node: Node, d: Facts) -> bool:
+    """Whether anything reads the second result of an operation, which says where values were."""
+    users = d.program.users()
+    places = [u for u in users.get(node.name, []) if u.op == "getitem" and u.args[1] == 1]
+    return any(users.get(u.name) or u.name in d.program.outputs for u in places)
+
+
+def first_shape(node: Node, d: Facts) -> tuple[int, ...] | None:
+    """The shape of the results of an operation that gives several of one shape, if any is read."""
+    found = (u.shape for u in d.program.users().get(node.name, []) if u.op == "getitem")
+    return next(found, None)
+
+
+def close(axis: Axis, why: str, node: Node, d: Facts) -> None:
+    """Leave no more than permutations along an axis that is reduced over, and of groups nothing."""
+    d.restrict([axis], why, node)
+    ax.pin(ax.pieces(axis), f"groups of features, {why}")

@@ -8,6 +8,7 @@ into it, other views by taking them again.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,12 @@ class _Functional:
         self.shapes = dict(shapes)
         self._views: dict[str, Node] = {}  # a view, as it is taken, of names of the traced program
         self._same: dict[str, str] = {}  # what an operation in place returns -> what it changed
+        self._made = {node.name for node in nodes}  # not kept from one call to the next
+        self._several = {  # of several new tensors, each is no view of the others
+            node.name
+            for node in nodes
+            if node.schema is not None and len(node.schema.returns) > 1 and not _is_view(node)
+        }
         self._last = {name: len(nodes) for name in outputs}
         for index, node in enumerate(nodes):
             for name in node.refs():
@@ -73,7 +80,7 @@ class _Functional:
         changes = node.schema is not None and node.schema.is_mutable
         source = _source(node)
         if not changes:
-            if source is not None and _is_view(node):
+            if source is not None and _is_view(node) and source not in self._several:
                 self._views[node.name] = node
             self._emit(node.renamed(self.names))
             return
@@ -93,17 +100,20 @@ class _Functional:
         later = [name for name in family if self._read_after(name, index)]
         if not later:
             return
+        apart = self._apart(changed, later)
+        if apart is not None:
+            later = [name for name in later if apart in self._chain(name)]
         for name in [changed, *later]:
-            for view in self._way(name):
+            for view in self._way(name, apart):
                 if view.op.removeprefix("aten.") in _MAYBE:
                     self._refuse(node, later[0], f"whether {view.op} copies depends on its input")
-        up = [self._views[name] for name in self._chain(changed) if name in self._views]
+        up = self._way(changed, apart)
         fresh = {changed}
         for view in up:  # write the change into what was viewed, up to the memory's first name
             self._write_back(node, view, later[0])
             fresh.add(self._same.get(_source(view) or "", _source(view) or ""))
         for name in later:
-            for view in reversed(self._way(name)):
+            for view in reversed(self._way(name, apart)):
                 if view.name not in fresh:
                     again = dataclasses.replace(view, name=f"{view.name}:{node.name}")
                     self._emit(again.renamed(self.names))
@@ -173,9 +183,20 @@ class _Functional:
                 return
             name = _source(self._views[name]) or ""
 
-    def _way(self, name: str) -> list[Node]:
-        """The views that lead to a name, the last first."""
-        return [self._views[n] for n in self._chain(name) if n in self._views]
+    def _way(self, name: str, apart: str | None = None) -> list[Node]:
+        """The views that lead to a name, from the memory's first name or ``apart``, last first."""
+        chain = list(itertools.takewhile(lambda n: n != apart, self._chain(name)))
+        return [self._views[n] for n in chain if n in self._views]
+
+    def _apart(self, changed: str, later: Sequence[str]) -> str | None:
+        """What may be a copy or a view of what nobody reads any more: then it does not matter."""
+        for name in reversed(list(self._chain(changed))):
+            view = self._views.get(name)
+            if view is None or view.op.removeprefix("aten.") not in _MAYBE:
+                continue
+            if self._root(name) in self._made and all(name in self._chain(n) for n in later):
+                return name
+        return None
 
     def _root(self, name: str) -> str:
         return list(self._chain(name))[-1]
