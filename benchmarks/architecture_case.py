@@ -44,7 +44,8 @@ RIGHTFUL = {
 """Why an axis may keep its basis in a network that is aligned as far as can be, as the package
 words it: nothing of the network is free along it."""
 INPUT = r"\S+: meets a fixed axis"
-"""Rightful along axes that only read: these are the network's inputs."""
+"""Rightful along axes that only read, which are the network's inputs, or that are its outputs too:
+of a weight that is tied."""
 OF_TABLE = (
     r"written or read by no parameter|chosen from by \S+|reordered by \S+|cut apart by \S+"
     r"|one feature alone in \S+|indices of \S+|\S+: a view cuts its features apart"
@@ -59,7 +60,7 @@ def wrongly_pinned(found: Spaces) -> dict[str, list[str]]:
 
     A network is fully aligned if at least one space is open, and every axis of every parameter is
     in an open space or pinned for what cannot be otherwise: `RIGHTFUL`, `INPUT` and `OF_TABLE`. Of
-    several reasons each must be one of these.
+    several reasons each must be one of these. An axis of one element never counts.
 
     Returns
     -------
@@ -71,14 +72,18 @@ def wrongly_pinned(found: Spaces) -> dict[str, list[str]]:
         for slot in space.slots
         if slot.role is not Role.READ
     }
+    shapes = {key: found.program.shapes[name] for name, key in found.program.parameters.items()}
     wrong: dict[str, list[str]] = {}
     for (key, dim), why in found.pinned.items():
+        reasons = why.split("; ")
+        if shapes[key][dim] == 1:
+            continue
         allowed = [*RIGHTFUL.values()]
-        if (key, dim) not in writes:
+        if (key, dim) not in writes or "network output" in reasons:
             allowed.append(INPUT)
         if re.search(TABLES, key):
             allowed.append(OF_TABLE)
-        for reason in why.split("; "):
+        for reason in reasons:
             if not any(re.fullmatch(pattern, reason) for pattern in allowed):
                 wrong.setdefault(_general(reason), []).append(f"{key} axis {dim}")
     return wrong
