@@ -49,6 +49,7 @@ of a weight that is tied."""
 OF_TABLE = (
     r"written or read by no parameter|chosen from by \S+|reordered by \S+|cut apart by \S+"
     r"|one feature alone in \S+|indices of \S+|\S+: a view cuts its features apart"
+    rf"|{INPUT}"
 )
 """Rightful along the axes of a table of positions, or of learned tokens."""
 TABLES = r"pos|rel_|relative|bias_table|bias_index|token|latents|queries"
@@ -90,7 +91,9 @@ def wrongly_pinned(found: Spaces) -> dict[str, list[str]]:
 
 
 def _general(reason: str) -> str:
-    """A reason without the number of its node."""
+    """A reason without the number of its node, or the name of its parameter."""
+    reason = re.sub(r"^\S+ (reaches it along axis) \d+", r"a parameter \1", reason)
+    reason = re.sub(r"^[\w.]+\.(weight|bias): ", "", reason)
     return re.sub(r"\b([a-z_]+?)(_default)?_?\d+\b", r"\1", reason)
 
 
@@ -156,14 +159,14 @@ class _Stages:
     def stage(self, name: str) -> Iterator[Row]:
         row: Row = {}
         self.tell({"stage": name})
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             yield row
         except Exception as error:
             self.failed = True
             lines = str(error).strip().splitlines() or [""]
             row.setdefault("errors", {})[name] = f"{type(error).__name__}: {lines[0][:400]}"
-        row.setdefault("seconds", {})[name] = round(time.perf_counter() - start, 2)
+        row.setdefault("seconds", {})[name] = round(time.process_time() - start, 2)
         self.tell(row)
 
 

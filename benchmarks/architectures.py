@@ -36,7 +36,8 @@ from torchvision_import import import_torchvision
 import ccamerge
 
 RESULTS = Path(__file__).resolve().parent / "results"
-LIMIT = 180.0
+LIMIT = 300.0
+"""Seconds for a network, by the clock: a busy machine needs more of them."""
 WANTED = 0.85
 """Share of the families that are to be fully aligned."""
 
@@ -164,9 +165,10 @@ def table_text(rows: Mapping[str, Row]) -> str:
 def summary(rows: Mapping[str, Row]) -> str:
     """How many are fully aligned, and how many went wrong, by source."""
     lines = []
-    for source in (*SOURCES, ""):
+    sources = [s for s in SOURCES if any(name.startswith(f"{s}/") for name in rows)]
+    for source in (*sources, ""):
         some = {name: row for name, row in rows.items() if name.startswith(source)}
-        if not some:
+        if not some or (not source and len(sources) == 1):
             continue
         full = sum(map(fully_aligned, some.values()))
         faults = Counter(re.split(r"[:]| in ", fault(row))[0] for row in some.values())
@@ -182,7 +184,8 @@ def summary(rows: Mapping[str, Row]) -> str:
     lines += [f"- Pins {count}: {reason}" for reason, count in reasons.most_common(40)]
     times = [row["took"] for row in rows.values()]
     lines.append(
-        f"- Seconds a network: median {statistics.median(times):.1f}, in all {sum(times):.0f}."
+        f"- Seconds a network, of the CPU in the table: by the clock median "
+        f"{statistics.median(times):.1f}, in all {sum(times):.0f}."
     )
     lines.append(
         '- Shares of the parameters in percent. "Itself": merged with another network by weights '

@@ -772,10 +772,10 @@ def graph_convolution(sage: bool) -> Case:
 def graph_attention() -> Case:
     def run(m: Any, x: Tensor, edges: Tensor) -> Tensor:
         x = m.a(x)
-        scores = F.leaky_relu(m.to(x) + m.source(x).transpose(1, 2), 0.2) + edges.log()
+        scores = F.leaky_relu(m.target(x) + m.source(x).transpose(1, 2), 0.2) + edges.log()
         return m.head((scores.softmax(-1) @ x).relu().mean(1))
 
-    return graphs(Fn(run, a=lin(4), to=lin(D, 1), source=lin(D, 1), head=lin(D, CLASSES)))
+    return graphs(Fn(run, a=lin(4), target=lin(D, 1), source=lin(D, 1), head=lin(D, CLASSES)))
 
 
 def messages() -> Case:
