@@ -170,6 +170,16 @@ class _Stages:
         self.tell(row)
 
 
+def _runs_in_double(case: Case) -> bool:
+    """Some operations, as of grouped products, know single precision only."""
+    batch = doubled(case.sample(2, torch.Generator().manual_seed(0)))
+    try:
+        outputs(copy.deepcopy(case.model).double().eval(), batch)
+    except RuntimeError:
+        return False
+    return True
+
+
 def examine(build: Callable[[], Case], tell: Tell) -> None:
     """Look at one architecture; ``tell`` gets what is found, piece by piece."""
     stages = _Stages(tell)
@@ -180,7 +190,7 @@ def examine(build: Callable[[], Case], tell: Tell) -> None:
             case = build()
             models.append(randomised(case.model, seed))
         count = sum(p.numel() for p in models[0].parameters())
-        double = count <= LARGEST
+        double = count <= LARGEST and _runs_in_double(case)
         models = [model.double() for model in models] if double else models
         generator = torch.Generator().manual_seed(0)
 

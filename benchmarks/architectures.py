@@ -6,7 +6,8 @@
 
 Every network is looked at in a process of its own, with a time limit: a hang or a crash is a row.
 `results/architectures.json` has all figures, written after each row, and `architectures.md` the
-table. `architecture_case.py` says what is asked, and which networks count as fully aligned.
+table; what it comes to goes into README.md with `--record`. `architecture_case.py` says what is
+asked, and which networks count as fully aligned.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 from architecture_case import TOLERANCE, Row, examine
 from families import SOURCES, Case, table_of
-from layout import surroundings, table
+from layout import record, surroundings, table
 from torchvision_import import import_torchvision
 
 import ccamerge
@@ -225,6 +226,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--limit-s", type=float, default=LIMIT, help="for each network")
     parser.add_argument("--again", action="store_true", help="also those that are there already")
+    parser.add_argument("--record", action="store_true", help="put the summary into README.md")
     parser.add_argument("--list", action="store_true", help="print the names, and end")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     given = parser.parse_args()
@@ -244,7 +246,10 @@ def main() -> None:
             print(f"    {wrong}", flush=True)
     shown: dict[str, Any] = {name: row for name, row in rows.items() if name in builders}
     place = surroundings("python benchmarks/architectures.py").replace("2 threads", "1 thread")
-    write(given.out / "architectures.md", table_text(rows) + "\n\nTaken on:\n" + place + "\n")
+    place = "\n\nTaken on:\n" + place
+    write(given.out / "architectures.md", table_text(rows) + place + "\n")
+    if given.record:
+        record("architectures", summary(rows) + place)
     if shown:
         print("\n" + summary(shown))
 

@@ -43,6 +43,14 @@ def features(*shape: int) -> Sample:
     return lambda count, generator: torch.randn(count, *shape, generator=generator)
 
 
+def plenty(size: int) -> int:
+    """Images of so many pixels along a side that hardly a channel is silent on all of them.
+
+    Where a channel is, a permuted copy cannot be told from another network, whoever merges it.
+    """
+    return max(8, min(48, 48 * 32**2 // size**2))
+
+
 def tokens(vocabulary: int, *shape: int) -> Sample:
     """Whole numbers below the size of a vocabulary; none is 0 or 1, which often are special."""
     return lambda count, generator: torch.randint(

@@ -9,7 +9,7 @@ from typing import Any
 
 import timm
 
-from families import Case, features
+from families import Case, features, plenty
 from families.narrowing import CLASSES, narrowed
 
 Settings = dict[str, Any]
@@ -26,7 +26,7 @@ def network(name: str, size: int, factor: int, settings: Settings) -> Case:
     """A network by its name, with widths divided by a factor."""
     with narrowed(factor):
         model = timm.create_model(name, num_classes=CLASSES, **settings)
-    return Case(model, features(3, size, size))
+    return Case(model, features(3, size, size), plenty(size))
 
 
 NETWORKS: dict[str, tuple[int, int, Settings]] = {
@@ -272,7 +272,7 @@ settings, which may need the module."""
 def network_of_class(module: str, cls: str, size: int, settings: Callable[[Any], Settings]) -> Case:
     found = importlib.import_module(f"timm.models.{module}")
     model = getattr(found, cls)(num_classes=CLASSES, **settings(found))
-    return Case(model, features(3, size, size))
+    return Case(model, features(3, size, size), plenty(size))
 
 
 TABLE: dict[str, Callable[[], Case]] = {

@@ -19,16 +19,16 @@ from torchvision.models.segmentation.fcn import FCNHead
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 from torchvision.models.video.mvit import MSBlockConfig
 
-from families import Case, features
+from families import Case, features, plenty
 from families.narrowing import CLASSES, narrowed
 
 Build = Callable[[], nn.Module]
 
 
-def images(build: Build, size: int, factor: int = 1, samples: int = 8) -> Case:
+def images(build: Build, size: int, factor: int = 1) -> Case:
     with narrowed(factor):
         model = build()
-    return Case(model, features(3, size, size), samples)
+    return Case(model, features(3, size, size), plenty(size))
 
 
 def videos(build: Build, *shape: int, factor: int = 1) -> Case:
