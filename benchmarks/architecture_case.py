@@ -20,7 +20,6 @@ from ccamerge.graph.groups import PERMUTATION
 from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.parameters import parameters_of
 from ccamerge.graph.networks.states import folded_state
-from ccamerge.graph.networks.trial import change
 from ccamerge.graph.space import Role
 from ccamerge.graph.tracing.batches import split_batch
 from ccamerge.graph.tracing.plain import take_plain
@@ -32,7 +31,7 @@ BATCHES = 4
 LARGEST = 8_000_000
 """Parameters up to which a network is looked at in double precision."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
-"""Relative change of outputs on new inputs beyond which a function has changed."""
+"""Change of outputs on new inputs, over how much they vary, beyond which a function has changed."""
 
 RIGHTFUL = {
     "output": r"network output",
@@ -97,24 +96,39 @@ def _general(reason: str) -> str:
     return re.sub(r"\b([a-z_]+?)(_default)?_?\d+\b", r"\1", reason)
 
 
-def randomised(model: nn.Module, seed: int) -> nn.Module:
-    """A model in which nothing is constant: zero biases, gains of one and fresh statistics vary."""
-    generator = torch.Generator().manual_seed(seed)
+def randomised(case: Case, seed: int) -> nn.Module:
+    """A case's network in which everything matters, as in one that was trained.
+
+    Zero biases and gains of one vary, weights that start near zero are raised, and BatchNorm has
+    the statistics of a batch, without which a deep network answers everything alike.
+    """
+    model, generator = case.model, torch.Generator().manual_seed(seed)
 
     def noise(value: Tensor) -> Tensor:
         return torch.randn(value.shape, generator=generator).to(value)
 
     with torch.no_grad():
         for parameter in {id(p): p for p in model.parameters()}.values():
-            if not parameter.is_floating_point():
+            if not parameter.is_floating_point() or not parameter.numel():
                 continue
             if parameter.dim() < 2 or bool((parameter == parameter.flatten()[0]).all()):
                 parameter.add_(0.1 * noise(parameter))
-        for module in model.modules():
-            mean, variance = (getattr(module, n, None) for n in ("running_mean", "running_var"))
-            if isinstance(mean, Tensor) and isinstance(variance, Tensor):
-                mean.add_(0.1 * noise(mean))
-                variance.mul_(1 + 0.3 * noise(variance).tanh())
+            elif (
+                size := float(parameter[0].numel() ** 0.5 * parameter.square().mean().sqrt())
+            ) < 0.5:
+                parameter.div_(size)
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = None  # the mean over all batches: of one
+            norm.reset_running_stats()
+        if norms:
+            outputs(model.train(), case.sample(16, generator))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.running_mean is not None and norm.running_var is not None:
+                norm.running_mean.add_(0.1 * noise(norm.running_mean) * norm.running_var.sqrt())
+                norm.running_var.mul_(1 + 0.3 * noise(norm.running_var).tanh())
     return model.eval()
 
 
@@ -136,6 +150,25 @@ def moved(model: nn.Module, found: Spaces, exact: bool, seed: int) -> nn.Module 
         return other
     holder = copy.deepcopy(model)
     return None if take_plain(holder, other) else holder
+
+
+def away(before: list[Tensor], after: list[Tensor]) -> float:
+    """How far outputs are from the former ones, over how much these vary among the samples.
+
+    Of an output that does not vary, over its own size.
+    """
+    worst = 0.0
+    for a, b in zip(before, after, strict=True):
+        if not a.is_floating_point() or not a.numel():
+            continue
+        finite = a.isfinite()
+        if a.shape != b.shape or not torch.equal(finite, b.isfinite()):
+            return float("inf")
+        a, b = (x.where(finite, 0).double() for x in (a, b))
+        spread = (a - a.mean(0)).norm() if a.dim() else a.norm()
+        scale = spread if spread > 1e-9 * a.norm() else a.norm()
+        worst = max(worst, float((b - a).norm() / scale.clamp_min(1e-300)))
+    return worst
 
 
 def outputs(model: nn.Module, batch: Any) -> list[Tensor]:
@@ -188,7 +221,7 @@ def examine(build: Callable[[], Case], tell: Tell) -> None:
         for seed in (0, 1):
             torch.manual_seed(seed)
             case = build()
-            models.append(randomised(case.model, seed))
+            models.append(randomised(case, seed))
         count = sum(p.numel() for p in models[0].parameters())
         double = count <= LARGEST and _runs_in_double(case)
         models = [model.double() for model in models] if double else models
@@ -201,7 +234,11 @@ def examine(build: Callable[[], Case], tell: Tell) -> None:
         example, new = batch(4), batch(16)
         data = [batch(case.samples) for _ in range(BATCHES)]
         before = outputs(models[0], new)
+        other = outputs(models[0], batch(16))
         row |= {"parameters": count, "double": double}
+        if away(before, other) < 1e-3:
+            message = "the network answers all inputs alike"
+            raise ValueError(message)
     if stages.failed:
         return
     with stages.stage("spaces") as row:
@@ -228,7 +265,7 @@ def _merges(
     every = [model, other]
     for kind, exact in (("permuted", False), ("mapped", True)):
         if (copied := moved(model, found, exact, len(every))) is not None:
-            row["off"][kind] = change(before, outputs(copied, new))
+            row["off"][kind] = away(before, outputs(copied, new))
             every.append(copied)
     collected = ccamerge.collect(every, data, progress=False)
 
@@ -237,7 +274,7 @@ def _merges(
         merged = ccamerge.merge(
             chosen, statistics=collected.subset(indices, 0), progress=False, **settings
         )
-        return change(before, outputs(merged.model, new))
+        return away(before, outputs(merged.model, new))
 
     row["off"]["itself"] = off([0, 1], weights=[1, 0])
     if "mapped" not in row["off"]:

@@ -191,7 +191,7 @@ def summary(rows: Mapping[str, Row]) -> str:
     lines.append(
         '- Shares of the parameters in percent. "Itself": merged with another network by weights '
         '1 and 0; "copy": merged with a copy of permuted features, the worse of with and without '
-        "repair; both with the defaults, relative change of the outputs on new inputs."
+        "repair; both with the defaults, change of the outputs on new inputs over their spread."
     )
     return "\n".join(lines)
 
