@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import statistics
 import sys
 import time
@@ -85,6 +86,7 @@ class Child:
 
 
 def _child(build: Callable[[], Case], there: Connection) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TQDM_DISABLE"] = "1"
     sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     warnings.simplefilter("ignore")
@@ -234,6 +236,7 @@ def main() -> None:
     if given.list:
         print("\n".join(builders))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no process is left behind
     given.out.mkdir(parents=True, exist_ok=True)
     file = given.out / "architectures.json"
     rows: dict[str, Row] = json.loads(file.read_text()) if file.exists() else {}

@@ -33,7 +33,6 @@ NETWORKS: dict[str, tuple[int, int, Settings]] = {
     "beit_base_patch16_224": (16, 1, VIT),
     "beitv2_base_patch16_224": (16, 1, VIT),
     "eca_botnext26ts_256": (64, 1, {"img_size": 64}),
-    "lambda_resnet26t": (64, 1, {}),
     "test_byobnet": (64, 1, {}),
     "repvgg_a0": (32, 16, {}),
     "gernet_s": (32, 8, {}),

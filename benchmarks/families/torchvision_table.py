@@ -46,14 +46,14 @@ def vgg(norm: bool) -> nn.Module:
     return models.VGG(models.vgg.make_layers(plan, norm), CLASSES)
 
 
-def inverted(arch: str, factor: float, segments: bool = False) -> nn.Module:
-    settings, last = mobilenetv3._mobilenet_v3_conf(arch, width_mult=factor, dilated=segments)
+def inverted(arch: str, segments: bool = False) -> nn.Module:
+    settings, last = mobilenetv3._mobilenet_v3_conf(arch, dilated=segments)
     return models.MobileNetV3(settings, last, CLASSES)
 
 
 def efficient() -> nn.Module:
     settings, last = efficientnet._efficientnet_conf(
-        "efficientnet_b0", width_mult=0.25, depth_mult=0.4
+        "efficientnet_b0", width_mult=1.0, depth_mult=0.4
     )
     return models.EfficientNet(settings, 0.2, num_classes=CLASSES, last_channel=last)
 
@@ -117,7 +117,7 @@ def backbone(kind: str) -> tuple[nn.Module, int]:
     if kind == "resnet":
         dilated = resnet(Bottleneck, replace_stride_with_dilation=[False, True, True])
         return IntermediateLayerGetter(dilated, {"layer4": "out"}), 2048
-    body = inverted("mobilenet_v3_large", 0.25, True).features
+    body = inverted("mobilenet_v3_large", True).features
     return IntermediateLayerGetter(body, {str(len(body) - 1): "out"}), body[-1].out_channels
 
 
@@ -127,7 +127,7 @@ def segmenter(cls: type[nn.Module], head: Any, kind: str) -> nn.Module:
 
 
 def lraspp() -> nn.Module:
-    body = inverted("mobilenet_v3_large", 0.25, True)
+    body = inverted("mobilenet_v3_large", True)
     return segmentation.lraspp._lraspp_mobilenetv3(body, CLASSES)
 
 
@@ -138,15 +138,15 @@ IMAGES: dict[str, tuple[Build, int, int]] = {
     "alexnet": (_part(models.AlexNet, CLASSES), 64, 16),
     "convnext": (convnext, 32, 1),
     "densenet": (_part(models.DenseNet, 4, (2, 2, 2, 2), 8, num_classes=CLASSES), 32, 1),
-    "efficientnet": (efficient, 32, 1),
+    "efficientnet": (efficient, 32, 8),
     "efficientnet v2": (efficient_2, 32, 1),
     "googlenet": (_part(models.GoogLeNet, CLASSES, aux_logits=False, init_weights=False), 64, 8),
     "inception v3": (_part(models.Inception3, CLASSES, False, init_weights=False), 96, 8),
     "maxvit": (maxvit, 16, 1),
     "mnasnet": (_part(models.MNASNet, 0.25, CLASSES), 32, 4),
-    "mobilenet v2": (_part(models.MobileNetV2, CLASSES, 0.25), 32, 1),
-    "mobilenet v3, large": (_part(inverted, "mobilenet_v3_large", 0.25), 32, 1),
-    "mobilenet v3, small": (_part(inverted, "mobilenet_v3_small", 0.25), 32, 1),
+    "mobilenet v2": (_part(models.MobileNetV2, CLASSES), 32, 8),
+    "mobilenet v3, large": (_part(inverted, "mobilenet_v3_large"), 32, 8),
+    "mobilenet v3, small": (_part(inverted, "mobilenet_v3_small"), 32, 8),
     "regnet x": (_part(regnet, None), 32, 1),
     "regnet y": (_part(regnet, 0.25), 32, 1),
     "resnet, basic": (_part(resnet, BasicBlock), 32, 8),
@@ -164,7 +164,7 @@ IMAGES: dict[str, tuple[Build, int, int]] = {
     "deeplab v3, resnet": (_part(segmenter, segmentation.DeepLabV3, DeepLabHead, "resnet"), 32, 16),
     "deeplab v3, mobilenet": (_part(segmenter, segmentation.DeepLabV3, DeepLabHead, "v3"), 32, 8),
     "fcn": (_part(segmenter, segmentation.FCN, FCNHead, "resnet"), 32, 16),
-    "lraspp": (lraspp, 32, 1),
+    "lraspp": (lraspp, 32, 8),
 }
 """Networks, sizes of images and what widths are divided by."""
 
@@ -182,7 +182,7 @@ VIDEOS: dict[str, tuple[Build, tuple[int, ...], int]] = {
     "r(2+1)d": (
         _part(residual_video, _videos.Conv2Plus1D, _videos.Conv2Plus1D, _videos.R2Plus1dStem),
         (4, 16, 16),
-        1,
+        16,
     ),
     "s3d": (separable_video, (16, 64, 64), 8),
     "mvit v2": (mvit, (4, 32, 32), 1),
