@@ -14,6 +14,7 @@ from ccamerge.graph.pointwise import with_pointwise
 from ccamerge.graph.rewriting import Rewriting
 from ccamerge.graph.rules import features_dim, operation
 from ccamerge.graph.tracing.program import Node, Program, Ref
+from ccamerge.graph.transposed import as_linear
 
 
 def fold(
@@ -31,11 +32,17 @@ def fold(
 def fold_all_but_batch_norm(
     program: Program, state: Mapping[str, Tensor] | None = None
 ) -> tuple[Program, tuple[Fold, ...]]:
-    """The program with norms and functions written out as single operations, and gains folded.
+    """The program with norms, functions and products as single operations, and gains folded.
 
     With parameters given, those gains stay that cannot be folded for their values.
     """
-    return fold_gains(with_pointwise(recognised(program)), state)
+    program, turned = as_linear(with_pointwise(recognised(program)))
+    if state is not None:
+        state = dict(state)
+        for own in turned:
+            own.apply(state)
+    program, gains = fold_gains(program, state)
+    return program, (*turned, *gains)
 
 
 def fold_batch_norm(program: Program) -> tuple[Program, tuple[Fold, ...]]:

@@ -92,14 +92,13 @@ def _parameter(
 
 @dataclasses.dataclass(frozen=True)
 class _Site:
-    """A linear operation: its weight, the position of its operand, and the axes read and written.
+    """A linear operation: its weight, and the axes read and written.
 
     It ``shifts`` if a bias can take in what is added to all elements of a feature that is read, and
     ``owns`` its bias if nothing else reads that, or it has none.
     """
 
     linear: Linear
-    operand: int
     reads: int
     writes: int
     shifts: bool
@@ -110,16 +109,10 @@ def _site(node: Node, new: Rewriting) -> _Site | None:
     """What is known of an operation that is linear in a weight of its own."""
     last = len(node.shape or ()) - 1
     if node.op == "aten.linear":
-        return _built(node, new, (0, 1, operation(node).place(node, "bias")), (1, 0), (last, last))
-    if node.op == "aten.addmm":
-        if node.kwargs:  # factors
-            return None
-        return _built(node, new, (1, 2, node.args[0]), (0, 1), (last, last))
-    if node.op in ("aten.matmul", "aten.mm"):
-        return _built(node, new, (0, 1, None), (0, 1), (last, last))
+        return _built(node, new, (last, last))
     if node.op not in _CONVOLUTIONS:
         return None
-    found = _built(node, new, (0, 1, operation(node).place(node, "bias")), (1, 0), (1, 1))
+    found = _built(node, new, (1, 1))
     if found is None or len(node.shape or ()) != len(new.shapes[node.args[1].name]):
         return None
     padding = node.argument(4, "padding", 0)
@@ -129,25 +122,19 @@ def _site(node: Node, new: Rewriting) -> _Site | None:
     return dataclasses.replace(found, linear=linear, shifts=found.shifts and not padded)
 
 
-def _built(
-    node: Node,
-    new: Rewriting,
-    arguments: tuple[int, int, Any],
-    dims: tuple[int, int],
-    axes: tuple[int, int],
-) -> _Site | None:
-    """From the positions of operand and weight, and a bias; axes of the weight; axes of values."""
-    operand, position, bias = arguments
-    found = _weight(node.args[position], new)
+def _built(node: Node, new: Rewriting, axes: tuple[int, int]) -> _Site | None:
+    """From the axes of values that are read and written."""
+    bias = operation(node).place(node, "bias")
+    found = _weight(node.args[1], new)
     if found is None or (len(found[1]) != 2 and node.op not in _CONVOLUTIONS):
         return None
     weight, order = found
     key = new.key(bias)
     if key is not None and len(new.shapes[bias.name]) != 1:
         key = None
-    linear = Linear(weight, order[dims[0]], order[dims[1]], key)
+    linear = Linear(weight, order[1], order[0], key)
     owns = key is not None or bias is None
-    return _Site(linear, operand, *axes, shifts=key is not None, owns=owns)
+    return _Site(linear, *axes, shifts=key is not None, owns=owns)
 
 
 def _weight(argument: Any, new: Rewriting) -> tuple[str, list[int]] | None:
@@ -314,7 +301,7 @@ class _Norm:
         if (averaged := _averaged(user, axes, dim)) is not None:
             return self._readers(user.name, averaged, basis)
         site = _site(user, self._new)
-        if site is None or user.args[site.operand] != value or site.reads != dim:
+        if site is None or user.args[0] != value or site.reads != dim:
             return None
         if site.linear.groups > 1 and (outer, inner) != (1, 1):
             return None

@@ -11,8 +11,9 @@ from ccamerge.collection.statistics import Statistics
 from ccamerge.config.settings import Settings
 from ccamerge.core.device import resolve
 from ccamerge.core.stopwatch import Stopwatch
-from ccamerge.graph.maps import MappedParameters
+from ccamerge.graph.maps import MappedParameters, slot_view
 from ccamerge.graph.networks.network import Network
+from ccamerge.graph.space import Role, Slot, Spaces
 from ccamerge.graph.tracing.modules import copied, extra_state, tensors_of
 from ccamerge.graph.tracing.plain import put_back, take_plain
 from ccamerge.merging.averaging import average
@@ -87,6 +88,7 @@ def _averaged(
         target = applied[first].spaces
         states = [_mapped(applied[i], aligned, i, applied[first]) for i in order]
         merged, from_reference = average(states, ordered, _used(applied[first]))
+        _by_spaces(merged, states, target, shares, order)
         original = networks[first].parameters.model
         if original is not networks[first].model:
             holder = copied(original, who).eval()
@@ -115,6 +117,34 @@ def _averaged(
         not_held |= take_plain(holder, model)
         model = holder
     return Merged(model, from_reference, not_held, repaired)
+
+
+def _by_spaces(
+    merged: dict[str, Tensor],
+    states: Sequence[Mapping[str, Tensor]],
+    spaces: Spaces,
+    shares: Shares,
+    order: Sequence[int],
+) -> None:
+    """Average parts of parameters by the weights of the space that they write, where these differ.
+
+    A parameter may write several spaces, as those of queries, keys and values.
+    """
+    parts: dict[str, list[tuple[Slot, int, tuple[float, ...]]]] = {}
+    for space in spaces.spaces:
+        row = shares.of_space(space.name)
+        for slot in space.slots:
+            if slot.role is not Role.READ and row != shares.of_parameter(slot.parameter):
+                parts.setdefault(slot.parameter, []).append((slot, space.size, row))
+    for key, own in parts.items():
+        values = [state[key] for state in states]
+        total = merged[key].double()
+        for slot, size, row in own:
+            view = slot_view(total, slot, size)
+            view.zero_()
+            for value, model in zip(values, order, strict=True):
+                view.add_(slot_view(value.double(), slot, size), alpha=row[model])
+        merged[key] = total.to(merged[key].dtype)
 
 
 def _mapped(network: Network, aligned: Aligned, index: int, into: Network) -> Mapping[str, Tensor]:

@@ -38,6 +38,7 @@ from ccamerge.graph.tracing.untying import keep_untied, tied_heads, untied
 from ccamerge.merging.assembling import assembled
 from ccamerge.merging.checking import check_results, check_statistics, checked, refuse_for_spaces
 from ccamerge.merging.describing import described, warn
+from ccamerge.methods.agreement import with_agreement
 from ccamerge.methods.alignment import Aligned, align, pairs_needed
 from ccamerge.methods.weights import Shares, shares_of
 from ccamerge.reporting import plots
@@ -162,7 +163,9 @@ def merge(
     reference : the model whose features the others are mapped to
     weights : of the models in the average, normalised to sum to one; default equal. A dict gives
         lists by patterns over the names of spaces, and of parameters that write none:
-        ``{"layer3*": [1, 0]}`` keeps the first model's.
+        ``{"layer3*": [1, 0]}`` keeps the first model's. Without a dict queries and keys of
+        attention are averaged only where the models agree in them, see
+        `ccamerge.methods.agreement`.
     t : merge between the reference (0) and the mean of the others (1), instead of equal weights
     repair : "regression" fits each linear operation to the aligned models' mean, on the kept
         inputs; "variance" restores each channel's mean and variance (REPAIR), which takes less time
@@ -254,8 +257,15 @@ def merge(
             aligned = _aligned(networks, statistics, settings, reference, shares)
         _check_fit(aligned, networks, reference)
     aligned = aligned.to(memory_of(where))
+    chosen: dict[str, str] = {}
+    if not isinstance(settings.weights, Mapping):
+        unmoved = frozenset(name for name, own in aligned.methods.items() if own == "average")
+        shares, chosen = with_agreement(
+            shares, found.attention, aligned.solutions, reference, unmoved
+        )
     merged = assembled(networks, statistics, aligned, shares, settings, watch)
     report = described(found, statistics, aligned, merged, shares, settings, watch)
+    report.chosen.update(chosen)
     if heads:
         report.untied.update((key, value.nbytes) for key, value in heads.items())
         _keep_untied(merged.model, statistics)

@@ -21,8 +21,8 @@ class Shares:
     @property
     def alone(self) -> int | None:
         """The model that has all the weight, everywhere; None if there is none."""
-        rows = {*self.spaces.values(), *self.parameters.values()} or {self.default}
-        (row, *others) = rows
+        rows = {*self.spaces.values(), *self.parameters.values()}
+        (row, *others) = rows if self.parameters else {*rows, self.default}
         return row.index(1.0) if not others and 1.0 in row else None
 
     def of_space(self, name: str) -> tuple[float, ...]:

@@ -71,6 +71,7 @@ class Report(Brief):
     ``proved`` says whether the spaces were tried on some inputs.
     ``few`` has, for each space with fewer samples than features, how many samples it had.
     ``from_reference`` says which parameters and buffers, that differ, are the reference's, and why.
+    ``chosen`` says of which spaces of queries and keys fewer models were averaged, and why.
     ``untied`` has the parameters that were given a tensor of their own, and its bytes.
     ``peak_bytes`` is the largest resident memory that the process had had at each stage's end.
     """
@@ -102,6 +103,7 @@ class Report(Brief):
     proved: bool = True
     not_held: dict[str, str] = dataclasses.field(default_factory=dict)
     untied: dict[str, int] = dataclasses.field(default_factory=dict)
+    chosen: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, dicts, numbers and strings."""
@@ -204,6 +206,13 @@ class Report(Brief):
             return None
         return f"not the average: {_reasons(self.not_held.items())}"
 
+    def _chosen_line(self) -> str | None:
+        """Queries and keys in which the models do not agree."""
+        if not self.chosen:
+            return None
+        items = list(self.chosen.items())
+        return f"queries and keys not averaged over all models: {_reasons(items)}"
+
     def _untied_line(self) -> str | None:
         """Heads that no longer share an embedding's weight, and what that costs."""
         if not self.untied:
@@ -228,6 +237,7 @@ class Report(Brief):
             self.aligned_line(),
             None if self.proved else "spaces were not proved on inputs, as prove=False asks",
             self._fixed_line(),
+            self._chosen_line(),
             self._untied_line(),
             self._reference_line(),
             self._not_held_line(),

@@ -95,7 +95,7 @@ def test_folding_in_float32_is_accurate() -> None:
 def test_folding_leaves_the_state_alone() -> None:
     model = _conv_norm()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    folded_state(model.state_dict(), spaces(model, torch.randn(2, 3, 8, 8)))
+    folded_state(model.state_dict(), spaces(model, torch.randn(2, 3, 8, 8)).folds)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 

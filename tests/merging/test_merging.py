@@ -107,7 +107,7 @@ def test_weights_average_the_aligned_parameters() -> None:
     result = merge(models, data, weights=[3, 1], repair="none", progress=False)
     states = [
         transform(
-            folded_state(m.state_dict(), result.spaces),
+            folded_state(m.state_dict(), result.spaces.folds),
             result.spaces.spaces,
             {k: row[i] for k, row in result.maps.items()},
         )
@@ -161,7 +161,7 @@ def test_batchnorm_put_back_computes_what_the_folded_program_does() -> None:
     models = [M.randomise(M.BottleneckResNet(), s).double() for s in range(2)]
     data = [b.double() for b in _batches(3, 8, 3, 8, 8)]
     result = merge(models, data, progress=False)
-    folded = folded_state(result.model.state_dict(), result.spaces)
+    folded = folded_state(result.model.state_dict(), result.spaces.folds)
     leaves = result.spaces.program.flatten_inputs((data[0],), {})
     with torch.inference_mode():
         ours = result.spaces.program.run(folded, leaves)

@@ -28,7 +28,7 @@ def _merge(build: Any, shape: tuple[int, ...], **settings: Any) -> ccamerge.Merg
 def _taps(result: ccamerge.MergeResult) -> dict[str, tuple[Tensor, Tensor]]:
     """Each tap's mean and deviation in the merged model, on the kept inputs."""
     program = result.spaces.program
-    state = folded_state(result.model.state_dict(), result.spaces)
+    state = folded_state(result.model.state_dict(), result.spaces.folds)
     wanted = {r.tap for r in result.report.repaired}
     found = {}
     with torch.inference_mode():

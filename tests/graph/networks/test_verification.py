@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.graph import axes as ax
-from ccamerge.graph.derivation import Derivation
+from ccamerge.graph.forming import _Forming
 from ccamerge.graph.networks import trial, verification
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.networks.verification import verify
@@ -156,7 +156,7 @@ def test_mutation_fails_when_readers_are_not_transformed(monkeypatch: pytest.Mon
 
 
 def test_coverage_fails_when_an_axis_gets_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Derivation, "_explained", lambda *_: {})
+    monkeypatch.setattr(_Forming, "_explained", lambda *_: {})
     verdicts = _verdicts(M.randomise(M.MLP()), (16, 12))
     assert not verdicts["coverage"]
     assert all(passed for name, passed in verdicts.items() if name != "coverage")
@@ -164,12 +164,12 @@ def test_coverage_fails_when_an_axis_gets_no_reason(monkeypatch: pytest.MonkeyPa
 
 def test_coverage_fails_when_a_group_of_rows_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A grouped convolution of which one group's reader is lost: its rows read nothing."""
-    whole = Derivation._slots
+    whole = _Forming._slots_of
 
-    def lossy(self: Derivation, use: Any) -> Any:
+    def lossy(self: _Forming, use: Any) -> Any:
         return [] if use.rows is not None and use.rows[0] > 0 else whole(self, use)
 
-    monkeypatch.setattr(Derivation, "_slots", lossy)
+    monkeypatch.setattr(_Forming, "_slots_of", lossy)
     verdicts = _verdicts(M.randomise(M.GroupedConv()), (8, 3, 8, 8))
     assert not verdicts["coverage"]
 
@@ -178,9 +178,9 @@ def test_recovery_fails_when_features_are_not_where_they_are_looked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Taps of all but one feature, one place too far: outputs do not depend on where they are."""
-    whole = Derivation._taps
+    whole = _Forming._taps_of
 
-    def shifted(self: Derivation, *args: Any) -> Any:
+    def shifted(self: _Forming, *args: Any) -> Any:
         found = []
         for basis, tap in whole(self, *args):
             if tap.start == 0 and tap.node.startswith("cat"):
@@ -191,7 +191,7 @@ def test_recovery_fails_when_features_are_not_where_they_are_looked_for(
         return found
 
     model = M.randomise(nn.Sequential(nn.Linear(6, 2), nn.Tanh(), nn.Linear(2, 4)), 3)
-    monkeypatch.setattr(Derivation, "_taps", shifted)
+    monkeypatch.setattr(_Forming, "_taps_of", shifted)
     failed = [
         c.name for s in range(4) for c in verify(model, torch.randn(2, 6), seed=s) if not c.passed
     ]
@@ -246,7 +246,7 @@ def test_a_network_of_half_precision_is_judged_by_its_rounding() -> None:
 
 
 class _Mixer(nn.Module):
-    """Features of two spaces in one value: channels, and mixtures of tokens."""
+    """Features of two kinds in one value: channels, and mixtures of tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,10 +259,13 @@ class _Mixer(nn.Module):
         return self.last((x + self.back(mixed).transpose(1, 2)).mean(1))
 
 
-def test_a_value_may_hold_features_of_two_spaces() -> None:
+def test_features_seen_only_beside_others_keep_their_basis() -> None:
+    """Mixtures are matched over channels, which have another order in another model."""
     torch.manual_seed(0)
     model, x = _Mixer(), torch.randn(8, 6, 5)
-    assert {s.name for s in spaces(model, x)} == {"first", "mix"}
+    found = spaces(model, x)
+    assert {s.name for s in found} == {"first"}
+    assert "beside others" in found.pinned["mix.weight", 0]
     checks = verify(model, x)
     assert all(c.passed for c in checks), "\n".join(map(str, checks))
 

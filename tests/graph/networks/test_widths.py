@@ -70,7 +70,7 @@ def _pair(name: str) -> tuple[nn.Module, nn.Module, Tensor, ccamerge.Statistics]
     generator = torch.Generator().manual_seed(3)
     maps = {space.name: _doubled(space.size, generator) for space in ours}
     state = transform(
-        folded_state(narrow.state_dict(), ours), ours.spaces, maps, into=theirs.spaces
+        folded_state(narrow.state_dict(), ours.folds), ours.spaces, maps, into=theirs.spaces
     )
     load_merged(wide, state, theirs, {})
     collected = ccamerge.collect(

@@ -178,7 +178,7 @@ def test_a_shared_layer_is_not_fitted() -> None:
             return self.last(torch.relu(self.twice(torch.relu(self.twice(x)))))
 
     result = merge(_models(Shared), _data((6,)), repair="regression", progress=False)
-    state = folded_state(result.model.state_dict(), result.spaces)
+    state = folded_state(result.model.state_dict(), result.spaces.folds)
     assert len(state) == 6
     assert len(result.report.fitted) == 2
     assert list(result.report.skipped.values()) == [sites.SHARED] * 2
