@@ -61,6 +61,8 @@ def as_linear(program: Program) -> tuple[Program, tuple[Fold, ...]]:
             found = Ref(f"{weight.name}_transposed")
             new.parameters[found.name] = fold.turned
             new.shapes[found.name] = program.shapes[weight.name][::-1]
+        elif new.uses[weight.name] == 1:
+            new.remove({weight.name})
         args = (x, found) if bias is None else (x, found, bias)
         target = torch.ops.aten.linear.default
         new.change(dataclasses.replace(node, target=target, args=args, kwargs={}))
