@@ -8,7 +8,6 @@ from ccamerge.graph import axes as ax
 from ccamerge.graph.attention.cores import Core
 from ccamerge.graph.attention.facts import Attended, visit
 from ccamerge.graph.attention.heads import Heads
-from ccamerge.graph.attention.layout import out_axis
 from ccamerge.graph.axes import Axis, Basis
 from ccamerge.graph.facts import Facts, Limit
 from ccamerge.graph.groups import PERMUTATION
@@ -37,7 +36,6 @@ class Derivation:
         self._outs = {core.out: (core, heads) for core, heads in attention}
         self._within = {n.name for core, _ in attention for n in core.nodes} - self._outs.keys()
         self.attended: list[Attended] = []
-        self._nodes = {node.name: node for node in program.nodes}
         for name, shape in program.shapes.items():
             self._begin(name, shape, frozen or {})
         for key, limit in program.limits.items():
@@ -86,7 +84,7 @@ class Derivation:
             return
         if node.name in self._outs:
             core, heads = self._outs[node.name]
-            found = visit(core, heads, node, self.facts, out_axis(core, self._nodes))
+            found = visit(core, heads, node, self.facts)
             if found is not None:
                 self.attended.append(found)
             return

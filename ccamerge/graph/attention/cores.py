@@ -25,7 +25,8 @@ class Core:
     """Attention as a function of what three linear operations write, some of which may be one.
 
     ``queries``, ``keys`` and ``values`` are the names of these operations, ``mixed`` is that of the
-    sum over positions, and ``out`` of its features laid out as whoever reads them wants them.
+    sum over positions, and ``out`` of its features laid out as whoever reads them wants them, on
+    ``axis``.
     ``read`` has, for queries, keys and values, what attention multiplies. ``nodes`` are the
     operations in between, in order; ``sides`` the other values that they read.
     """
@@ -35,6 +36,7 @@ class Core:
     values: str
     mixed: str
     out: str
+    axis: int
     read: tuple[str, str, str]
     nodes: tuple[Node, ...]
     sides: tuple[str, ...]
@@ -198,7 +200,12 @@ class _Search:
         sides = tuple(ref for ref in refs if ref not in closed)
         queries, keys, values = writers
         assert len(read) == 3
-        return Core(queries, keys, values, mixed, out, read, tuple(nodes), sides)
+        return Core(queries, keys, values, mixed, out, self._axis(out), read, tuple(nodes), sides)
+
+    def _axis(self, out: str) -> int:
+        """Where features lie: on the second axis of what convolutions read, else on the last."""
+        images = any(user.op.startswith("aten.conv") for user in self._users.get(out, []))
+        return 1 if images else len(self._nodes[out].shape or ()) - 1
 
     def _laid_out(self, name: str) -> str:
         """The value after all that only moves elements and is its only reader."""

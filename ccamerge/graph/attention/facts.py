@@ -35,8 +35,8 @@ class Attended:
         return found
 
 
-def visit(core: Core, heads: Heads, node: Node, facts: Facts, axis: int) -> Attended | None:
-    """Give a core's output, ``node``, axes, with features on one; its queries, keys and values too.
+def visit(core: Core, heads: Heads, node: Node, facts: Facts) -> Attended | None:
+    """Give a core's output, ``node``, axes of its features; its queries, keys and values too.
 
     What enters otherwise keeps its basis. None if the writers' features have a structure already.
     """
@@ -57,11 +57,11 @@ def visit(core: Core, heads: Heads, node: Node, facts: Facts, axis: int) -> Atte
             return None
         found |= _divided(axis_of, writer, parts)
     out = facts.axes[node.name]
-    out[axis] = ax.fresh(node.shape[axis])  # type: ignore[call-overload]
+    out[core.axis] = ax.fresh(node.shape[core.axis])  # type: ignore[call-overload]
     keys = [_key(part) for part in parts]
     placed = [found[key] for key in keys]
     joint = dataclasses.replace(heads, queries=placed[0][1], keys=placed[1][1], values=placed[2][1])
-    axes = (placed[0][0], placed[1][0], placed[2][0], out[axis])
+    axes = (placed[0][0], placed[1][0], placed[2][0], out[core.axis])
     return Attended(node.name, joint, axes)  # type: ignore[arg-type]
 
 

@@ -7,7 +7,7 @@ the like. So the number of each feature goes the same way, and where it arrives 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ccamerge.graph.attention.cores import Core
 from ccamerge.graph.rules import features_dim, operation
-from ccamerge.graph.tracing.program import Node, Program, Ref
+from ccamerge.graph.tracing.program import Node, Ref
 
 Heads = tuple[tuple[int, ...], ...]
 """Features of each head."""
@@ -51,9 +51,8 @@ class Layout:
         return head // (len(self.queries) // len(self.keys))
 
 
-def layout_of(core: Core, program: Program) -> Layout | None:
-    """The heads of a core; None if they are not found, or are no such thing."""
-    nodes = {node.name: node for node in program.nodes}
+def layout_of(core: Core, nodes: Mapping[str, Node]) -> Layout | None:
+    """The heads of a core of a program with some nodes, by name; None if there are no such."""
     every = {name: _numbers(nodes[name], core) for name in core.writers}
     roles = (core.queries, core.keys, core.values)
     reach = [_before(name, core) for name in core.read]
@@ -172,10 +171,10 @@ def _rows(numbers: Tensor) -> Heads | None:
     return rows if len(set(features)) == len(features) else None
 
 
-def _outputs(core: Core, nodes: dict[str, Node]) -> Heads | None:
+def _outputs(core: Core, nodes: Mapping[str, Node]) -> Heads | None:
     """The features of each head in what attention returns, where its readers find them."""
-    mixed, out = nodes[core.mixed], nodes[core.out]
-    if mixed.shape is None or out.shape is None:
+    mixed = nodes[core.mixed]
+    if mixed.shape is None:
         return None
     value: Any = torch.arange(torch.Size(mixed.shape).numel()).reshape(mixed.shape)
     started = False
@@ -186,8 +185,7 @@ def _outputs(core: Core, nodes: dict[str, Node]) -> Heads | None:
             value = _moved(node, value)
             if value is None:
                 return None
-    axis = out_axis(core, nodes)
-    line = value.movedim(axis, -1).flatten(0, -2)[0]
+    line = value.movedim(core.axis, -1).flatten(0, -2)[0]
     places = torch.stack(torch.unravel_index(line, mixed.shape), 1)  # (features, axes)
     varying = [dim for dim in range(places.shape[1]) if len(places[:, dim].unique()) > 1]
     if not varying:
@@ -197,11 +195,3 @@ def _outputs(core: Core, nodes: dict[str, Node]) -> Heads | None:
         within = place.pop(varying[-1])
         rows.setdefault(tuple(place), {})[within] = feature
     return tuple(tuple(row[at] for at in sorted(row)) for _, row in sorted(rows.items()))
-
-
-def out_axis(core: Core, nodes: dict[str, Node]) -> int:
-    """The axis of a core's output that holds its features: the second of images, else the last."""
-    rank = len(nodes[core.out].shape or ())
-    users = [node for node in nodes.values() if core.out in node.refs()]
-    images = any(node.op.startswith("aten.conv") for node in users)
-    return 1 if images else rank - 1

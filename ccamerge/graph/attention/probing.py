@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ccamerge.graph.attention.cores import Core, cores_of
 from ccamerge.graph.attention.heads import Choice, Heads, Part
-from ccamerge.graph.attention.layout import Layout, layout_of, out_axis, writer_axis
+from ccamerge.graph.attention.layout import Layout, layout_of, writer_axis
 from ccamerge.graph.attention.pairing import Pairing, candidates
 from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION
-from ccamerge.graph.tracing.program import Program, bound
+from ccamerge.graph.tracing.program import Node, Program, bound
 
 _TOLERANCE = 1e-9
 """Relative change of a core's output that rounding explains, in float64."""
@@ -34,7 +34,8 @@ def attention_of(
     ----------
     program, state, leaves : in float64, so that rounding is told from change
     """
-    cores = [(core, layout_of(core, program)) for core in cores_of(program)]
+    nodes = {node.name: node for node in program.nodes}
+    cores = [(core, layout_of(core, nodes)) for core in cores_of(program)]
     wanted = {name for core, layout in cores if layout for name in (*core.sides, *core.writers)}
     if not wanted:
         return []
@@ -44,7 +45,7 @@ def attention_of(
         values = program.values(state, leaves, wanted)
         for core, layout in cores:
             if layout is not None:
-                probe = _Probe(core, layout, program, values)
+                probe = _Probe(core, layout, nodes, values)
                 heads = probe.heads(known)
                 if heads is not None:
                     found.append((core, heads))
@@ -55,13 +56,12 @@ class _Probe:
     """A core and its random inputs."""
 
     def __init__(
-        self, core: Core, layout: Layout, program: Program, values: Mapping[str, Any]
+        self, core: Core, layout: Layout, nodes: Mapping[str, Node], values: Mapping[str, Any]
     ) -> None:
-        nodes = {node.name: node for node in program.nodes}
         self._core, self._layout = core, layout
         self._generator = torch.Generator().manual_seed(0)
         self._axes = {name: writer_axis(nodes[name]) for name in core.writers}
-        self._out = out_axis(core, nodes)
+        self._out = core.axis
         self._values = {name: values[name] for name in core.sides if name in values}
         self._inputs = {name: self._noise(values[name]) for name in core.writers}
         self._before = self._run(self._inputs)
