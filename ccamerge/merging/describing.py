@@ -42,6 +42,7 @@ def described(
         weights=list(shares.default),
         repair=(settings.repair or "none") if settings.norm == "fold" else "none",
         norm=settings.norm,
+        ties=settings.ties,
         samples=statistics.samples,
         seconds=watch.seconds,
         spaces=[_space_report(space, aligned) for space in found.spaces],

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from ccamerge.config.settings import Mode, Norm, Repair
+from ccamerge.config.settings import Mode, Norm, Repair, Ties
 from ccamerge.core.brief import Brief
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class Report(Brief):
     few: dict[str, int] = dataclasses.field(default_factory=dict)
     proved: bool = True
     not_held: dict[str, str] = dataclasses.field(default_factory=dict)
+    ties: Ties = "keep"
     untied: dict[str, int] = dataclasses.field(default_factory=dict)
     chosen: dict[str, str] = dataclasses.field(default_factory=dict)
 
