@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from ccamerge import FeatureMap, Spaces
+from ccamerge.graph.attention.pairing import Pairing
+from ccamerge.graph.groups import PERMUTATION
 from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.states import folded_state
 from ccamerge.merging.loading import load_merged
@@ -25,3 +28,21 @@ def mapped_copy(model: nn.Module, found: Spaces, maps: Mapping[str, FeatureMap])
 def exact_maps(found: Spaces, seed: int) -> dict[str, FeatureMap]:
     """For each space a random map that leaves the network's function as it is."""
     return found.random_maps(torch.Generator().manual_seed(seed))
+
+
+def permuted_heads(found: Spaces, generator: torch.Generator) -> dict[str, FeatureMap]:
+    """For each space that attention divides into heads a permutation of these, and within them."""
+    sizes = {space.name: space.size for space in found.spaces}
+    maps: dict[str, FeatureMap] = {}
+    for heads in found.attention:
+        pairing = heads.pairing
+        free = len(pairing.free) == pairing.size
+        smaller = dataclasses.replace(
+            heads,
+            pairing=Pairing(pairing.size, free=pairing.free, inner=PERMUTATION)
+            if free
+            else Pairing(pairing.size),
+            within=heads.within & PERMUTATION,
+        )
+        maps |= smaller.maps(smaller.random(generator), sizes)
+    return maps

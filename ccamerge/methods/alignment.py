@@ -18,6 +18,7 @@ from ccamerge.core.brief import Brief
 from ccamerge.core.device import memory_of, resolve
 from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.groups import GENERAL, ORTHOGONAL, SIGNED_PERMUTATION, Group
+from ccamerge.graph.maps import MappedParameters
 from ccamerge.graph.space import Space, Spaces
 from ccamerge.graph.tracing.batches import moved
 from ccamerge.methods import METHODS, Alignment, Method, Solution, Solutions
@@ -136,9 +137,12 @@ def _within(method: Method, group: Group, mode: Mode) -> str:
 
     Where these are orthogonal, CCA becomes Procrustes, and optimal transport is brought to the
     nearest orthogonal map; where no more than signs may change and features be permuted, both that
-    rotate become signed permutations, and where not even signs, all become permutations.
+    rotate become signed permutations, and where not even signs, all become permutations. Within
+    heads of attention methods act that need no more than moments.
     """
-    if method.maps <= group or group.joint:
+    if group.joint:
+        return method.name if method.local else "permutation"
+    if method.maps <= group:
         return method.name
     rotates = method.name in ("cca", "procrustes")
     if group <= SIGNED_PERMUTATION or not group <= ORTHOGONAL:
@@ -279,6 +283,19 @@ def _carried(space: Space, row: Sequence[Solution]) -> list[Solution]:
     ]
 
 
+def _with_maps(
+    states: Sequence[Mapping[str, Tensor]], found: Spaces, solutions: Solutions
+) -> list[Mapping[str, Tensor]]:
+    """Models' parameters with the features of some spaces mapped to the reference's."""
+    spaces = [space for space in found.spaces if space.name in solutions]
+    return [
+        MappedParameters(
+            state, spaces, {name: row[i].feature_map for name, row in solutions.items()}
+        )
+        for i, state in enumerate(states)
+    ]
+
+
 def align(
     found: Spaces,
     collected: Statistics,
@@ -333,17 +350,19 @@ def align(
     def chosen(entry: Method) -> dict[str, Any]:
         return {key: value for key, value in options.items() if key in entry.options}
 
+    for heads in found.attention:
+        own = [found[name] for name in heads.spaces]
+        pair = (methods[heads.queries.space], methods[heads.values.space])
+        given = alignment(own, bool(on_cpu & {entry.name for entry in pair}))
+        solutions |= solve_heads(heads, given, pair, chosen(pair[1]))
+    if found.attention:  # others are matched by weights, too, beside heads that are matched
+        states = _with_maps(states, found, solutions)
     for name, entry in used.items():
         own = [s for s in found.spaces if methods[s.name] is entry and not s.group.joint]
         if own:
             solved = entry.solve(alignment(own, name in on_cpu), **chosen(entry))
             check_solutions(name, solved, own, widths)
             solutions.update({space.name: _carried(space, solved[space.name]) for space in own})
-    for heads in found.attention:
-        own = [found[name] for name in heads.spaces]
-        pair = (methods[heads.queries.space], methods[heads.values.space])
-        given = alignment(own, bool(on_cpu & {entry.name for entry in pair}))
-        solutions |= solve_heads(heads, given, pair, chosen(pair[1]))
     return Aligned(
         {space.name: solutions[space.name] for space in found.spaces},
         {name: m.name for name, m in methods.items()},

@@ -18,7 +18,7 @@ from ccamerge.methods.base import (
 )
 
 
-@register("average", modes=("reference", "universe"), maps=PERMUTATION, on_device=True)
+@register("average", modes=("reference", "universe"), maps=PERMUTATION, on_device=True, local=True)
 def average(alignment: Alignment) -> Solutions:
     """Identity maps; a space with this method keeps its basis."""
     return alignment.each_pair_of_tensors(_identities)

@@ -192,7 +192,9 @@ class Method:
     mode; in the universe mode all are there. ``maps`` is the group that its maps are of, which a
     space must be able to carry; ``rectangular`` says that in the reference mode they lead from any
     number of features to the reference's; ``regularised``, that it wants a ridge for each space;
-    ``on_device``, that it takes moments and gives maps on a CUDA device, too. ``ready`` raises
+    ``on_device``, that it takes moments and gives maps on a CUDA device, too; ``local``, that it
+    asks for nothing but the moments of a space, so that it may align what lies within a head of
+    attention. ``ready`` raises
     ImportError if the method cannot run for lack of a package. ``limits`` has, for each option that
     not every number is good for, what raises ValueError when called with such a value and the
     option's name.
@@ -206,6 +208,7 @@ class Method:
     rectangular: bool
     regularised: bool
     on_device: bool
+    local: bool
     options: Mapping[str, Any]
     ready: Callable[[], object]
     limits: Mapping[str, Callable[[Any, str], object]]
@@ -223,6 +226,7 @@ def register(
     rectangular: bool = False,
     regularised: bool = False,
     on_device: bool = False,
+    local: bool = False,
     ready: Callable[[], object] = lambda: None,
     limits: Mapping[str, Callable[[Any, str], object]] = MappingProxyType({}),
 ) -> Callable[[Callable[..., Solutions]], Callable[..., Solutions]]:
@@ -246,6 +250,7 @@ def register(
             rectangular,
             regularised,
             on_device,
+            local,
             options,
             ready,
             limits,

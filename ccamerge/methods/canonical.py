@@ -19,7 +19,12 @@ from ccamerge.methods.orders import with_dead_units_paired
 
 
 @register(
-    "cca", modes=("reference", "universe"), rectangular=True, regularised=True, on_device=True
+    "cca",
+    modes=("reference", "universe"),
+    rectangular=True,
+    regularised=True,
+    on_device=True,
+    local=True,
 )
 def cca(alignment: Alignment) -> Solutions:
     """Maps ``C_i^{-1/2} V U^T C_r^{1/2}``, all problems of one ridge in one native call.

@@ -44,7 +44,7 @@ def _not_negative(value: float, name: str) -> None:
         raise ValueError(message)
 
 
-@register("ot", rectangular=True, ready=_pot, limits={"entropy": _not_negative})
+@register("ot", rectangular=True, local=True, ready=_pot, limits={"entropy": _not_negative})
 def ot(alignment: Alignment, *, entropy: float = 0.0, standardize: bool = False) -> Solutions:
     """Maps from the transport plan that moves features the shortest way, masses being equal.
 

@@ -21,7 +21,7 @@ from ccamerge.methods.orders import best_order
 from ccamerge.methods.permutation_universe import permutation_universe
 
 
-@register("permutation", modes=("reference", "universe"), maps=PERMUTATION)
+@register("permutation", modes=("reference", "universe"), maps=PERMUTATION, local=True)
 def permutation(alignment: Alignment) -> Solutions:
     """The one-to-one matching of features with the largest sum of correlations."""
     if alignment.mode == "universe":
@@ -38,7 +38,7 @@ def _assign(problems: Sequence[AlignmentProblem]) -> list[Solution]:
     return solutions
 
 
-@register("signed_permutation", maps=SIGNED_PERMUTATION)
+@register("signed_permutation", maps=SIGNED_PERMUTATION, local=True)
 def signed_permutation(alignment: Alignment) -> Solutions:
     """As "permutation", by the sizes of correlations; features that move contrarily change sign.
 

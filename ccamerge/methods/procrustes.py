@@ -22,7 +22,9 @@ from ccamerge.methods.composed import orthogonal_universe
 from ccamerge.methods.orders import with_dead_units_paired
 
 
-@register("procrustes", modes=("reference", "universe"), rectangular=True, on_device=True)
+@register(
+    "procrustes", modes=("reference", "universe"), rectangular=True, on_device=True, local=True
+)
 def procrustes(alignment: Alignment) -> Solutions:
     """Transposed polar factors of the cross-covariances: CCA Merge's limit for a large ridge.
 

@@ -24,7 +24,7 @@ from ccamerge.graph.tracing.plain import take_plain
 from ccamerge.methods import METHODS
 from ccamerge.methods.alignment import Aligned
 from tests import models as M
-from tests.moved import mapped_copy
+from tests.moved import mapped_copy, permuted_heads
 
 pytestmark = pytest.mark.filterwarnings("ignore:aligned. :RuntimeWarning")  # tested apart
 
@@ -125,8 +125,8 @@ def transformed(model: nn.Module, example: Tensor, kind: str, seed: int) -> nn.M
     """The same function with all features mapped: permuted, or by each space's own group."""
     found = ccamerge.spaces(model, example)
     generator = torch.Generator().manual_seed(seed)
-    maps = {}
-    for space in found.spaces:
+    maps = permuted_heads(found, generator)
+    for space in [space for space in found.spaces if space.name not in found.attended]:
         open_to_all = kind == "exact" and space.group == GENERAL
         group = space.exact if open_to_all else PERMUTATION
         maps[space.name] = group.random(space.size, generator)
