@@ -9,9 +9,10 @@ def alignment_taps(space: Space) -> list[Tap]:
     """The taps whose features are matched between models.
 
     The features after each non-linearity, which are what the next layer reads; where a space has
-    none (a linear bottleneck), whatever it has.
+    none (a linear bottleneck), whatever it has. Nowhere beside other features.
     """
-    return [t for t in space.taps if t.kind == "activation"] or list(space.taps)
+    taps = [tap for tap in space.taps if not tap.beside]
+    return [tap for tap in taps if tap.kind == "activation"] or taps
 
 
 def repair_taps(space: Space) -> list[Tap]:

@@ -46,8 +46,12 @@ class Derivation:
                 self.facts.limits.append((list(own), Limit(PERMUTATION, why)))
             for axis in () if limit.movable else own:
                 ax.pin(axis, why)
+        idle = _idle(program)
         for node in program.nodes:
-            self._visit(node)
+            if node.name not in idle:
+                self._visit(node)
+            elif node.shape is not None:
+                self.facts.axes[node.name] = [ax.inert(size) for size in node.shape]
         for name in program.outputs:
             for axis in self._leaves(name):
                 ax.pin(axis, "network output")
@@ -161,3 +165,12 @@ class Derivation:
             free = [f for f in segment if isinstance(f, Basis) and f.piece and not f.pins]
             for basis in sorted(free, key=lambda f: f.size)[:-1]:
                 ax.pin(((basis,),), "groups of features, whose order stays")
+
+
+def _idle(program: Program) -> set[str]:
+    """Values of which nobody wants more than sizes."""
+    wanted = set(program.outputs)
+    for node in reversed(program.nodes):
+        if node.name in wanted and not operation(node).sizes:
+            wanted.update(node.refs())
+    return {node.name for node in program.nodes} - wanted

@@ -42,7 +42,6 @@ class _Forming:
         self._order: dict[Basis, None] = {}
         self._taps: dict[Basis, list[Tap]] = {}
         self._slots: dict[Basis, dict[Slot, None]] = {}
-        self._beside: set[Basis] = set()  # seen beside other features that may be reordered
         self._collect()
         self._limits = self._table(facts.limits)
         self._remarks = self._table(facts.remarks)
@@ -116,11 +115,12 @@ class _Forming:
         roles = {slot.role for slot in own}
         if not (Role.WRITE in roles and Role.READ in roles):
             return ["written or read by no parameter"]
-        if basis in self._taps:
-            return []
-        if basis in self._beside:
+        taps = self._taps.get(basis)
+        if not taps:
+            return ["its features are never computed: it lies between parameters"]
+        if all(tap.beside for tap in taps):
             return ["its features are seen only beside others that have another order in a model"]
-        return ["its features are never computed: it lies between parameters"]
+        return []
 
     def _table(self, records: Sequence[tuple[list[Axis], Any]]) -> dict[Basis, dict[Any, None]]:
         table: dict[Basis, dict[Any, None]] = {}
@@ -152,22 +152,20 @@ class _Forming:
     def _alone(self, node: Node, kind: str) -> Iterator[tuple[Basis, Tap]]:
         """Bases that are a whole segment of an axis of a tensor, and where.
 
-        Of several axes whose features may be reordered none is tapped: each other's order would be
-        that of the samples, and not the same in two models.
+        Where features that may be reordered lie along several axes, each stands ``beside`` others.
         """
         axes = self.facts.axes.get(node.name, []) if node.shape is not None else []
         live = [
-            {b for b in ax.bases(axis) if not b.pins and not b.idle}  # type: ignore[arg-type]
+            any(not b.pins and not b.idle for b in ax.bases(axis))  # type: ignore[arg-type]
             for axis in axes
         ]
-        if sum(map(bool, live)) > 1:
-            self._beside.update(*live)
-            return
         for dim, axis in enumerate(axes):
             start = 0
             for part, segment in enumerate(ax.resolve(axis)):  # type: ignore[arg-type]
                 if len(segment) == 1 and isinstance(segment[0], Basis):
-                    tap = Tap(node.name, kind, dim, start, segment[0].size, part)
+                    beside = any(live[:dim]) or any(live[dim + 1 :])
+                    size = segment[0].size
+                    tap = Tap(node.name, kind, dim, start, size, part, beside)
                     yield segment[0], tap
                 start += ax.segment_size(segment)
 

@@ -51,6 +51,7 @@ class Operation:
     adds : whether it is the sum of two values and nothing else
     reduces : whether it makes one value of many, in whatever order these come
     magnitude : whether means of its values are statistics of features, as in norms
+    sizes : whether it reads no values, but sizes of tensors
     twin : what stands for it in a network without non-linearities; itself if None
     """
 
@@ -66,6 +67,7 @@ class Operation:
     adds: bool = False
     reduces: bool = False
     magnitude: bool = False
+    sizes: bool = False
     twin: Twin | None = None
 
     def place(self, node: Node, name: str) -> Any:

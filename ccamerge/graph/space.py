@@ -53,7 +53,9 @@ class Tap:
     order of what is concatenated there.
 
     ``kind`` is "write" (a linear operation's output), "norm" (a remaining normalisation's),
-    "activation" (an element-wise function's) or "sum" (of several such values).
+    "activation" (an element-wise function's) or "sum" (of several such values). ``beside`` says
+    that other features that may be reordered lie on another axis: as samples they are in another
+    order in each model, so that nothing is matched there.
     """
 
     node: str
@@ -62,6 +64,7 @@ class Tap:
     start: int
     size: int
     part: int = 0
+    beside: bool = False
 
     @property
     def name(self) -> str:

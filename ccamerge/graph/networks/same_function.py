@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ccamerge.graph.networks.network import Network
 from ccamerge.graph.tracing.batches import model_device, moved
-from ccamerge.graph.tracing.exporting import as_pytree
+from ccamerge.graph.tracing.exporting import results_of
 from ccamerge.graph.tracing.modules import undisturbed
 from ccamerge.graph.tracing.precision import no_tf32
 from ccamerge.graph.tracing.program import Program
@@ -73,7 +73,7 @@ def _call(model: nn.Module, program: Program, leaves: list[Any]) -> list[Any]:
     there = moved(leaves, model_device(model))
     copies = [x.clone() if isinstance(x, Tensor) else x for x in there]
     args, kwargs = pytree.tree_unflatten(copies, program.input_spec)
-    return pytree.tree_leaves(as_pytree(undisturbed(model, args, kwargs)))
+    return pytree.tree_leaves(results_of(undisturbed(model, args, kwargs)))
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -13,9 +13,12 @@ from ccamerge.graph.space import Role
 from ccamerge.graph.tracing.program import Node, Ref
 
 
-@rule("sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "size", "dim", "numel")
-@rule("sym_constrain_range", "sym_constrain_range_for_size", "_assert_async", "_assert_scalar")
-@rule("_assert_tensor_metadata")
+@rule(
+    *("sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "size", "dim", "numel"),
+    *("sym_constrain_range", "sym_constrain_range_for_size", "_assert_async", "_assert_scalar"),
+    "_assert_tensor_metadata",
+    sizes=True,
+)
 def _shape_alone(node: Node, d: Facts) -> list[Axis]:
     """They read the shape of their operand and nothing else."""
     d.made_of(node, [])

@@ -115,6 +115,28 @@ class _OutputError(ValueError):
     """What forward returns cannot be merged, however it is traced."""
 
 
+_BY_THE_WAY = frozenset(
+    {
+        *("last_hidden_state", "hidden_states", "attentions", "cross_attentions"),
+        *("encoder_last_hidden_state", "encoder_hidden_states", "encoder_attentions"),
+        *("decoder_hidden_states", "decoder_attentions", "past_key_values"),
+        *("text_model_output", "vision_model_output"),
+    }
+)
+"""What models of transformers return beside their logits of the way to these."""
+
+
+def results_of(value: Any) -> Any:
+    """What a model computes, as `as_pytree` has it.
+
+    Where there are logits, hidden states beside them are no results: nothing that reads them is
+    known, and to keep their basis would be to align nothing that leads to them.
+    """
+    if isinstance(value, Mapping) and any("logits" in str(key) for key in value):
+        value = {key: item for key, item in value.items() if key not in _BY_THE_WAY}
+    return as_pytree(value)
+
+
 def as_pytree(value: Any) -> Any:
     """What a model returns as tuples, lists, dicts and what torch knows to take apart.
 
@@ -162,7 +184,7 @@ def _return_plainly(model: nn.Module) -> None:
 
     @functools.wraps(forward)
     def plainly(*args: Any, **kwargs: Any) -> Any:
-        return as_pytree(forward(*args, **kwargs))
+        return results_of(forward(*args, **kwargs))
 
     if not isinstance(model, torch.jit.ScriptModule):
         model.forward = plainly
