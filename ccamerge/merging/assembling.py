@@ -142,7 +142,8 @@ def _by_spaces(
         for slot, size, row in own:
             view = slot_view(total, slot, size)
             view.zero_()
-            for value, model in zip(values, order, strict=True):
+            counted = [pair for pair in zip(values, order, strict=True) if row[pair[1]] != 0]
+            for value, model in counted:
                 view.add_(slot_view(value.double(), slot, size), alpha=row[model])
         merged[key] = total.to(merged[key].dtype)
 

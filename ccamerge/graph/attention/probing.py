@@ -18,11 +18,15 @@ from ccamerge.graph.attention.heads import Choice, Heads, Part
 from ccamerge.graph.attention.layout import Layout, layout_of, out_axis, writer_axis
 from ccamerge.graph.attention.pairing import Pairing, candidates
 from ccamerge.graph.feature_map import FeatureMap
-from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION
+from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION, Group
 from ccamerge.graph.tracing.program import Program, bound
 
 _TOLERANCE = 1e-9
 """Relative change of a core's output that rounding explains, in float64."""
+
+_STRETCH = 2.0**10
+"""Scale of a single feature of queries: large, since slow rotations mix little of it into others,
+and a power of two, which adds no rounding."""
 
 
 def attention_of(
@@ -99,19 +103,34 @@ class _Probe:
         )
         if not self._before.isfinite().any() or not self._holds(heads, heads.identity()):
             return None
-        for within in (GENERAL, PERMUTATION):
-            trial = dataclasses.replace(heads, within=within)
-            if self._holds(trial, trial.random(self._generator)):
-                heads = trial
-                break
+        heads = dataclasses.replace(heads, within=self._within(heads))
         heads = self._paired(heads, known)
-        heads = self._permuted(heads)
+        if self._seen(heads):
+            heads = self._permuted(heads)
         return heads if self._holds(heads, heads.random(self._generator)) else None
+
+    def _within(self, heads: Heads) -> Group:
+        """The largest maps of values within heads that go through to the output."""
+        same, size = heads.identity(), len(self._layout.values[0])
+        trial = dataclasses.replace(heads, within=GENERAL)
+        if self._holds(trial, trial.random(self._generator)):
+            return GENERAL
+        orders = [[1, 0, *range(2, size)], [*range(1, size), 0]]  # of which all are made
+        moved = (
+            [FeatureMap.permutation(torch.tensor(order)) for _ in same.values]
+            for order in (orders if size > 1 else [])
+        )
+        allowed = [self._holds(heads, dataclasses.replace(same, values=own)) for own in moved]
+        return PERMUTATION if allowed and all(allowed) else FIXED
+
+    def _seen(self, heads: Heads) -> bool:
+        """Whether queries matter: of one position alone they do not, nor what tells heads apart."""
+        return self._changes(self._run(self._redrawn(heads.queries)), self._before)
 
     def _paired(self, heads: Heads, known: list[tuple[Pairing, tuple[int, ...]]]) -> Heads:
         """With the largest maps of queries and keys that change nothing."""
         size = len(self._layout.queries[0])
-        if not self._changes(self._run(self._redrawn(heads.queries)), self._before):
+        if not self._seen(heads):
             why = f"{heads.name}: nothing depends on queries here"
             return dataclasses.replace(heads, why=(*heads.why, why))
         for pairing in (Pairing(size, free=tuple(range(size))), *(own for own, _ in known)):
@@ -138,7 +157,7 @@ class _Probe:
         found = []
         for feature in range(size):
             scales = torch.ones(size, dtype=torch.float64)
-            scales[feature] = 2.0
+            scales[feature] = _STRETCH
             stretched = FeatureMap(torch.diag(scales), torch.diag(1 / scales))
             choice = heads.identity()
             pairs = [stretched for _ in choice.pairs]
@@ -235,4 +254,4 @@ def _put(into: Tensor, source: Tensor, part: Part, own: Sequence[int], maps: Ten
     """Write own heads, mapped, in the places of those that they become; features are last."""
     places = torch.tensor(part.features)
     taken = source[..., places[torch.tensor(list(own))]]
-    into[..., places] = torch.einsum("...hd,hde->...he", taken, maps.to(source.dtype))
+    into[..., places] = torch.einsum("...hd,hde->...he", taken, maps.to(source))
