@@ -1,13 +1,14 @@
 """What an attention allows, tried: its core is run with queries, keys and values mapped.
 
 They are random numbers, since a network's own may be such that much goes unseen: one position
-alone, or scores that are all alike.
+alone, or scores that are all alike. So are parameters that attention reads, such as tables of
+positions and gains: other networks have others, and those of a new one are all the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,13 +31,17 @@ and a power of two, which adds no rounding."""
 
 
 def attention_of(
-    program: Program, state: Mapping[str, Tensor], leaves: Sequence[Any]
+    program: Program,
+    state: Mapping[str, Tensor],
+    leaves: Sequence[Any],
+    learned: Collection[str] = (),
 ) -> list[tuple[Core, Heads]]:
     """The attention of a program, with what it allows; spaces are called by their nodes.
 
     Parameters
     ----------
     program, state, leaves : in float64, so that rounding is told from change
+    learned : what of the state is no buffer, so that other networks have other numbers there
     """
     cores = [(core, layout_of(core, program)) for core in cores_of(program)]
     wanted = {name for core, layout in cores if layout for name in (*core.sides, *core.writers)}
@@ -45,7 +50,9 @@ def attention_of(
     found = []
     known: list[tuple[Pairing, tuple[int, ...]]] = []
     with torch.inference_mode():
-        values = program.values(state, leaves, wanted)
+        sides = {name for core, layout in cores if layout for name in core.sides}
+        other = _unlike(state, _sources(program, sides) & set(learned))
+        values = program.values(other, leaves, wanted)
         for core, layout in cores:
             if layout is not None:
                 probe = _Probe(core, layout, program, values)
@@ -53,6 +60,30 @@ def attention_of(
                 if heads is not None:
                     found.append((core, heads))
     return found
+
+
+def _sources(program: Program, names: Collection[str]) -> set[str]:
+    """The entries of the state that some values depend on."""
+    nodes = {node.name: node for node in program.nodes}
+    pending, seen = list(names), set(names)
+    while pending:
+        node = nodes.get(pending.pop())
+        new = {ref for ref in node.refs() if ref not in seen} if node is not None else set()
+        seen |= new
+        pending += new
+    return {key for name, key in program.parameters.items() if name in seen}
+
+
+def _unlike(state: Mapping[str, Tensor], keys: Collection[str]) -> dict[str, Tensor]:
+    """A state with some noise on some of its entries."""
+    generator = torch.Generator().manual_seed(1)
+    result = dict(state)
+    for key in sorted(set(keys) & state.keys()):
+        value = state[key]
+        if value.is_floating_point():
+            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+            result[key] = value + 0.1 * (1 + value.abs().mean()) * noise
+    return result
 
 
 class _Probe:
