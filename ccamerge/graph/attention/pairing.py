@@ -86,7 +86,7 @@ class Pairing(Group):
             inverse[own[:, None], own] = found.inverse
         for one, two in self.planes:
             real = (matrix[one, one] + matrix[two, two]) / 2
-            imaginary = (matrix[two, one] - matrix[one, two]) / 2
+            imaginary = (matrix[one, two] - matrix[two, one]) / 2
             self._multiply(result, inverse, (one, two), torch.complex(real, imaginary))
         return FeatureMap(result, inverse)
 

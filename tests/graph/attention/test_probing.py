@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ccamerge
-from ccamerge.graph.groups import FIXED, GENERAL, ORTHOGONAL, PERMUTATION
+from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.space import Spaces
 from tests import attending as A
@@ -51,22 +52,17 @@ def _single(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 Build = Callable[[], nn.Module]
 FOUND: dict[str, tuple[Build, tuple[str, Any, bool, bool]]] = {
     # What pairs of queries and keys, and values, allow; whether heads are exchanged, and shuffled.
-    "eager": (A.Attention, ("general", GENERAL, True, False)),
     "sdpa": (
         lambda: A.Attention(mix=F.scaled_dot_product_attention),
         ("general", GENERAL, True, False),
     ),
-    "bmm": (lambda: A.Attention(mix=_bmm), ("general", GENERAL, True, False)),
+    "bmm": (lambda: A.Attention(3, bias=False, mix=_bmm), ("general", GENERAL, True, False)),
     "einsum": (lambda: A.Attention(mix=_einsum), ("general", GENERAL, True, False)),
     "single precision": (lambda: A.Attention(mix=_single), ("general", GENERAL, True, False)),
-    "no biases": (lambda: A.Attention(bias=False), ("general", GENERAL, True, False)),
-    "three heads": (lambda: A.Attention(3), ("general", GENERAL, True, False)),
     "one head": (lambda: A.Attention(1), ("general", GENERAL, False, False)),
-    "narrow values": (lambda: A.Attention(wide=3), ("general", GENERAL, True, False)),
-    "grouped": (lambda: A.Attention(4, groups=2), ("general", GENERAL, True, True)),
+    "grouped": (lambda: A.Attention(4, groups=2, wide=3), ("general", GENERAL, True, True)),
     "one group": (lambda: A.Attention(3, groups=1), ("general", GENERAL, False, True)),
     "halves": (lambda: A.Attention(prepare=_planes), ("complex", GENERAL, True, False)),
-    "neighbours": (lambda: A.Attention(prepare=_pairs), ("complex", GENERAL, True, False)),
     "partly halves": (
         lambda: A.Attention(size=6, prepare=_planes),
         ("complex + general", GENERAL, True, False),
@@ -83,7 +79,6 @@ FOUND: dict[str, tuple[Build, tuple[str, Any, bool, bool]]] = {
     "with gains": (A.Gains, ("fixed", GENERAL, True, False)),
     "table": (A.Biased, ("general", GENERAL, False, False)),
     "slopes": (lambda: A.Biased(slopes=True), ("general", GENERAL, False, False)),
-    "fused": (A.Fused, ("general", GENERAL, True, False)),
     "fused and rotated": (lambda: A.Fused(turned=4), ("complex", GENERAL, True, False)),
     "head by head": (lambda: A.Fused(interleaved=True), ("general", GENERAL, True, False)),
     "torch's": (A.Torchs, ("general", GENERAL, True, False)),
@@ -98,6 +93,13 @@ FOUND: dict[str, tuple[Build, tuple[str, Any, bool, bool]]] = {
 def _network(build: Build, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return M.randomise(build(), seed).double().eval()
+
+
+@functools.cache
+def _case(name: str) -> tuple[nn.Module, Spaces]:
+    """A network and its spaces, which take time to find."""
+    model = _network(FOUND[name][0])
+    return model, spaces(model, _inputs())
 
 
 def _inputs(count: int = 4, length: int = 5, seed: int = 0) -> Tensor:
@@ -115,14 +117,13 @@ def _change(model: nn.Module, found: Spaces, *call: Tensor, seed: int = 1) -> fl
 
 @pytest.mark.parametrize("name", FOUND)
 def test_what_attention_allows_is_found_and_is_exact(name: str) -> None:
-    build, (pairing, within, exchanged, shuffled) = FOUND[name]
-    model, x = _network(build), _inputs()
-    found = spaces(model, x)
+    pairing, within, exchanged, shuffled = FOUND[name][1]
+    model, found = _case(name)
     (heads,) = found.attention
     assert heads.pairing.name == pairing
     assert heads.within == within
     assert (heads.exchanged, heads.shuffled) == (exchanged, shuffled)
-    if "rotated" not in name and pairing.startswith("complex"):
+    if pairing.startswith("complex"):
         assert heads.pairing.planes == (NEIGHBOURS if "neighbours" in name else HALVES)
     assert bool(heads.why) == (pairing == "fixed" or name in ("table", "slopes"))
     other = _inputs(seed=1)  # nor does it hold on these inputs alone
@@ -130,21 +131,17 @@ def test_what_attention_allows_is_found_and_is_exact(name: str) -> None:
     assert all(_change(model, found, other, seed=seed) < tolerance for seed in range(2))
 
 
-@pytest.mark.parametrize("name", ["grouped", "partly neighbours", "head by head", "table"])
+@pytest.mark.parametrize("name", ["partly neighbours", "head by head"])
 def test_it_is_verified(name: str) -> None:
     assert all(check.passed for check in ccamerge.verify(_network(FOUND[name][0]), _inputs()))
 
 
-MERGED = (
-    *("eager", "grouped", "partly neighbours", "normalised and rotated", "table"),
-    *("fused and rotated", "head by head", "torch's", "used twice"),
-)
+MERGED = ("partly neighbours", "normalised", "table", "fused and rotated", "head by head")
 
 
 @pytest.mark.parametrize("name", MERGED)
 def test_a_mapped_copy_merges_back(name: str) -> None:
-    model, x = _network(FOUND[name][0]), _inputs(64)
-    found = spaces(model, x[:4])
+    (model, found), x = _case(name), _inputs(64)
     other = mapped_copy(model, found, exact_maps(found, 3))
     result = ccamerge.merge(
         [model, other], [x], method="cca", ridge=0.0, repair="none", progress=False
@@ -157,8 +154,11 @@ def test_a_mapped_copy_merges_back(name: str) -> None:
 
 def test_weights_that_are_returned_are_not_attention_within() -> None:
     model, x = _network(lambda: A.Torchs(need_weights=True)), _inputs()
-    assert not spaces(model, x).attention
-    assert all(check.passed for check in ccamerge.verify(model, x))
+    found = spaces(model, x, prove=False)
+    assert not found.attention
+    (before, weights), (after, other) = model(x), mapped_copy(model, found, exact_maps(found, 1))(x)
+    torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(other, weights, rtol=1e-10, atol=1e-10)
 
 
 MIXING = torch.tensor([[0.3, 0.7], [0.5, -0.2]], dtype=torch.float64)
@@ -218,7 +218,7 @@ def test_heads_that_a_new_table_does_not_tell_apart_stay_apart() -> None:
     assert _change(trained, found, x) < 1e-12
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [2, 3])
 def test_values_that_are_told_apart_keep_their_order(size: int) -> None:
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return A.softmaxed(q, k, (v * torch.arange(1, size + 1, dtype=v.dtype)).tanh())
@@ -229,10 +229,9 @@ def test_values_that_are_told_apart_keep_their_order(size: int) -> None:
     assert all(_change(model, found, x, seed=seed) < 1e-12 for seed in range(3))
 
 
-@pytest.mark.parametrize("speed", [1e-4, 1e-9])
-def test_slow_rotations_are_seen(speed: float) -> None:
+def test_slow_rotations_are_seen() -> None:
     def prepare(x: Tensor) -> Tensor:
-        angles = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * torch.tensor([1.0, speed])
+        angles = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * torch.tensor([1.0, 1e-9])
         one, two = x.chunk(2, -1)
         cos, sin = angles.cos(), angles.sin()
         return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
@@ -261,23 +260,20 @@ def test_positions_that_see_nothing() -> None:
     "build",
     [
         lambda: A.Attention(size=1),
-        lambda: A.Attention(1, 1),
         lambda: A.Attention(mix=lambda q, k, v: (q @ k.mT).softmax(1) @ v),
         A.Latents,
     ],
-    ids=["heads of one feature", "one feature", "softmax over heads", "given queries"],
+    ids=["heads of one feature", "softmax over heads", "given queries"],
 )
 def test_odd_attention_keeps_its_function(build: Build) -> None:
     model, x = _network(build), _inputs()
-    for prove in (True, False):
-        found = spaces(model, x, prove=prove)
-        assert all(_change(model, found, x, seed=seed) < 1e-12 for seed in range(3))
+    found = spaces(model, x, prove=False)
+    assert all(_change(model, found, x, seed=seed) < 1e-12 for seed in range(3))
 
 
 def test_single_precision_networks() -> None:
     model = _network(lambda: A.Attention(prepare=_planes)).float()
     x = _inputs().float()
-    (heads,) = spaces(model, x).attention
-    assert heads.pairing.planes == HALVES
-    assert heads.pairing.inner in (GENERAL, ORTHOGONAL)
-    assert _change(model, spaces(model, x), x) < 1e-5
+    found = spaces(model, x)
+    assert found.attention[0].pairing.planes == HALVES
+    assert _change(model, found, x) < 1e-5
