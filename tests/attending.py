@@ -163,9 +163,7 @@ class Tempered(nn.Module):
             q, k, v, factor = own.split([4, 4, 4, 1], -1)
         else:
             every = written.split([8, 8, 8, 2], -1)
-            q, k, v, factor = (
-                part.view(*x.shape[:2], 2, -1).transpose(1, 2) for part in every
-            )
+            q, k, v, factor = (part.view(*x.shape[:2], 2, -1).transpose(1, 2) for part in every)
         mixed = softmaxed(q * factor.sigmoid(), k, v)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
