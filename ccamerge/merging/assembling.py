@@ -142,8 +142,7 @@ def _by_spaces(
         for slot, size, row in own:
             view = slot_view(total, slot, size)
             view.zero_()
-            counted = [pair for pair in zip(values, order, strict=True) if row[pair[1]] != 0]
-            for value, model in counted:
+            for value, model in zip(values, order, strict=True):
                 view.add_(slot_view(value.double(), slot, size), alpha=row[model])
         merged[key] = total.to(merged[key].dtype)
 

@@ -365,4 +365,5 @@ def _numbers(planes: Sequence[tuple[int, int]], queries: _Side, keys: _Side) -> 
         pull = pull + torch.complex(real, imaginary) / scale.sqrt()
     ratio = keys_here / here * there / keys_there
     turn = torch.where(pull.abs() > 0, pull / pull.abs(), torch.ones_like(pull))
-    return turn * ratio.sqrt().sqrt()
+    numbers: Tensor = turn * ratio.sqrt().sqrt()
+    return numbers

@@ -140,3 +140,18 @@ def test_copies_are_averaged() -> None:
     assert not result.report.chosen
     with torch.no_grad():
         assert _close(result.model(X), models[0](X), 1e-5)
+
+
+def test_parts_of_one_parameter_have_the_weights_of_their_spaces() -> None:
+    models, first = _merged("apart")
+    (heads,) = first.spaces.attention
+    weights = {heads.values.space: [0, 1], "*": [1, 0]}
+    given = {"statistics": first.statistics, "aligned": first.aligned}
+    merged = ccamerge.merge(models, weights=weights, repair="none", progress=False, **given)
+    maps = {key: row[1] for key, row in first.maps.items()}
+    state = folded_state(models[1].state_dict(), first.spaces.folds)
+    there = transform(state, first.spaces.spaces, maps)
+    for key in ("qkv.weight", "qkv.bias"):
+        have = merged.model.state_dict()[key]
+        assert torch.equal(have[:16], models[0].state_dict()[key][:16])
+        assert _close(have[16:], there[key][16:], 1e-12)

@@ -70,10 +70,9 @@ def _close(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> bool:
 
 
 @pytest.mark.parametrize("name", PAIRINGS)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_random_maps_of_a_copy_are_found_back(name: str, seed: int) -> None:
+def test_random_maps_of_a_copy_are_found_back(name: str) -> None:
     heads, x = _heads(PAIRINGS[name]), _features()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(1)
     choices = [heads.random(generator) for _ in range(2)]
     copies = [_mapped(heads.maps(choice, SIZES), x) for choice in choices]
     found = _solved(heads, [copies[0], x, copies[1]], reference=1)
@@ -127,9 +126,8 @@ def test_averaging_moves_nothing() -> None:
         assert torch.equal(found[name][1].feature_map.forward, torch.eye(size).double())
 
 
-@pytest.mark.parametrize("pairing", ["any", "halves", "partly", "turns"])
-@pytest.mark.parametrize("dead", ["q", "k", "qk", "v"])
-@pytest.mark.parametrize("model", [0, 1])
+@pytest.mark.parametrize("pairing", ["any", "partly"])
+@pytest.mark.parametrize(("dead", "model"), [("q", 0), ("k", 1), ("qk", 1), ("v", 0)])
 def test_dead_heads_get_maps_that_single_precision_holds(
     pairing: str, dead: str, model: int
 ) -> None:
