@@ -44,6 +44,11 @@ _FLOOR = 0.1
 head would look like every other."""
 
 
+_DEAD = 1e-30
+"""Variance of queries or keys that are nothing: no scale makes those of another model of them, and
+the one that comes nearest is infinite in single precision."""
+
+
 class HeadMoments:
     """Covariances of the features of some heads, summed, as `Moments` has them.
 
@@ -266,6 +271,11 @@ class _Side:
         own = torch.tensor(features, device=self.own.device)
         return _Side(*(cov[own][:, own] for cov in (self.reference, self.own, self.cross)))
 
+    @property
+    def variances(self) -> tuple[Tensor, Tensor]:
+        """The reference's covariance and the own one."""
+        return self.reference, self.own
+
     @functools.cached_property
     def correlation(self) -> Tensor:
         """Of each feature of the reference and each own one."""
@@ -297,7 +307,8 @@ def _free(
     if ordered:
         gains = (queries.correlation + keys.correlation).T
         return FeatureMap.permutation(assigned(gains.cpu())).to(gains.device)
-    if pairing.inner == GENERAL and method.regularised:
+    alive = all(float(cov.trace()) > _DEAD for side in (queries, keys) for cov in side.variances)
+    if pairing.inner == GENERAL and method.regularised and alive:
         return _balanced(queries, keys, ridge)
     scales = [
         (side.reference.trace() * side.own.trace()).sqrt().clamp_min(1e-300)
@@ -342,14 +353,17 @@ def _numbers(planes: Sequence[tuple[int, int]], queries: _Side, keys: _Side) -> 
     one, two = torch.tensor(planes, device=queries.own.device).unbind(1)
 
     def size(cov: Tensor) -> Tensor:
-        return (cov[one, one] + cov[two, two]).clamp_min(1e-300)
+        return cov[one, one] + cov[two, two]
 
+    sizes = torch.stack([size(cov) for side in (queries, keys) for cov in side.variances])
+    alive = (sizes > _DEAD).all(0)
+    there, here, keys_there, keys_here = torch.where(alive, sizes, 1.0)
     pull = torch.zeros(len(planes), dtype=torch.complex128, device=queries.own.device)
-    for side in (queries, keys):
+    for side, scale in ((queries, there * here), (keys, keys_there * keys_here)):
         real = side.cross[one, one] + side.cross[two, two]
         imaginary = side.cross[two, one] - side.cross[one, two]
-        scale = (size(side.reference) * size(side.own)).sqrt()
-        pull = pull + torch.complex(real, imaginary) / scale
-    ratio = size(keys.own) / size(queries.own) * size(queries.reference) / size(keys.reference)
+        pull = pull + torch.complex(real, imaginary) / scale.sqrt()
+    ratio = keys_here / here * there / keys_there
     turn = torch.where(pull.abs() > 0, pull / pull.abs(), torch.ones_like(pull))
-    return turn * ratio.sqrt().sqrt()
+    numbers: Tensor = turn * ratio.sqrt().sqrt()
+    return numbers

@@ -110,25 +110,21 @@ def settled(
     closed: dict[Basis, str] = {}
     for own in every:
         bases = own.bases()
-        if bases is None or any(
-            basis.size != sum(map(len, part.features)) and bases.count(basis) == 1
-            for basis, part in zip(bases or (), _parts(own.heads), strict=False)
-        ):
+        if bases is None or not _whole(own.heads, bases):
             why = f"{own.heads.name}: its heads have another structure elsewhere"
             closed.update((basis, why) for axis in own.axes for basis in ax.bases(axis))
             continue
         heads = _limited(own.heads, [list(limits.get(basis, ())) for basis in bases])
         key = tuple(bases)
         known = found.get(key, heads)
-        if dataclasses.replace(known, name="", why=(), nodes=frozenset()) != dataclasses.replace(
-            heads, name="", why=(), nodes=frozenset()
-        ):
+        if _nameless(known) != _nameless(heads):
             closed.update((basis, f"{heads.name}: it is used in two ways") for basis in bases)
         found[key] = dataclasses.replace(known, nodes=known.nodes | heads.nodes)
     for key, heads in found.items():
         reasons = [reason for basis in key for reason in pinned.get(basis, ())]
         if reasons or heads.fixed:
-            why = f"{heads.name}: {(reasons or list(heads.why) or ['no map leaves it'])[0]}"
+            said = [f"{heads.name}: {reason}" for reason in (*reasons, "no map leaves it")]
+            why = said[0] if reasons else (*heads.why, *said)[0]
             closed.update((basis, why) for basis in key if not pinned.get(basis))
     for one, two in _overlapping(list(found)):
         closed.update((basis, "two attentions read it in different ways") for basis in one + two)
@@ -152,6 +148,19 @@ def _overlapping(
         for basis in dict.fromkeys(key):
             if owners.setdefault(basis, key) is not key:
                 yield owners[basis], key
+
+
+def _whole(heads: Heads, bases: Sequence[Basis]) -> bool:
+    """Whether each feature of some bases is in a head, and in one alone."""
+    every: dict[Basis, list[int]] = {basis: [] for basis in bases}
+    for basis, part in zip(bases, _parts(heads), strict=True):
+        every[basis] += [feature for head in part.features for feature in head]
+    return all(sorted(own) == list(range(basis.size)) for basis, own in every.items())
+
+
+def _nameless(heads: Heads) -> Heads:
+    """Heads as they are, wherever it is that they are read."""
+    return dataclasses.replace(named(heads, [""] * 4), name="", why=(), nodes=frozenset())
 
 
 def _parts(heads: Heads) -> tuple[Part, Part, Part, Part]:

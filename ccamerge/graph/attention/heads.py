@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ccamerge.graph.attention.pairing import Pairing, contrary
 from ccamerge.graph.feature_map import FeatureMap
-from ccamerge.graph.groups import FIXED, GENERAL, Group
+from ccamerge.graph.groups import FIXED, GENERAL, Group, assigned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,14 +189,19 @@ class InHeads(Group):
         return not bool(left.any())
 
     def project(self, matrix: Tensor) -> FeatureMap:
-        """The groups' maps near the blocks of heads that stay where they are."""
+        """The groups' maps near the blocks of heads, in the order that leaves the least error."""
         result, inverse = torch.zeros_like(matrix), torch.zeros_like(matrix)
-        for features, inner, _ in self.parts:
-            for head in features:
-                own = torch.tensor(head, device=matrix.device)
-                found = inner.project(matrix[own][:, own])
-                result[own[:, None], own] = found.forward
-                inverse[own[:, None], own] = found.inverse
+        for features, inner, exchanged in self.parts:
+            every = [torch.tensor(head, device=matrix.device) for head in features]
+            order = list(range(len(every)))
+            if exchanged:
+                gains = [[_gain(inner, matrix[own][:, to]) for to in every] for own in every]
+                order = assigned(torch.tensor(gains, dtype=torch.float64)).tolist()
+            for there, head in enumerate(order):
+                rows, columns = every[head], every[there]
+                found = inner.project(matrix[rows][:, columns])
+                result[rows[:, None], columns] = found.forward
+                inverse[columns[:, None], rows] = found.inverse
         return FeatureMap(result, inverse)
 
     def random(self, size: int, generator: torch.Generator) -> FeatureMap:
@@ -213,6 +218,11 @@ class InHeads(Group):
                 result[rows[:, None], columns] = found.forward
                 inverse[columns[:, None], rows] = found.inverse
         return FeatureMap(result, inverse)
+
+
+def _gain(group: Group, block: Tensor) -> float:
+    """How much less is left of a block beside the group's nearest map than beside nothing."""
+    return float(block.square().sum() - (block - group.project(block).forward).square().sum())
 
 
 def groups_of(heads: Heads) -> dict[str, InHeads]:

@@ -48,7 +48,7 @@ class Pairing(Group):
 
     def within(self, other: Group) -> bool:
         """Of the groups that have names it lies in the largest only, or in its own."""
-        return other == GENERAL or (not self.planes and self.inner <= other)
+        return self.fixed or other == GENERAL or (not self.planes and self.inner <= other)
 
     def over(self, other: Group) -> bool:
         """Only the identity is known to lie in it."""
@@ -64,7 +64,8 @@ class Pairing(Group):
         for pair in self.planes:
             block = left[list(pair)][:, list(pair)]
             skew = (block[0, 0] - block[1, 1]).abs() + (block[0, 1] + block[1, 0]).abs()
-            if not bool(skew <= 1e-9 * block.abs().max()):
+            largest = block.abs().max()
+            if not bool((largest > 0) & (skew <= 1e-9 * largest)):
                 return False
             left[torch.tensor(pair)[:, None], torch.tensor(pair)] = torch.eye(2).to(left)
         own = torch.tensor(self.free, dtype=torch.long)
@@ -85,7 +86,7 @@ class Pairing(Group):
             inverse[own[:, None], own] = found.inverse
         for one, two in self.planes:
             real = (matrix[one, one] + matrix[two, two]) / 2
-            imaginary = (matrix[two, one] - matrix[one, two]) / 2
+            imaginary = (matrix[one, two] - matrix[two, one]) / 2
             self._multiply(result, inverse, (one, two), torch.complex(real, imaginary))
         return FeatureMap(result, inverse)
 

@@ -1,13 +1,14 @@
 """What an attention allows, tried: its core is run with queries, keys and values mapped.
 
 They are random numbers, since a network's own may be such that much goes unseen: one position
-alone, or scores that are all alike.
+alone, or scores that are all alike. So are parameters that attention reads, such as tables of
+positions and gains: other networks have others, and those of a new one are all the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,21 +19,29 @@ from ccamerge.graph.attention.heads import Choice, Heads, Part
 from ccamerge.graph.attention.layout import Layout, layout_of, writer_axis
 from ccamerge.graph.attention.pairing import Pairing, candidates
 from ccamerge.graph.feature_map import FeatureMap
-from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION
+from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION, Group
 from ccamerge.graph.tracing.program import Node, Program, bound
 
 _TOLERANCE = 1e-9
 """Relative change of a core's output that rounding explains, in float64."""
 
+_STRETCH = 2.0**10
+"""Scale of a single feature of queries: large, since slow rotations mix little of it into others,
+and a power of two, which adds no rounding."""
+
 
 def attention_of(
-    program: Program, state: Mapping[str, Tensor], leaves: Sequence[Any]
+    program: Program,
+    state: Mapping[str, Tensor],
+    leaves: Sequence[Any],
+    learned: Collection[str] = (),
 ) -> list[tuple[Core, Heads]]:
     """The attention of a program, with what it allows; spaces are called by their nodes.
 
     Parameters
     ----------
     program, state, leaves : in float64, so that rounding is told from change
+    learned : what of the state is no buffer, so that other networks have other numbers there
     """
     nodes = {node.name: node for node in program.nodes}
     cores = [(core, layout_of(core, nodes)) for core in cores_of(program)]
@@ -42,7 +51,9 @@ def attention_of(
     found = []
     known: list[tuple[Pairing, tuple[int, ...]]] = []
     with torch.inference_mode():
-        values = program.values(state, leaves, wanted)
+        sides = {name for core, layout in cores if layout for name in core.sides}
+        other = _unlike(state, _sources(program, sides) & set(learned))
+        values = program.values(other, leaves, wanted)
         for core, layout in cores:
             if layout is not None:
                 probe = _Probe(core, layout, nodes, values)
@@ -50,6 +61,30 @@ def attention_of(
                 if heads is not None:
                     found.append((core, heads))
     return found
+
+
+def _sources(program: Program, names: Collection[str]) -> set[str]:
+    """The entries of the state that some values depend on."""
+    nodes = {node.name: node for node in program.nodes}
+    pending, seen = list(names), set(names)
+    while pending:
+        node = nodes.get(pending.pop())
+        new = {ref for ref in node.refs() if ref not in seen} if node is not None else set()
+        seen |= new
+        pending += new
+    return {key for name, key in program.parameters.items() if name in seen}
+
+
+def _unlike(state: Mapping[str, Tensor], keys: Collection[str]) -> dict[str, Tensor]:
+    """A state with some noise on some of its entries."""
+    generator = torch.Generator().manual_seed(1)
+    result = dict(state)
+    for key in sorted(set(keys) & state.keys()):
+        value = state[key]
+        if value.is_floating_point():
+            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+            result[key] = value + 0.1 * (1 + value.abs().mean()) * noise
+    return result
 
 
 class _Probe:
@@ -99,19 +134,34 @@ class _Probe:
         )
         if not self._before.isfinite().any() or not self._holds(heads, heads.identity()):
             return None
-        for within in (GENERAL, PERMUTATION):
-            trial = dataclasses.replace(heads, within=within)
-            if self._holds(trial, trial.random(self._generator)):
-                heads = trial
-                break
+        heads = dataclasses.replace(heads, within=self._within(heads))
         heads = self._paired(heads, known)
-        heads = self._permuted(heads)
+        if self._seen(heads):
+            heads = self._permuted(heads)
         return heads if self._holds(heads, heads.random(self._generator)) else None
+
+    def _within(self, heads: Heads) -> Group:
+        """The largest maps of values within heads that go through to the output."""
+        same, size = heads.identity(), len(self._layout.values[0])
+        trial = dataclasses.replace(heads, within=GENERAL)
+        if self._holds(trial, trial.random(self._generator)):
+            return GENERAL
+        orders = [[1, 0, *range(2, size)], [*range(1, size), 0]]  # of which all are made
+        moved = (
+            [FeatureMap.permutation(torch.tensor(order)) for _ in same.values]
+            for order in (orders if size > 1 else [])
+        )
+        allowed = [self._holds(heads, dataclasses.replace(same, values=own)) for own in moved]
+        return PERMUTATION if allowed and all(allowed) else FIXED
+
+    def _seen(self, heads: Heads) -> bool:
+        """Whether queries matter: of one position alone they do not, nor what tells heads apart."""
+        return self._changes(self._run(self._redrawn(heads.queries)), self._before)
 
     def _paired(self, heads: Heads, known: list[tuple[Pairing, tuple[int, ...]]]) -> Heads:
         """With the largest maps of queries and keys that change nothing."""
         size = len(self._layout.queries[0])
-        if not self._changes(self._run(self._redrawn(heads.queries)), self._before):
+        if not self._seen(heads):
             why = f"{heads.name}: nothing depends on queries here"
             return dataclasses.replace(heads, why=(*heads.why, why))
         for pairing in (Pairing(size, free=tuple(range(size))), *(own for own, _ in known)):
@@ -138,7 +188,7 @@ class _Probe:
         found = []
         for feature in range(size):
             scales = torch.ones(size, dtype=torch.float64)
-            scales[feature] = 2.0
+            scales[feature] = _STRETCH
             stretched = FeatureMap(torch.diag(scales), torch.diag(1 / scales))
             choice = heads.identity()
             pairs = [stretched for _ in choice.pairs]
@@ -235,4 +285,4 @@ def _put(into: Tensor, source: Tensor, part: Part, own: Sequence[int], maps: Ten
     """Write own heads, mapped, in the places of those that they become; features are last."""
     places = torch.tensor(part.features)
     taken = source[..., places[torch.tensor(list(own))]]
-    into[..., places] = torch.einsum("...hd,hde->...he", taken, maps.to(source.dtype))
+    into[..., places] = torch.einsum("...hd,hde->...he", taken, maps.to(source))

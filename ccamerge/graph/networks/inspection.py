@@ -113,7 +113,8 @@ def _attention(
     program, call = program.to(cpu), moved((args, dict(kwargs)), cpu)
     state = folded_state(model.tensors, folds, cpu)
     trial = Trial.of(program, state, [few_leaves(program, *call), program.flatten_inputs(*call)])
-    return attention_of(trial.program, trial.state, trial.leaves)
+    learned = [key for key, _ in model.plain.named_parameters(remove_duplicate=False)]
+    return attention_of(trial.program, trial.state, trial.leaves, learned)
 
 
 def proved(

@@ -1,0 +1,209 @@
+"""Small networks with attention in plain torch, each spelled in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def halves(x: Tensor, turned: int) -> Tensor:
+    """Rotary positions (..., positions, size): feature j with j + turned / 2, the rest as it is."""
+    x, rest = x[..., :turned], x[..., turned:]
+    angles = _angles(x)
+    one, two = x.chunk(2, -1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([one * cos - two * sin, two * cos + one * sin, rest], -1)
+
+
+def neighbours(x: Tensor, turned: int) -> Tensor:
+    """Rotary positions: feature 2 j with 2 j + 1."""
+    x, rest = x[..., :turned], x[..., turned:]
+    angles = _angles(x)
+    one, two = x[..., ::2], x[..., 1::2]
+    cos, sin = angles.cos(), angles.sin()
+    both = torch.stack([one * cos - two * sin, two * cos + one * sin], -1).flatten(-2)
+    return torch.cat([both, rest], -1)
+
+
+def _angles(x: Tensor) -> Tensor:
+    positions = torch.arange(x.shape[-2], dtype=x.dtype, device=x.device)
+    speeds = 0.7 ** torch.arange(x.shape[-1] // 2, dtype=x.dtype, device=x.device)
+    return positions[:, None] * speeds
+
+
+def softmaxed(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    """Attention of heads (batch, heads, positions, size), written out."""
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias
+    return scores.softmax(-1) @ v
+
+
+class Attention(nn.Module):
+    """Attention between an MLP's two layers, with queries, keys and values from one's own layers.
+
+    ``width`` is read and written; ``groups`` heads of keys and values are read by ``heads``.
+    ``prepare`` is done to queries and keys, ``mix`` makes of these and values what is returned.
+    """
+
+    def __init__(
+        self,
+        heads: int = 2,
+        size: int = 4,
+        groups: int | None = None,
+        wide: int | None = None,
+        prepare: Callable[[Tensor], Tensor] = lambda x: x,
+        mix: Callable[..., Tensor] = softmaxed,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.heads, self.groups = heads, groups or heads
+        wide = wide or size
+        width = 10
+        self.q = nn.Linear(width, heads * size, bias)
+        self.k = nn.Linear(width, self.groups * size, bias)
+        self.v = nn.Linear(width, self.groups * wide, bias)
+        self.out = nn.Linear(heads * wide, 3)
+        self.prepare, self.mix = prepare, mix
+
+    def split(self, x: Tensor, heads: int) -> Tensor:
+        """Features divided: (batch, heads, positions, size)."""
+        return x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
+
+    def extra(self) -> tuple[Any, ...]:
+        """What attention is given besides."""
+        return ()
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Of (batch, positions, 10), attending to another sequence if one is given."""
+        other = x if context is None else context
+        q = self.prepare(self.split(self.q(x), self.heads))
+        k = self.prepare(self.split(self.k(other), self.groups))
+        v = self.split(self.v(other), self.groups)
+        share = self.heads // self.groups
+        if share > 1:
+            k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+        mixed = self.mix(q, k, v, *self.extra())
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Biased(Attention):
+    """With a number for each head and each distance of positions, added to scores."""
+
+    def __init__(self, slopes: bool = False, length: int = 5, **given: Any) -> None:
+        super().__init__(**given)
+        self.slopes, self.length = slopes, length
+        shape = (self.heads,) if slopes else (self.heads, 16)
+        self.table = nn.Parameter(torch.randn(shape))
+
+    def extra(self) -> tuple[Tensor]:
+        """The table by positions, or slopes times distances."""
+        at = torch.arange(self.length)
+        apart = at[:, None] - at
+        if self.slopes:
+            return (self.table[:, None, None] * apart.abs(),)
+        return (self.table[:, apart + 5],)
+
+
+class Gains(Attention):
+    """With norms of queries and keys that have gains, as they are at first."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.norms = nn.ModuleList(nn.RMSNorm(self.q.out_features // self.heads) for _ in range(2))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Of (batch, positions, 10)."""
+        q, k = (
+            norm(self.split(layer(x), self.heads))
+            for norm, layer in zip(self.norms, (self.q, self.k), strict=True)
+        )
+        mixed = self.mix(q, k, self.split(self.v(x), self.heads))
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Twice(Attention):
+    """Used for two sequences."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Of (batch, positions, 10)."""
+        return super().forward(x) + super().forward(x.flip(1) / 2)
+
+
+class Latents(Attention):
+    """Queries that are parameters, from no linear operation."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        size = self.q.out_features // self.heads
+        self.queries = nn.Parameter(torch.randn(self.heads, 3, size))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Of (batch, positions, 10)."""
+        k, v = self.split(self.k(x), self.heads), self.split(self.v(x), self.heads)
+        mixed = self.mix(self.queries.expand(len(x), -1, -1, -1), k, v)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Tempered(nn.Module):
+    """One layer writes queries, keys, values, and for each head a factor of its queries."""
+
+    def __init__(self, interleaved: bool) -> None:
+        super().__init__()
+        self.interleaved = interleaved
+        self.qkv, self.out = nn.Linear(10, 26), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of (batch, positions, 10)."""
+        written = self.qkv(x)
+        if self.interleaved:
+            own = written.view(*x.shape[:2], 2, 13).transpose(1, 2)
+            q, k, v, factor = own.split([4, 4, 4, 1], -1)
+        else:
+            every = written.split([8, 8, 8, 2], -1)
+            q, k, v, factor = (part.view(*x.shape[:2], 2, -1).transpose(1, 2) for part in every)
+        mixed = softmaxed(q * factor.sigmoid(), k, v)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Fused(nn.Module):
+    """Queries, keys and values by one layer, one after the other or head by head."""
+
+    def __init__(
+        self, heads: int = 2, size: int = 4, interleaved: bool = False, turned: int = 0
+    ) -> None:
+        super().__init__()
+        self.heads, self.interleaved, self.turned = heads, interleaved, turned
+        self.qkv = nn.Linear(10, 3 * heads * size)
+        self.out = nn.Linear(heads * size, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of (batch, positions, 10)."""
+        if self.interleaved:
+            parts = self.qkv(x).view(*x.shape[:2], self.heads, 3, -1).permute(3, 0, 2, 1, 4)
+        else:
+            parts = self.qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.unbind(0)
+        if self.turned:
+            q, k = halves(q, self.turned), halves(k, self.turned)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Torchs(nn.Module):
+    """torch's own module, after a layer that writes what it reads."""
+
+    def __init__(self, heads: int = 2, need_weights: bool = False) -> None:
+        super().__init__()
+        self.before = nn.Linear(10, 8)
+        self.attention = nn.MultiheadAttention(8, heads, batch_first=True)
+        self.after = nn.Linear(8, 3)
+        self.need_weights = need_weights
+
+    def forward(self, x: Tensor) -> Any:
+        """Of (batch, positions, 10); the mean weights, too, if they are asked for."""
+        x = self.before(x)
+        mixed, weights = self.attention(x, x, x, need_weights=self.need_weights)
+        return (self.after(mixed), weights) if self.need_weights else self.after(mixed)

@@ -1,0 +1,267 @@
+"""What attention is found to allow, in all its spellings: maps that are claimed are exact."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ccamerge
+from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION
+from ccamerge.graph.networks.inspection import spaces
+from ccamerge.graph.space import Spaces
+from tests import attending as A
+from tests import models as M
+from tests.moved import exact_maps, mapped_copy
+
+HALVES, NEIGHBOURS = ((0, 2), (1, 3)), ((0, 1), (2, 3))
+
+
+def _planes(x: Tensor) -> Tensor:
+    return A.halves(x, 4)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    return A.neighbours(x, 4)
+
+
+def _normed(x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+def _bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT)
+    return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view(*q.shape[:3], v.shape[-1])
+
+
+def _einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1)
+    return torch.einsum("bhij,bhjd->bhid", weights, v)
+
+
+def _single(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT).softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+
+
+Build = Callable[[], nn.Module]
+FOUND: dict[str, tuple[Build, tuple[str, Any, bool, bool]]] = {
+    # What pairs of queries and keys, and values, allow; whether heads are exchanged, and shuffled.
+    "bmm": (lambda: A.Attention(3, bias=False, mix=_bmm), ("general", GENERAL, True, False)),
+    "einsum": (lambda: A.Attention(mix=_einsum), ("general", GENERAL, True, False)),
+    "one head": (lambda: A.Attention(1), ("general", GENERAL, False, False)),
+    "grouped": (lambda: A.Attention(4, groups=2, wide=3), ("general", GENERAL, True, True)),
+    "one group": (lambda: A.Attention(3, groups=1), ("general", GENERAL, False, True)),
+    "partly neighbours": (
+        lambda: A.Attention(4, 7, groups=2, prepare=_pairs),
+        ("complex + general", GENERAL, True, True),
+    ),
+    "normalised": (lambda: A.Attention(prepare=_normed), ("orthogonal", GENERAL, True, False)),
+    "normalised and rotated": (
+        lambda: A.Attention(prepare=lambda x: _planes(_normed(x))),
+        ("fixed", GENERAL, True, False),
+    ),
+    "with gains": (A.Gains, ("fixed", GENERAL, True, False)),
+    "table": (A.Biased, ("general", GENERAL, False, False)),
+    "slopes": (lambda: A.Biased(slopes=True), ("general", GENERAL, False, False)),
+    "fused and rotated": (lambda: A.Fused(turned=4), ("complex", GENERAL, True, False)),
+    "head by head": (lambda: A.Fused(interleaved=True), ("general", GENERAL, True, False)),
+    "torch's": (A.Torchs, ("general", GENERAL, True, False)),
+    "used twice": (A.Twice, ("general", GENERAL, True, False)),
+    "function of values": (
+        lambda: A.Attention(mix=lambda q, k, v: A.softmaxed(q, k, v.tanh())),
+        ("general", PERMUTATION, True, False),
+    ),
+}
+
+
+def _network(build: Build, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return M.randomise(build(), seed).double().eval()
+
+
+@functools.cache
+def _case(name: str) -> tuple[nn.Module, Spaces]:
+    """A network and its spaces, which take time to find."""
+    model = _network(FOUND[name][0])
+    return model, spaces(model, _inputs())
+
+
+def _inputs(count: int = 4, length: int = 5, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, length, 10, generator=generator, dtype=torch.float64)
+
+
+def _change(model: nn.Module, found: Spaces, *call: Tensor, seed: int = 1) -> float:
+    """Relative change of a model's output by random maps that are said to be exact."""
+    other = mapped_copy(model, found, exact_maps(found, seed))
+    with torch.no_grad():
+        before, after = model(*call), other(*call)
+    return float((before - after).norm() / before.norm())
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_attention_allows_is_found_and_is_exact(name: str) -> None:
+    pairing, within, exchanged, shuffled = FOUND[name][1]
+    model, found = _case(name)
+    (heads,) = found.attention
+    assert heads.pairing.name == pairing
+    assert heads.within == within
+    assert (heads.exchanged, heads.shuffled) == (exchanged, shuffled)
+    if pairing.startswith("complex"):
+        assert heads.pairing.planes == (NEIGHBOURS if "neighbours" in name else HALVES)
+    assert bool(heads.why) == (pairing == "fixed" or name in ("table", "slopes"))
+    other = _inputs(seed=1)  # nor does it hold on these inputs alone
+    assert all(_change(model, found, other, seed=seed) < 1e-12 for seed in range(2))
+
+
+def test_it_is_verified() -> None:
+    model = _network(FOUND["head by head"][0])
+    assert all(check.passed for check in ccamerge.verify(model, _inputs()))
+
+
+MERGED = ("partly neighbours", "table", "head by head")
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_a_mapped_copy_merges_back(name: str) -> None:
+    (model, found), x = _case(name), _inputs(64)
+    other = mapped_copy(model, found, exact_maps(found, 3))
+    result = ccamerge.merge(
+        [model, other], [x], method="cca", ridge=0.0, repair="none", progress=False
+    )
+    assert not result.report.chosen
+    with torch.no_grad():
+        before, after = model(x), result.model(x)
+    assert float((before - after).norm() / before.norm()) < 1e-5
+
+
+def test_weights_that_are_returned_are_not_attention_within() -> None:
+    model, x = _network(lambda: A.Torchs(need_weights=True)), _inputs()
+    found = spaces(model, x, prove=False)
+    assert not found.attention
+    (before, weights), (after, other) = model(x), mapped_copy(model, found, exact_maps(found, 1))(x)
+    torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(other, weights, rtol=1e-10, atol=1e-10)
+
+
+MIXING = torch.tensor([[0.3, 0.7], [0.5, -0.2]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_heads_that_talk_are_not_claimed(before: bool) -> None:
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.mT
+        if before:
+            scores = torch.einsum("bhij,gh->bgij", scores, MIXING)
+        weights = scores.softmax(-1)
+        if not before:
+            weights = torch.einsum("bhij,gh->bgij", weights, MIXING)
+        return weights @ v
+
+    model, x = _network(lambda: A.Attention(mix=mix)), _inputs()
+    found = spaces(model, x)
+    assert not any(heads.exchanged for heads in found.attention)
+    assert _change(model, found, x) < 1e-12
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_a_layer_that_also_writes_something_else_stays(interleaved: bool) -> None:
+    model, x = _network(lambda: A.Tempered(interleaved)), _inputs()
+    found = spaces(model, x, prove=False)
+    assert not found.attention
+    assert "qkv.weight" not in {slot.parameter for space in found for slot in space.slots}
+    assert "another structure" in found.pinned["qkv.weight", 0]
+
+
+def test_keys_and_values_of_another_sequence() -> None:
+    model, x, context = _network(A.Attention), _inputs(), _inputs(length=7, seed=2)
+    found = spaces(model, (x, context))
+    (heads,) = found.attention
+    assert heads.exchanged
+    assert heads.pairing.name == "general"
+    assert _change(model, found, _inputs(seed=3), context) < 1e-12
+
+
+def test_of_one_position_nothing_is_known_of_queries_and_heads() -> None:
+    model, x = _network(lambda: A.Biased(length=1)), _inputs(length=1)
+    (heads,) = spaces(model, x).attention
+    assert heads.pairing.fixed
+    assert heads.within == GENERAL
+    assert not heads.exchanged
+    assert "nothing depends on queries" in heads.why[0]
+
+
+def test_heads_that_a_new_table_does_not_tell_apart_stay_apart() -> None:
+    """Another network of the same shapes has another table."""
+    new, trained, x = _network(A.Biased), _network(A.Biased, 1), _inputs()
+    with torch.no_grad():
+        new.table.zero_()  # type: ignore[operator]
+    found = spaces(new, x)
+    assert not found.attention[0].exchanged
+    assert _change(trained, found, x) < 1e-12
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_values_that_are_told_apart_keep_their_order(size: int) -> None:
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return A.softmaxed(q, k, (v * torch.arange(1, size + 1, dtype=v.dtype)).tanh())
+
+    model, x = _network(lambda: A.Attention(1, 4, wide=size, mix=mix)), _inputs()
+    found = spaces(model, x, prove=False)
+    assert all(heads.within == FIXED for heads in found.attention)
+    assert all(_change(model, found, x, seed=seed) < 1e-12 for seed in range(3))
+
+
+def test_slow_rotations_are_seen() -> None:
+    def prepare(x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * torch.tensor([1.0, 1e-9])
+        one, two = x.chunk(2, -1)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+
+    (heads,) = spaces(_network(lambda: A.Attention(prepare=prepare)), _inputs()).attention
+    assert heads.pairing.planes == HALVES
+
+
+def test_positions_that_see_nothing() -> None:
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    mask[2] = False
+
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return A.softmaxed(q, k, v, torch.zeros(5, 5).masked_fill(~mask, -math.inf).to(q))
+
+    class Masked(A.Attention):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return super().forward(x, context).nan_to_num()
+
+    model, x = _network(lambda: Masked(mix=mix)), _inputs()
+    found = spaces(model, x)
+    assert _change(model, found, x) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: A.Attention(size=1),
+        A.Latents,
+    ],
+    ids=["heads of one feature", "given queries"],
+)
+def test_odd_attention_keeps_its_function(build: Build) -> None:
+    model, x = _network(build), _inputs()
+    found = spaces(model, x, prove=False)
+    assert all(_change(model, found, x, seed=seed) < 1e-12 for seed in range(3))
+
+
+def test_single_precision_networks() -> None:
+    model = _network(lambda: A.Attention(prepare=_planes, mix=_single)).float()
+    x = _inputs().float()
+    found = spaces(model, x)
+    assert found.attention[0].pairing.planes == HALVES
+    assert _change(model, found, x) < 1e-5
