@@ -109,7 +109,7 @@ def test_the_readme_has_each_with_its_default() -> None:
 
 
 def test_the_report_says_what_was_asked_for() -> None:
-    """All but what it says otherwise: shares for t, a ridge for each space, a proof, untied heads."""
+    """All but what it says otherwise: shares for t, each ridge, a proof, and what was untied."""
     fields = set(Report.__annotations__)
     assert set(TABLE) - fields == {"ridge", "t", "ties", "seed", "prove"}
     assert {"proved", "untied"} <= fields
