@@ -10,6 +10,7 @@ from ccamerge.cli._settings import loaded_settings
 from ccamerge.cli._shared import (
     Batches,
     UsageError,
+    as_merged,
     check_checkpoints,
     check_parent,
     chosen_device,
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     from ccamerge.methods.alignment import pairs_needed
 
     pairs = args.pairs or pairs_needed(settings.method, settings.mode)
-    models = load_models(config)
+    models = as_merged(config, load_models(config))
     collected = ccamerge.collect(
         models,
         Batches(config.data, settings.seed),

@@ -17,6 +17,7 @@ from ccamerge.cli._shared import (
     Batches,
     UsageError,
     add_device,
+    as_merged,
     at_least,
     build,
     check_checkpoints,
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     models = [model.to(memory) for model in load_models(config)]
     others = {}
     for given in args.checkpoint:
-        network = build(config.architecture)
+        [network] = as_merged(config, [build(config.architecture)])
         load_into(network, given)
         others[str(given)] = network.to(memory)
     moments = None

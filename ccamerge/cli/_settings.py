@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ccamerge.cli._shared import Batches, show_progress
+from ccamerge.cli._shared import Batches, as_merged, show_progress
 from ccamerge.config.importing import ConfigError, import_function
 from ccamerge.config.model import Config
 from ccamerge.config.settings import TABLE, Settings
@@ -127,7 +127,7 @@ def statistics(
     from ccamerge.graph.tracing.batches import split_batch
     from ccamerge.methods.alignment import pairs_needed
 
-    wanted = list(wanted)
+    wanted, models = list(wanted), as_merged(config, models)
     if config.moments is not None:
         loaded = ccamerge.Statistics.load(config.moments, device)
         for settings in wanted:

@@ -91,6 +91,15 @@ def build(architecture: Factory) -> nn.Module:
     return made.eval()
 
 
+def as_merged(config: Config, networks: Sequence[nn.Module]) -> list[nn.Module]:
+    """The networks as a merge sees them: with heads of their own if they are to be untied."""
+    from ccamerge.graph.tracing.untying import untied
+
+    if config.settings.ties == "keep":
+        return list(networks)
+    return [untied(network, f"models[{index}]") for index, network in enumerate(networks)]
+
+
 def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> list[nn.Module]:
     """Check names, shapes, dtypes and ties in all files before anything is computed.
 
@@ -114,7 +123,7 @@ def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> list[nn.Modu
     for index, architecture in enumerate(config.architectures):
         first = config.architectures.index(architecture)
         networks.append(networks[first] if first < index else build(architecture))
-    merged = [networks[config.reference]] * len(more)
+    merged = as_merged(config, [networks[config.reference]]) * len(more)
     problems: list[str] = []
     files = zip([*config.models, *more], [*networks, *merged], strict=True)
     for index, (path, network) in enumerate(files):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,8 +43,11 @@ class Tokens:
     def among(self, value: Tensor, dim: int) -> tuple[Tensor, int]:
         """The tokens that count of a value, and its axis of features then.
 
-        A value that has no axes of samples and positions before its features is left as it is.
+        Samples and positions are its first two axes, or, sample after sample, the first of two.
+        A value that has neither before its features is left as it is.
         """
-        if dim < 2 or tuple(value.shape[:2]) != self.shape:
-            return value, dim
-        return value.flatten(0, 1).index_select(0, self.rows), dim - 1
+        if dim >= 2 and tuple(value.shape[:2]) == self.shape:
+            return value.flatten(0, 1).index_select(0, self.rows), dim - 1
+        if dim == 1 and value.dim() == 2 and len(value) == math.prod(self.shape):
+            return value.index_select(0, self.rows), dim
+        return value, dim

@@ -90,6 +90,10 @@ def _elementwise(node: Node) -> bool:
     """Whether an operation is a finite function of single elements, or a sum or product of such."""
     if node.op in _BINARY:
         return all(isinstance(a, (Ref, int, float)) for a in node.args[:2])
+    if node.op in ("aten.div", "aten.true_divide"):
+        divisor = node.args[1]
+        exact = len(node.args) == 2 and not node.kwargs  # nothing is rounded
+        return exact and isinstance(divisor, (int, float)) and divisor != 0
     if node.op == "aten.pow":
         exponent = node.args[1]
         return (

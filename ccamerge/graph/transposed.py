@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import torch
 from torch import Tensor
@@ -42,15 +43,19 @@ class TransposedFold(Fold):
 def as_linear(program: Program) -> tuple[Program, tuple[Fold, ...]]:
     """The program with ``bias + x W`` and ``x W`` as linear layers, ``W`` being a parameter.
 
-    Weights that are used elsewhere, too, or are limited, stay as they are; so do sums of multiples.
+    Weights that are used elsewhere, too, or are limited, stay as they are, unless the program has
+    their transpose as a parameter; so do sums of multiples, and sums with anything but a vector.
     """
     new = Rewriting(program)
     folds: list[Fold] = []
+    left = Counter(new.uses)
     for node in program.nodes:
         parts = _parts(node)
         if parts is None:
             continue
         x, weight, bias = parts
+        if bias is not None and len(program.shapes[bias.name]) != 1:
+            continue
         found = _turned(weight, new)
         if found is None:
             key = new.key(weight)
@@ -61,11 +66,11 @@ def as_linear(program: Program) -> tuple[Program, tuple[Fold, ...]]:
             found = Ref(f"{weight.name}_transposed")
             new.parameters[found.name] = fold.turned
             new.shapes[found.name] = program.shapes[weight.name][::-1]
-        elif new.uses[weight.name] == 1:
-            new.remove({weight.name})
+        left[weight.name] -= 1
         args = (x, found) if bias is None else (x, found, bias)
         target = torch.ops.aten.linear.default
         new.change(dataclasses.replace(node, target=target, args=args, kwargs={}))
+    new.remove({name for name, uses in left.items() if not uses})  # transposes without a reader
     return new.program(), tuple(folds)
 
 

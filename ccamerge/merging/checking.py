@@ -152,7 +152,10 @@ def check_statistics(
             raise ValueError(message)
         every.append(collected.spaces_of(model))
         if program_fingerprint(every[-1].program) != collected.fingerprint["programs"][index]:
-            message = f"moments belong to another architecture than that of models[{index}]"
+            message = (
+                f"moments belong to another architecture than that of models[{index}], or were "
+                "collected by a merge with other ties"
+            )
             raise ValueError(message)
     refuse_for_spaces(settings, every, reference)
     return collected

@@ -10,16 +10,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ccamerge
+from ccamerge.collection.tokens import Tokens
+from ccamerge.graph.tracing.program import trace
 from tests import models as M
 
 VOCABULARY, LONGEST = 20, 9
 
 
 class Tagger(nn.Module):
-    """Scores for each token, after its neighbours have been looked at by attention."""
+    """Scores for each token, after its neighbours have been looked at by attention.
 
-    def __init__(self) -> None:
+    Features are (samples, positions, features), or ``flat``, as GPT-2 has them before its linear
+    layers: (samples * positions, features).
+    """
+
+    def __init__(self, flat: bool = False) -> None:
         super().__init__()
+        self.flat = flat
         self.embedding = nn.Embedding(VOCABULARY, 8)
         self.query, self.value = nn.Linear(8, 8), nn.Linear(8, 8)
         self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
@@ -29,8 +36,11 @@ class Tagger(nn.Module):
         x = self.embedding(input_ids)
         mask = None if attention_mask is None else attention_mask[:, None, :].bool()
         x = x + F.scaled_dot_product_attention(self.query(x), x, self.value(x), mask)
+        shape = x.shape
+        if self.flat:
+            x = x.reshape(-1, shape[-1])
         x = x + self.down(torch.relu(self.up(x)))
-        found: Tensor = self.scores(x)
+        found: Tensor = self.scores(x).unflatten(0, shape[:2]) if self.flat else self.scores(x)
         return found
 
 
@@ -49,9 +59,9 @@ def _padded(sequences: list[Tensor]) -> dict[str, Tensor]:
     }
 
 
-@pytest.fixture(scope="module")
-def models() -> list[nn.Module]:
-    return [M.randomise(Tagger(), seed).double() for seed in range(2)]
+@pytest.fixture(scope="module", params=[False, True], ids=["tokens", "flat"])
+def models(request: pytest.FixtureRequest) -> list[nn.Module]:
+    return [M.randomise(Tagger(request.param), seed).double() for seed in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +113,30 @@ def test_a_mask_of_ones_or_of_other_numbers_is_none(models: list[nn.Module]) -> 
     masked = ccamerge.collect(models, [whole] * 2, progress=False)
     for space in plain.spaces_of(models[0]).spaces:
         assert plain.pooled(space).count == masked.pooled(space).count
+
+
+def test_which_values_are_of_tokens() -> None:
+    """Those with samples and positions in front, or both as one axis before that of features."""
+    program = trace(Tagger(), (), _padded(_sequences(2)))
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    leaves = [mask] * len(program.inputs)
+    tokens = Tokens.of(program, leaves, torch.device("cpu"))
+    assert tokens is not None
+    whole = torch.arange(24.0).view(2, 3, 4)
+    kept = torch.stack([whole[0, 0], whole[0, 1], whole[1, 0]])
+    for value, dim in ((whole, 2), (whole.flatten(0, 1), 1)):
+        found, axis = tokens.among(value, dim)
+        assert axis == 1
+        assert torch.equal(found, kept)
+    for value, dim in (
+        (whole.flatten(0, 1), 0),  # features first
+        (whole.flatten(), 0),
+        (whole.flatten(0, 1)[:, None], 2),  # more than features behind
+        (whole.flatten(0, 1)[:, None], 1),
+        (whole.transpose(0, 1), 2),
+        (torch.zeros(5, 4), 1),  # as many rows as something else has
+        (torch.zeros(2, 4), 1),  # one value a sample
+    ):
+        found, axis = tokens.among(value, dim)
+        assert found is value
+        assert axis == dim

@@ -40,7 +40,7 @@ evaluation:
   loss: mypackage.scores:loss
   ensemble: outputs
 parameters: {ridge: 1e-2, repair: none, norm: paper, seed: 7, prove: false, mode: universe, t: 0.25,
-             options: {alpha: 0.3, deep: {a: [1, x]}}}
+             ties: untie, options: {alpha: 0.3, deep: {a: [1, x]}}}
 moments: stats.safetensors
 dtype: float32
 device: cuda:1
@@ -92,6 +92,7 @@ def test_everything_given(tmp_path):
         t=0.25,
         repair="none",
         norm="paper",
+        ties="untie",
         seed=7,
         prove=False,
     )

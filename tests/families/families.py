@@ -99,48 +99,48 @@ def _grouped(name: str, **settings: Any) -> Built:
     return _causal(f"{name}ForCausalLM", f"{name}Config", **settings)
 
 
-@family("Llama", "transformers", every=46, some=100)
+@family("Llama", "transformers", every=75, some=100)
 def _llama() -> Built:
     return _grouped("Llama")
 
 
-@family("Mistral", "transformers", every=46, some=100)
+@family("Mistral", "transformers", every=75, some=100)
 def _mistral() -> Built:
     return _grouped("Mistral", sliding_window=6)
 
 
-@family("Qwen2", "transformers", every=45, some=99)
+@family("Qwen2", "transformers", every=75, some=100)
 def _qwen2() -> Built:
     return _grouped("Qwen2")
 
 
-@family("Qwen3", "transformers", every=46, some=100)
+@family("Qwen3", "transformers", every=75, some=100)
 def _qwen3() -> Built:
     return _grouped("Qwen3", head_dim=4)
 
 
-@family("Gemma", "transformers", every=52, some=100)
+@family("Gemma", "transformers", every=86, some=100)
 def _gemma() -> Built:
     return _grouped("Gemma", head_dim=4)
 
 
-@family("Phi", "transformers", every=33, some=97)
+@family("Phi", "transformers", every=74, some=99)
 def _phi() -> Built:
     return _causal("PhiForCausalLM", "PhiConfig")
 
 
-@family("GPT-2", "transformers", every=37, some=98)
+@family("GPT-2", "transformers", every=81, some=100)
 def _gpt2() -> Built:
     settings = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_inner": HIDDEN}
     return _causal("GPT2LMHeadModel", "GPT2Config", n_positions=16, **settings)
 
 
-@family("GPT-NeoX", "transformers", every=35, some=98)
+@family("GPT-NeoX", "transformers", every=75, some=100)
 def _gpt_neox() -> Built:
     return _causal("GPTNeoXForCausalLM", "GPTNeoXConfig")
 
 
-@family("OPT", "transformers", every=37, some=98)
+@family("OPT", "transformers", every=80, some=100)
 def _opt() -> Built:
     settings = {"ffn_dim": HIDDEN, "word_embed_proj_dim": WIDTH}
     return _causal("OPTForCausalLM", "OPTConfig", **settings)
@@ -154,17 +154,17 @@ def _encoder(kind: str, config: str, **settings: Any) -> Built:
     return model, {**batch, "attention_mask": mask}
 
 
-@family("BERT", "transformers", every=40, some=98)
+@family("BERT", "transformers", every=81, some=100)
 def _bert() -> Built:
     return _encoder("BertForSequenceClassification", "BertConfig")
 
 
-@family("RoBERTa", "transformers", every=40, some=97)
+@family("RoBERTa", "transformers", every=81, some=99)
 def _roberta() -> Built:
     return _encoder("RobertaForMaskedLM", "RobertaConfig")
 
 
-@family("DistilBERT", "transformers", every=40, some=98)
+@family("DistilBERT", "transformers", every=82, some=100)
 def _distilbert() -> Built:
     settings = {"dim": WIDTH, "hidden_dim": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS}
     return _encoder("DistilBertForSequenceClassification", "DistilBertConfig", **settings)
@@ -175,7 +175,7 @@ def _albert() -> Built:
     return _encoder("AlbertForMaskedLM", "AlbertConfig", embedding_size=8)
 
 
-@family("ELECTRA", "transformers", every=46, some=98)
+@family("ELECTRA", "transformers", every=90, some=100)
 def _electra() -> Built:
     return _encoder("ElectraForSequenceClassification", "ElectraConfig", embedding_size=8)
 
@@ -186,7 +186,7 @@ def _translator(kind: str, config: str, **settings: Any) -> Built:
     return model, {**batch, "decoder_input_ids": ids(6)}
 
 
-@family("T5", "transformers", every=0, some=30)
+@family("T5", "transformers", every=0, some=93)
 def _t5() -> Built:
     settings = {"d_model": WIDTH, "d_kv": 4, "d_ff": HIDDEN, "num_heads": HEADS}
     return _translator(
@@ -199,7 +199,7 @@ def _t5() -> Built:
     )
 
 
-@family("BART", "transformers", every=1, some=28)
+@family("BART", "transformers", every=3, some=84)
 def _bart() -> Built:
     sides = {"layers": LAYERS, "attention_heads": HEADS, "ffn_dim": HIDDEN}
     both = {f"{side}_{key}": n for side in ("encoder", "decoder") for key, n in sides.items()}
@@ -223,17 +223,17 @@ def _vision(kind: str, config: str, size: int = 16, **settings: Any) -> Built:
     return getattr(transformers, kind)(configuration), {"pixel_values": images(size)}
 
 
-@family("ViT", "transformers", every=36, some=98)
+@family("ViT", "transformers", every=77, some=100)
 def _vit() -> Built:
     return _vision("ViTForImageClassification", "ViTConfig")
 
 
-@family("DeiT", "transformers", every=36, some=98)
+@family("DeiT", "transformers", every=76, some=100)
 def _deit() -> Built:
     return _vision("DeiTForImageClassificationWithTeacher", "DeiTConfig")
 
 
-@family("Swin", "transformers", every=54, some=96)
+@family("Swin", "transformers", every=95, some=98)
 def _swin() -> Built:
     stages = {"depths": [2, 2], "num_heads": [2, 4], "embed_dim": 8, "window_size": 2}
     settings = {"patch_size": 2, "mlp_ratio": 2.0, **stages}
@@ -243,7 +243,7 @@ def _swin() -> Built:
     return transformers.SwinForImageClassification(configuration), {"pixel_values": images(16)}
 
 
-@family("CLIP", "transformers", every=1, some=31)
+@family("CLIP", "transformers", every=3, some=76)
 def _clip() -> Built:
     import transformers
 
@@ -265,7 +265,7 @@ def _clip() -> Built:
     return model, {"input_ids": tokens, "pixel_values": images(16), "attention_mask": mask}
 
 
-@family("Whisper's encoder", "transformers", every=1, some=52)
+@family("Whisper's encoder", "transformers", every=3, some=95)
 def _whisper() -> Built:
     import transformers
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -319,17 +319,17 @@ def _vectors() -> Tensor:
     return torch.randn(SAMPLES, TOKENS, 6, dtype=torch.float64)
 
 
-@family("nn.TransformerEncoder", every=44, some=98)
+@family("nn.TransformerEncoder", every=96, some=100)
 def _post_norm() -> Built:
     return Encoder(norm_first=False), _vectors()
 
 
-@family("nn.TransformerEncoder, norm first", every=44, some=98)
+@family("nn.TransformerEncoder, norm first", every=95, some=100)
 def _pre_norm() -> Built:
     return Encoder(norm_first=True), _vectors()
 
 
-@family("nn.MultiheadAttention", every=5, some=96)
+@family("nn.MultiheadAttention", every=86, some=100)
 def _multihead() -> Built:
     return Attentive(), _vectors()
 
@@ -341,7 +341,7 @@ def _convnext() -> Built:
     return ConvNeXt(depths=(1,) * 4, dims=(8, 8, 16, 16), num_classes=5), images(32)
 
 
-@family("MaxViT", "timm", every=77, some=98)
+@family("MaxViT", "timm", every=97, some=99)
 def _maxvit() -> Built:
     small = {"embed_dim": (8, 16), "depths": (1, 1), "block_type": ("M", "M"), "stem_width": 8}
     from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitTransformerCfg
@@ -384,7 +384,7 @@ def _regnety() -> Built:
     return RegNet(RegNetCfg(**small, se_ratio=0.25), num_classes=5), images(32)
 
 
-@family("Mixer", "timm", every=56, some=99)
+@family("Mixer", "timm", every=55, some=82)
 def _mixer() -> Built:
     from timm.models.mlp_mixer import MlpMixer
 

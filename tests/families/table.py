@@ -25,6 +25,13 @@ def reasons(found: ccamerge.Spaces) -> list[str]:
     return [note for note in dict.fromkeys(notes) if note not in ENDS]
 
 
+def group(words: str) -> str:
+    """What maps a group has, without the numbers of this one's heads and planes."""
+    words = re.sub(r" within each of \d+ heads(, which may be exchanged)?", " within heads", words)
+    words = re.sub(r"for each of \d+ planes", "for each plane", words)
+    return re.sub(r"any invertible map of \d+ of \d+ features", "any for the rest", words)
+
+
 def rows(names: Iterable[str]) -> Iterator[str]:
     """A line of Markdown for each family: shares of parameters, groups, and what is left why."""
     yield "| family | along all axes | along some or all | exact groups | left as they are |"
@@ -32,7 +39,8 @@ def rows(names: Iterable[str]) -> Iterator[str]:
     for name in names:
         found = ccamerge.spaces(*F.built(name))
         every, some, _ = found.aligned_shares()
-        groups = ", ".join(dict.fromkeys(space.exact.words for space in found.spaces))
+        words = (part for space in found.spaces for part in space.exact.words.split("; "))
+        groups = ", ".join(dict.fromkeys(map(group, words)))
         left = "; ".join(reasons(found))
         yield f"| {name} | {every:.0%} | {every + some:.0%} | {groups} | {left} |"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 import ccamerge
 from ccamerge.graph.feature_map import FeatureMap
+from ccamerge.graph.groups import PERMUTATION, SIGNED_PERMUTATION
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.methods import METHODS, Alignment, Solution, Solutions, register
 from ccamerge.methods.alignment import methods_of, pairs_needed
@@ -146,6 +148,30 @@ def test_methods_by_patterns() -> None:
         names({"stm*": "cca"})
     with pytest.raises(ValueError, match=r"method must be one of .*; got 'acc'"):
         names({"stem*": "acc"})
+
+
+@pytest.mark.parametrize(
+    ("method", "mode", "expected"),
+    [
+        ("cca", "reference", "signed_permutation"),
+        ("procrustes", "reference", "signed_permutation"),
+        ("signed_permutation", "reference", "signed_permutation"),
+        ("ot", "reference", "permutation"),
+        ("permutation", "reference", "permutation"),
+        ("average", "reference", "average"),
+        ("cca", "universe", "permutation"),  # which signed permutations do not know
+    ],
+)
+def test_what_rotates_changes_signs_where_no_more_is_exact(
+    method: str, mode: Any, expected: str
+) -> None:
+    space = spaces(M.MLP(), torch.randn(2, 12)).spaces[0]
+    signed = dataclasses.replace(space, group=SIGNED_PERMUTATION)
+    permuted = dataclasses.replace(space, group=PERMUTATION)
+    assert methods_of(method, [signed], mode)[space.name].name == expected
+    smaller = "average" if method == "average" else "permutation"
+    if mode == "reference":
+        assert methods_of(method, [permuted], mode)[space.name].name == smaller
 
 
 def test_which_moments_a_choice_needs() -> None:

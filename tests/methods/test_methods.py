@@ -16,7 +16,7 @@ from tests.problems import alignment_of, features, forward, moments_of, solve
 ON_FEATURES = [name for name in METHODS if name != "weight_matching"]
 
 
-@pytest.mark.parametrize("method", ["permutation", "cca", "ot", "zipit"])
+@pytest.mark.parametrize("method", ["permutation", "signed_permutation", "cca", "ot", "zipit"])
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=15, deadline=None)
 def test_a_permuted_copy_is_recovered(method: str, seed: int) -> None:
@@ -43,14 +43,16 @@ def test_a_rotated_copy_is_recovered(method: str) -> None:
         np.testing.assert_allclose(forward(solution), q.T, atol=condition * 1e-13)
 
 
-@pytest.mark.parametrize("method", ["cca", "permutation", "procrustes", "average", "ot"])
+@pytest.mark.parametrize(
+    "method", ["cca", "permutation", "signed_permutation", "procrustes", "average", "ot"]
+)
 def test_the_map_and_its_inverse(method: str) -> None:
     solution = solve(method, features(seed=3), features(seed=4), ridge=0.01)
     product = forward(solution) @ solution.feature_map.inverse.numpy()
     np.testing.assert_allclose(product, np.eye(12), atol=1e-9)
 
 
-@pytest.mark.parametrize("method", ["cca", "permutation", "procrustes", "ot"])
+@pytest.mark.parametrize("method", ["cca", "permutation", "signed_permutation", "procrustes", "ot"])
 def test_dead_units_are_matched_with_dead_units(method: str) -> None:
     """A mixture of dead and living units, or of dead ones with signs, could wake them up."""
     x = features()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
@@ -131,3 +132,65 @@ def test_the_universe_by_name() -> None:
         for feature_map in row:
             assert set(feature_map.forward.flatten().tolist()) == {0.0, 1.0}
             assert torch.equal(feature_map.forward @ feature_map.inverse, torch.eye(16).double())
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_a_copy_with_other_signs_is_recovered(seed: int) -> None:
+    rng = np.random.default_rng(seed + 1)
+    x, order, signs = features(seed=seed), rng.permutation(12), rng.choice([-1.0, 1.0], 12)
+    solution = solve("signed_permutation", x, x[:, order] * signs)
+    expected = np.eye(12)[order] * signs[:, None]
+    np.testing.assert_array_equal(forward(solution), expected)
+    np.testing.assert_array_equal(solution.feature_map.inverse.numpy(), expected.T)
+    assert solution.correlations is not None
+    np.testing.assert_allclose(solution.correlations, 1.0, atol=1e-9)
+
+
+def test_signed_permutation_maximises_the_sum_of_sizes() -> None:
+    """Against every permutation of six features; what is matched correlates positively."""
+    x, y = features(d=6, seed=5), features(d=6, seed=6) - features(d=6, seed=5)[:, ::-1]
+    matrix = correlation(x, y)
+    best = max(abs(matrix[range(6), list(p)]).sum() for p in itertools.permutations(range(6)))
+    solution = solve("signed_permutation", x, y)
+    found = forward(solution)
+    assert (matrix * found.T).sum() == pytest.approx(best)
+    assert (found < 0).any()
+    assert solution.correlations is not None
+    np.testing.assert_allclose(solution.correlations.sum(), best, rtol=1e-9)
+    assert (solution.correlations >= 0).all()
+    unsigned = forward(solve("permutation", x, y))
+    assert (matrix * unsigned.T).sum() < best
+
+
+def test_a_network_of_odd_functions_is_recovered_with_its_signs() -> None:
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(5, 8), torch.nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.b(torch.tanh(self.a(x)))
+            return found
+
+    model = M.randomise(Odd()).double()
+    models = [model, copy.deepcopy(model)]
+    order, signs = torch.randperm(8), torch.tensor([1.0, -1.0] * 4, dtype=torch.float64)
+    with torch.no_grad():
+        first, second = models[1].a, models[1].b
+        first.weight.copy_((signs[:, None] * first.weight)[order])
+        first.bias.copy_((signs * first.bias)[order])
+        second.weight.copy_((second.weight * signs)[:, order])
+    x = torch.randn(64, 5, dtype=torch.float64)
+    found = ccamerge.collect(models, [x], progress=False)
+    for method, same in (("signed_permutation", True), ("permutation", False)):
+        result = ccamerge.merge(
+            models, statistics=found, method=method, repair="none", progress=False
+        )
+        assert torch.allclose(result.model(x), models[0](x), rtol=0, atol=1e-9) is same
+
+
+def test_there_is_no_universe_of_signed_permutations() -> None:
+    models = [M.randomise(M.MLP(), s) for s in range(3)]
+    with pytest.raises(ValueError, match="mode 'universe' is not for method 'signed_permutation'"):
+        ccamerge.merge(models, [torch.randn(64, 12)], method="signed_permutation", mode="universe")

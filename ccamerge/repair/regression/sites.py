@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,7 +167,12 @@ def _site(node: Node, program: Program) -> tuple[str | None, Node | None]:
         if plain and others[0] in before and program.shapes.get(others[0]) == node.shape:
             end, added = total, others[0]
     readers = users.get(end.name, [])
-    same = {(n.op, n.args[1:], tuple(n.kwargs.items())) for n in readers if len(n.refs()) == 1}
-    if end.name in program.outputs or len(same) != 1 or any(len(n.refs()) > 1 for n in readers):
+    alike = all(_function(n) == _function(readers[0]) and len(n.refs()) == 1 for n in readers)
+    if end.name in program.outputs or not readers or not alike:
         return added, None
     return added, readers[0] if operation(readers[0]).smooth else None
+
+
+def _function(node: Node) -> tuple[Any, ...]:
+    """What an operation does to its first operand."""
+    return node.target, node.args[1:], node.kwargs

@@ -31,7 +31,7 @@ def _heads(start: int, size: int, step: int, count: int = 2) -> tuple[tuple[int,
 
 
 def _layout(program: Program) -> Layout:
-    found = layout_of(_only(program), program)
+    found = layout_of(_only(program), {node.name: node for node in program.nodes})
     assert found is not None
     return found
 
