@@ -34,6 +34,7 @@ from torchvision_import import import_torchvision
 
 import ccamerge
 from ccamerge import Statistics
+from ccamerge.graph.tracing.untying import untied
 
 Figures = dict[str, Any]
 
@@ -125,17 +126,13 @@ class Task:
 
     calibration: list[Tensor]
     validation: list[tuple[Tensor, Tensor]]
-    collecting: dict[str, Any]
-    merging: dict[str, Any]
 
     def loss(self, models: nn.Module | Sequence[nn.Module]) -> float:
         return ccamerge.evaluate(models, self.validation, "cross_entropy")
 
     def collect(self, models: Sequence[nn.Module]) -> tuple[Statistics, float]:
         start = time.perf_counter()
-        collected = ccamerge.collect(
-            models, self.calibration, pairs="all", progress=False, **self.collecting
-        )
+        collected = ccamerge.collect(models, self.calibration, pairs="all", progress=False)
         return collected, time.perf_counter() - start
 
     def merged(
@@ -144,9 +141,7 @@ class Task:
         """Loss and seconds of a merge; the error in a line, if there is none."""
         start = time.perf_counter()
         try:
-            done = ccamerge.merge(
-                models, statistics=collected, progress=False, **self.merging, **settings
-            )
+            done = ccamerge.merge(models, statistics=collected, progress=False, **settings)
         except Exception as error:  # a method may lack its package, or fail: a row, not the end
             return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         took = time.perf_counter() - start
@@ -188,7 +183,6 @@ def pair_figures(task: Task, pair: Sequence[Member], curve: bool) -> Figures:
                 statistics=collected,
                 points=5,
                 method=method,
-                **task.merging,
             )
             found["curve"][method] = {"t": line.t, "loss": line.loss, "barrier": line.barrier}
             print(f"  {method}: {found['curve'][method]}", flush=True)
@@ -344,7 +338,9 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--finetunes", action="store_true", help="fine-tunes in place of the zoo")
     parser.add_argument("--ancestor", default="llama-s0", help="of the fine-tunes")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each fine-tune")
-    parser.add_argument("--ties", help="what becomes of tied heads, if not the library's default")
+    parser.add_argument(
+        "--ties", choices=("keep", "untie"), default="keep", help="what becomes of tied heads"
+    )
     parser.add_argument("--threads", type=int, default=cases.THREADS)
     return parser.parse_args(arguments)
 
@@ -364,12 +360,9 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     ccamerge.set_num_threads(given.threads)
     text = shakespeare()
-    extra = {"ties": given.ties} if given.ties else {}
     task = Task(
         text.calibration(CALIBRATION // 4 if given.quick else CALIBRATION),
         text.validation(WINDOWS // 4 if given.quick else WINDOWS),
-        collecting=extra,
-        merging=extra,
     )
     if given.finetunes:
         (ancestor,) = members([given.ancestor], text)
@@ -379,6 +372,9 @@ def main() -> None:
     pairs = chosen_pairs(given)
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     zoo = {member.name: member for member in members(names, text)}
+    if given.ties == "untie":  # as the setting of `merge` does it
+        for name, member in zoo.items():
+            zoo[name] = dataclasses.replace(member, model=untied(member.model, name))
     own = {}
     for name, member in zoo.items():
         own[name] = {"loss": task.loss(member.model), "told": member.told}
@@ -389,7 +385,8 @@ def main() -> None:
     for pair in pairs:
         print(" + ".join(pair), flush=True)
         found.append(pair_figures(task, [zoo[name] for name in pair], given.curve))
-    finished(given, "language", zoo_text(own, found), {"own": own, "pairs": found})
+    section = "language" if given.ties == "keep" else "language-untied"
+    finished(given, section, zoo_text(own, found), {"own": own, "pairs": found})
 
 
 if __name__ == "__main__":

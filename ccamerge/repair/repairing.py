@@ -165,6 +165,8 @@ class _Held:
         """What a fit needs of each batch, ``every`` being what the operation gives."""
         count, source = self._count, self._values[job.source]
         added = self._values[job.added] if job.added else None
+        if added is not None:  # where the operation's outputs are laid out otherwise
+            added = [a.reshape(own.shape) for a, own in zip(added, every, strict=True)]
         return [
             Sample(
                 source[batch],

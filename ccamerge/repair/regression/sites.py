@@ -125,6 +125,7 @@ def fits_of(
                 across.add(tap.node)
     fits: dict[str, Fit] = {}
     skipped: dict[str, str] = {}
+    sites = _Sites(spaces.program)
     for node in nodes.values():
         if not operation(node).linear or node.shape is None:
             continue
@@ -140,8 +141,7 @@ def fits_of(
         elif (largest := _largest(shapes[absorbers[node.name][0]])) > LARGEST:
             reason = f"it has {largest} inputs or outputs, more than {LARGEST}"
         else:
-            site = _site(node, spaces.program)
-            fits[node.name] = Fit(node, *absorbers[node.name], tuple(own), *site)
+            fits[node.name] = Fit(node, *absorbers[node.name], tuple(own), *sites.after(node))
             continue
         skipped[node.name] = reason
     return fits, skipped
@@ -151,26 +151,62 @@ def _largest(shape: Sequence[int]) -> int:
     return max(shape[0], math.prod(shape[1:]))
 
 
-def _site(node: Node, program: Program) -> tuple[str | None, Node | None]:
-    """The value that is added to an operation's output, and the function applied after that.
+_LAID_OUT = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
+_KEPT = ("dropout", "contiguous", "clone", "alias", "detach")
 
-    Each only if nothing else reads the value before it.
-    """
-    users = program.users()
-    end, added = node, None
-    following = users.get(node.name, [])
-    if len(following) == 1 and operation(following[0]).adds and node.name not in program.outputs:
-        total = following[0]
-        others = [ref for ref in total.refs() if ref != node.name]
-        before = {n.name for n in program.nodes[: program.nodes.index(node)]}
-        plain = not total.kwargs and len(total.args) == 2 and len(others) == 1
-        if plain and others[0] in before and program.shapes.get(others[0]) == node.shape:
-            end, added = total, others[0]
-    readers = users.get(end.name, [])
-    alike = all(_function(n) == _function(readers[0]) and len(n.refs()) == 1 for n in readers)
-    if end.name in program.outputs or not readers or not alike:
-        return added, None
-    return added, readers[0] if operation(readers[0]).smooth else None
+
+class _Sites:
+    """What follows the linear operations of a program."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._users = program.users()
+        self._order = {node.name: at for at, node in enumerate(program.nodes)}
+
+    def after(self, node: Node) -> tuple[str | None, Node | None]:
+        """The value that is added to an operation's output, and the function applied after that.
+
+        Each only if nothing else reads the value before it, which may be laid out in other axes
+        before its features.
+        """
+        end, added = self._same(node), None
+        following = self._readers(end)
+        if len(following) == 1 and operation(following[0]).adds:
+            total = following[0]
+            others = [ref for ref in total.refs() if ref != end.name]
+            plain = not total.kwargs and len(total.args) == 2 and len(others) == 1
+            earlier = (
+                plain and self._order.get(others[0], len(self._order)) < self._order[node.name]
+            )
+            if earlier and self._program.shapes.get(others[0]) == end.shape:
+                end, added = self._same(total), others[0]
+        readers = self._readers(end)
+        alike = all(_function(n) == _function(readers[0]) and len(n.refs()) == 1 for n in readers)
+        if not readers or not alike:
+            return added, None
+        return added, readers[0] if operation(readers[0]).smooth else None
+
+    def _readers(self, node: Node) -> list[Node]:
+        """The operations that read a value; none if the network returns it."""
+        return [] if node.name in self._program.outputs else self._users.get(node.name, [])
+
+    def _same(self, node: Node) -> Node:
+        """The last operation after which a value has the same elements, and features, in order."""
+        while len(readers := self._readers(node)) == 1:
+            (reader,) = readers
+            laid_out = reader.op.removeprefix("aten.") in _LAID_OUT
+            if not laid_out and reader.op.removeprefix("aten.") not in _KEPT:
+                break
+            if reader.shape != node.shape and not (laid_out and _features_last(node, reader)):
+                break
+            node = reader
+        return node
+
+
+def _features_last(node: Node, reader: Node) -> bool:
+    """Whether both have features on the last axis, and all of them there."""
+    last = features_dim(node) == len(node.shape or ()) - 1 if operation(node).linear else True
+    return last and bool(node.shape and reader.shape) and node.shape[-1] == reader.shape[-1]  # type: ignore[index]
 
 
 def _function(node: Node) -> tuple[Any, ...]:
