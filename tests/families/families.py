@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccamerge.graph.tracing.exporting import results_of
 from tests import models as M
 
 SAMPLES, TOKENS, VOCABULARY = 32, 8, 40
@@ -59,9 +60,10 @@ def flattened(outputs: Any) -> Tensor:
 
 
 def called(model: nn.Module, batch: Any) -> Tensor:
-    """What a model gives for a batch."""
+    """What a model gives for a batch; hidden states beside logits are no results."""
     with torch.inference_mode():
-        return flattened(model(**batch) if isinstance(batch, dict) else model(batch))
+        found = model(**batch) if isinstance(batch, dict) else model(batch)
+        return flattened(results_of(found))
 
 
 def ids(tokens: int = TOKENS) -> Tensor:

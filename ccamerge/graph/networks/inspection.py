@@ -34,6 +34,10 @@ FEW = 2
 def spaces(model: nn.Module, example_inputs: Any, *, prove: bool = True) -> Spaces:
     """Derive the feature spaces of a model from its own computation.
 
+    Whatever the model returns keeps its basis, but for hidden states, attention and caches that
+    models of transformers return beside logits: they are no results (`results_of`), and a merged
+    network returns its own.
+
     Parameters
     ----------
     model : any module that ``torch.export`` can follow; neither modified nor kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.rules import features_dim, operation
-from ccamerge.graph.space import Spaces
+from ccamerge.graph.space import Role, Slot, Spaces
 from ccamerge.graph.tracing.program import Node, Program, Ref
 from ccamerge.methods.weights import Shares
 
@@ -130,13 +131,16 @@ def fits_of(
         if not operation(node).linear or node.shape is None:
             continue
         own = sorted(pieces.get(node.name, []), key=lambda piece: piece.start)
+        wanted = node.shape[features_dim(node)]
+        if sum(piece.size for piece in own) != wanted and node.name in absorbers:
+            own = _of_products(absorbers[node.name][0], spaces, maps, shares)
         if node.name not in absorbers:
             reason = SHARED
         elif not isinstance(node.args[0], Ref) or node.args[0].name not in readable:
             reason = CONSTANT
         elif node.name in across:
             reason = ACROSS
-        elif sum(piece.size for piece in own) != node.shape[features_dim(node)]:
+        elif sum(piece.size for piece in own) != wanted:
             reason = UNKNOWN
         elif (largest := _largest(shapes[absorbers[node.name][0]])) > LARGEST:
             reason = f"it has {largest} inputs or outputs, more than {LARGEST}"
@@ -145,6 +149,44 @@ def fits_of(
             continue
         skipped[node.name] = reason
     return fits, skipped
+
+
+def _of_products(
+    weight: str,
+    spaces: Spaces,
+    maps: Mapping[str, Sequence[FeatureMap]],
+    shares: Shares,
+) -> list[Piece]:
+    """Pieces of what a weight writes where features lie among others: maps of their products."""
+    parts: dict[tuple[int, int], list[tuple[str, Slot, int]]] = {}
+    for space in (*spaces.spaces, *spaces.fixed):
+        for slot in space.slots:
+            if (slot.parameter, slot.dim, slot.role, slot.rows) == (weight, 0, Role.WRITE, None):
+                extent = (slot.start, slot.outer * space.size * slot.inner)
+                parts.setdefault(extent, []).append((space.name, slot, space.size))
+    found = []
+    for (start, length), own in sorted(parts.items()):
+        mapped = [(maps[name], slot) for name, slot, _ in own if name in maps]
+        forward: tuple[Tensor, ...] | None = None
+        if mapped:
+            forward = tuple(
+                functools.reduce(torch.matmul, (_spread(row[i], slot) for row, slot in mapped))
+                for i in range(len(mapped[0][0]))
+            )
+        names = [name for name, _, _ in own if name in maps]
+        share = shares.of_space(names[0]) if names else shares.of_parameter(weight)
+        found.append(Piece(start, length, forward, share))
+    return found
+
+
+def _spread(feature_map: FeatureMap, slot: Slot) -> Tensor:
+    """The map of all features that a slot holds a factor of."""
+    forward = feature_map.forward
+    outer, inner = (
+        torch.eye(size, dtype=forward.dtype, device=forward.device)
+        for size in (slot.outer, slot.inner)
+    )
+    return torch.kron(torch.kron(outer, forward), inner)
 
 
 def _largest(shape: Sequence[int]) -> int:
