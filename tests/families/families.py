@@ -172,7 +172,7 @@ def _distilbert() -> Built:
     return _encoder("DistilBertForSequenceClassification", "DistilBertConfig", **settings)
 
 
-@family("ALBERT", "transformers", every=43, some=97)
+@family("ALBERT", "transformers", every=82, some=99)
 def _albert() -> Built:
     return _encoder("AlbertForMaskedLM", "AlbertConfig", embedding_size=8)
 
@@ -188,7 +188,7 @@ def _translator(kind: str, config: str, **settings: Any) -> Built:
     return model, {**batch, "decoder_input_ids": ids(6)}
 
 
-@family("T5", "transformers", every=0, some=93)
+@family("T5", "transformers", every=93, some=100)
 def _t5() -> Built:
     settings = {"d_model": WIDTH, "d_kv": 4, "d_ff": HIDDEN, "num_heads": HEADS}
     return _translator(
@@ -201,7 +201,7 @@ def _t5() -> Built:
     )
 
 
-@family("BART", "transformers", every=3, some=84)
+@family("BART", "transformers", every=89, some=100)
 def _bart() -> Built:
     sides = {"layers": LAYERS, "attention_heads": HEADS, "ffn_dim": HIDDEN}
     both = {f"{side}_{key}": n for side in ("encoder", "decoder") for key, n in sides.items()}
@@ -245,7 +245,7 @@ def _swin() -> Built:
     return transformers.SwinForImageClassification(configuration), {"pixel_values": images(16)}
 
 
-@family("CLIP", "transformers", every=3, some=76)
+@family("CLIP", "transformers", every=78, some=100)
 def _clip() -> Built:
     import transformers
 
