@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import ccamerge
-from ccamerge import FeatureMap, Spaces
+from ccamerge import Spaces
 from ccamerge.graph.groups import PERMUTATION
 from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.parameters import parameters_of
@@ -138,13 +138,18 @@ def moved(model: nn.Module, found: Spaces, exact: bool, seed: int) -> nn.Module 
     None where a reparametrisation cannot hold it, such as a mask of pruned weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    maps: dict[str, FeatureMap] = {}
-    for space in found.spaces:
-        group = PERMUTATION if not exact and space.exact >= PERMUTATION else space.exact
-        maps[space.name] = group.random(space.size, generator)
+    maps = found.random_maps(generator)
+    if not exact:
+        sizes = {space.name: space.size for space in found.spaces}
+        for heads in found.attention:
+            own = heads.permuting()
+            maps |= own.maps(own.random(generator), sizes)
+        for space in found.spaces:
+            if space.exact >= PERMUTATION and not space.group.joint:
+                maps[space.name] = PERMUTATION.random(space.size, generator)
     plain = parameters_of(model, "the model").plain
     other = copy.deepcopy(plain)
-    state = folded_state(plain.state_dict(), found)
+    state = folded_state(plain.state_dict(), found.folds)
     load_merged(other, dict(transform(state, found.spaces, maps)), found, {})
     if plain is model:
         return other

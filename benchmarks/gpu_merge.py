@@ -70,7 +70,10 @@ def forward_folded(
 ) -> None:
     """The passes as `collect` does them, through the library's internals, with nothing counted."""
     states = [
-        {key: fast_layout(value) for key, value in folded_state(model.state_dict(), spaces).items()}
+        {
+            key: fast_layout(value)
+            for key, value in folded_state(model.state_dict(), spaces.folds).items()
+        }
         for model in models
     ]
     with torch.inference_mode():

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from ccamerge import FeatureMap, Spaces
-from ccamerge.graph.attention.pairing import Pairing
-from ccamerge.graph.groups import PERMUTATION
 from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.states import folded_state
 from ccamerge.merging.loading import load_merged
@@ -35,14 +32,6 @@ def permuted_heads(found: Spaces, generator: torch.Generator) -> dict[str, Featu
     sizes = {space.name: space.size for space in found.spaces}
     maps: dict[str, FeatureMap] = {}
     for heads in found.attention:
-        pairing = heads.pairing
-        free = len(pairing.free) == pairing.size
-        smaller = dataclasses.replace(
-            heads,
-            pairing=Pairing(pairing.size, free=pairing.free, inner=PERMUTATION)
-            if free
-            else Pairing(pairing.size),
-            within=heads.within & PERMUTATION,
-        )
+        smaller = heads.permuting()
         maps |= smaller.maps(smaller.random(generator), sizes)
     return maps

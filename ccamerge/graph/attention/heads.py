@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ccamerge.graph.attention.pairing import Pairing, contrary
 from ccamerge.graph.feature_map import FeatureMap
-from ccamerge.graph.groups import FIXED, GENERAL, Group, assigned
+from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION, Group, assigned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +120,14 @@ class Heads:
         values = [self.within.random(wide, generator) for _ in groups]
         pairs = [self.pairing.random(size, generator) for _ in groups]
         return Choice(groups, heads, values, pairs)
+
+    def permuting(self) -> Heads:
+        """The same with no more than permutations: of heads, and within them."""
+        size, free = self.pairing.size, self.pairing.free
+        pairing = Pairing(size)
+        if len(free) == size:
+            pairing = Pairing(size, free=free, inner=self.pairing.inner & PERMUTATION)
+        return dataclasses.replace(self, pairing=pairing, within=self.within & PERMUTATION)
 
     def identity(self) -> Choice:
         """The element that changes nothing."""
