@@ -7,13 +7,12 @@ As what they are, functions of one value element by element, they are non-linear
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ccamerge.graph.rules import operation
-from ccamerge.graph.tracing.program import Node, Program, Ref, bound
+from ccamerge.graph.tracing.program import Node, Program, Ref, bound, made_of
 
 NAME = "ccamerge.pointwise"
 
@@ -55,7 +54,8 @@ def with_pointwise(program: Program) -> Program:
         for node in reversed(own):
             if node.op != "aten.mul" or len(node.refs()) < 2 or node.name in gone | last.keys():
                 continue
-            inside = _inside(node, source, own)
+            names = made_of([node.name], {other.name: other for other in own})
+            inside = [other for other in own if other.name in names]
             hidden = {other.name for other in inside[:-1]}
             readers = {user.name for name in hidden for user in users.get(name, [])}
             if readers <= hidden | {node.name} and not hidden & {*program.outputs, *gone}:
@@ -70,15 +70,13 @@ def with_pointwise(program: Program) -> Program:
 
 def _sources(program: Program) -> dict[str, str]:
     """For each value that is a function of the single elements of another one, that one."""
-    weights = set(program.parameters)
     sources: dict[str, str] = {}
     for node in program.nodes:
-        refs = node.refs()
-        if refs and all(ref in weights for ref in refs):
-            weights.add(node.name)
+        if node.name in program.of_parameters:
             continue
+        refs = node.refs()
         roots = {sources.get(ref, ref) for ref in refs}
-        if len(roots) != 1 or not node.real or node.shape is None or roots & weights:
+        if len(roots) != 1 or not node.real or node.shape is None or roots & program.of_parameters:
             continue
         root = roots.pop()
         if program.shapes.get(root) == node.shape and _elementwise(node):
@@ -100,15 +98,3 @@ def _elementwise(node: Node) -> bool:
             isinstance(node.args[0], Ref) and isinstance(exponent, (int, float)) and exponent >= 1
         )
     return operation(node).smooth and len(node.refs()) == 1
-
-
-def _inside(node: Node, source: str, own: Sequence[Node]) -> list[Node]:
-    """The operations between a source and a node, in order."""
-    names = {other.name: other for other in own}
-    found, pending = {node.name}, [node.name]
-    while pending:
-        for ref in names[pending.pop()].refs():
-            if ref != source and ref not in found:
-                found.add(ref)
-                pending.append(ref)
-    return [other for other in own if other.name in found]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
 from ccamerge.graph.rules import operation
-from ccamerge.graph.tracing.program import Node, Program, Ref
+from ccamerge.graph.tracing.program import Node, Program, Ref, made_of
 
 _SCALED = "aten.scaled_dot_product_attention"
 
@@ -47,6 +46,11 @@ class Core:
         return tuple(dict.fromkeys((self.queries, self.keys, self.values)))
 
 
+def attends(program: Program) -> bool:
+    """Whether there may be attention in a program."""
+    return any(node.op in (_SCALED, *_SOFTMAX) for node in program.nodes)
+
+
 def cores_of(program: Program) -> list[Core]:
     """All that is recognised as attention, in the order of the program.
 
@@ -64,16 +68,7 @@ class _Search:
         self._nodes = {node.name: node for node in program.nodes}
         self._order = {node.name: index for index, node in enumerate(program.nodes)}
         self._users = program.users()
-
-    @cached_property
-    def _weights(self) -> set[str]:
-        """Values computed from parameters alone."""
-        found = set(self._program.parameters)
-        for node in self._program.nodes:
-            refs = node.refs()
-            if refs and all(ref in found for ref in refs):
-                found.add(node.name)
-        return found
+        self._weights = program.of_parameters
 
     def core(self, node: Node) -> Core | None:
         """The attention of which a node is the softmax, or all."""
@@ -97,7 +92,7 @@ class _Search:
 
     def _around(self, softmax: Node) -> tuple[Sequence[Ref], Node] | None:
         """Queries and keys whose products a softmax is of, values that it weighs, their sum."""
-        products = set(self._products(softmax.args[0].name))
+        products = self._products(softmax.args[0].name)
         mixed = self._next(softmax.name, _CONTRACTIONS)
         if len(products) != 1 or mixed is None:
             return None
@@ -117,31 +112,36 @@ class _Search:
         found = [a for a in given if isinstance(a, Ref) and a.name not in self._weights]
         return found if len(found) == len(given) else []
 
-    def _products(self, name: str) -> Iterator[str]:
+    def _products(self, name: str) -> list[str]:
         """The products of two values that scores are made of."""
-        pending, seen = [name], {name}
-        while pending:
-            node = self._nodes.get(pending.pop())
-            if node is None or node.scalar or node.name in self._weights or self._writes(node):
-                continue
-            if node.op in _CONTRACTIONS and self._operands(node):
-                yield node.name
-                continue
-            new = [ref for ref in node.refs() if ref not in seen]
-            seen.update(new)
-            pending += new
+
+        def known(node: Node) -> bool:
+            return node.scalar or node.name in self._weights or self._writes(node)
+
+        def multiplies(node: Node) -> bool:
+            return not known(node) and node.op in _CONTRACTIONS and bool(self._operands(node))
+
+        found = made_of([name], self._nodes, lambda node: known(node) or multiplies(node))
+        return [n for n in found if n in self._nodes and multiplies(self._nodes[n])]
 
     def _next(self, name: str, ops: Sequence[str]) -> Node | None:
         """The first operation of some kinds after a value that is otherwise only moved."""
-        while True:
-            users = [user for user in self._users.get(name, []) if not user.scalar]
-            if len(users) != 1 or name in self._program.outputs:
+        while (user := self._only_reader(name)) is not None:
+            if user.op in ops:
+                return user
+            if not operation(user).move:
                 return None
-            if users[0].op in ops:
-                return users[0]
-            if not operation(users[0]).move:
-                return None
-            name = users[0].name
+            name = user.name
+        return None
+
+    def _readers(self, name: str) -> list[Node]:
+        """The operations that read more of a value than its size."""
+        return [user for user in self._users.get(name, []) if not user.scalar]
+
+    def _only_reader(self, name: str) -> Node | None:
+        """The one operation that reads a value; None of several, or if the network returns it."""
+        readers = self._readers(name)
+        return readers[0] if len(readers) == 1 and name not in self._program.outputs else None
 
     def _leads(self, start: str, name: str) -> bool:
         """Whether a value is another one, moved."""
@@ -161,18 +161,9 @@ class _Search:
 
     def _writer(self, name: str) -> str | None:
         """The one linear operation that a value comes from; None if there are more, or none."""
-        pending, seen, found = [name], {name}, set()
-        while pending:
-            node = self._nodes.get(pending.pop())
-            if node is None or node.scalar:
-                continue
-            if self._writes(node):
-                found.add(node.name)
-                continue
-            new = [ref for ref in node.refs() if ref not in seen]
-            seen.update(new)
-            pending += new
-        return found.pop() if len(found) == 1 else None
+        found = made_of([name], self._nodes, lambda node: node.scalar or self._writes(node))
+        writers = [n for n in found if n in self._nodes and self._writes(self._nodes[n])]
+        return writers[0] if len(writers) == 1 else None
 
     def _between(self, writers: list[str], mixed: str, read: tuple[str, ...]) -> Core | None:
         """The core, if nothing reads what is in it but itself."""
@@ -184,16 +175,12 @@ class _Search:
                 if user.name not in after and self._order[user.name] <= last and not user.scalar:
                     after.add(user.name)
                     pending.append(user.name)
-        inside, pending = {out}, [out]
-        while pending:
-            for ref in self._nodes[pending.pop()].refs():
-                if ref in after and ref not in inside and ref not in writers:
-                    inside.add(ref)
-                    pending.append(ref)
+        found = made_of([out], self._nodes, lambda n: n.name in writers or n.name not in after)
+        inside = {out} | (found & after - set(writers))
         closed = {*inside, *writers} - {out}
         for name in closed:
-            readers = [user for user in self._users.get(name, []) if not user.scalar]
-            if name in self._program.outputs or any(user.name not in inside for user in readers):
+            used = any(user.name not in inside for user in self._readers(name))
+            if used or name in self._program.outputs:
                 return None
         nodes = sorted((self._nodes[name] for name in inside), key=lambda n: self._order[n.name])
         refs = dict.fromkeys(ref for node in nodes for ref in node.refs())
@@ -209,10 +196,8 @@ class _Search:
 
     def _laid_out(self, name: str) -> str:
         """The value after all that only moves elements and is its only reader."""
-        while True:
-            users = [user for user in self._users.get(name, []) if not user.scalar]
-            if len(users) != 1 or name in self._program.outputs:
-                return name
-            if not operation(users[0]).move or users[0].shape is None:
-                return name
-            name = users[0].name
+        while (user := self._only_reader(name)) is not None:
+            if not operation(user).move or user.shape is None:
+                break
+            name = user.name
+        return name

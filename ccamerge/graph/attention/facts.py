@@ -128,15 +128,12 @@ def settled(
             closed.update((basis, why) for basis in key if not pinned.get(basis))
     for one, two in _overlapping(list(found)):
         closed.update((basis, "two attentions read it in different ways") for basis in one + two)
-    again = True
-    while again:
-        again = False
-        for key in [key for key in found if any(basis in closed for basis in key)]:
-            why = next(closed[basis] for basis in key if basis in closed)
-            for basis in key:
-                closed.setdefault(basis, why)
-            del found[key]
-            again = True
+    # Once through: attentions that share a basis are all closed by now.
+    for key in [key for key in found if any(basis in closed for basis in key)]:
+        why = next(closed[basis] for basis in key if basis in closed)
+        for basis in key:
+            closed.setdefault(basis, why)
+        del found[key]
     return found, closed
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ccamerge.graph.attention.cores import Core
 from ccamerge.graph.rules import features_dim, operation
-from ccamerge.graph.tracing.program import Node, Ref
+from ccamerge.graph.tracing.program import Node, Ref, made_of
 
-Heads = tuple[tuple[int, ...], ...]
+Rows = tuple[tuple[int, ...], ...]
 """Features of each head."""
 
 _RESHAPED = (
@@ -41,10 +41,10 @@ class Layout:
     Query head h reads the keys and values of head ``group(h)``.
     """
 
-    queries: Heads
-    keys: Heads
-    values: Heads
-    outputs: Heads
+    queries: Rows
+    keys: Rows
+    values: Rows
+    outputs: Rows
 
     def group(self, head: int) -> int:
         """The head of keys and values that a head of queries reads."""
@@ -55,7 +55,8 @@ def layout_of(core: Core, nodes: Mapping[str, Node]) -> Layout | None:
     """The heads of a core of a program with some nodes, by name; None if there are no such."""
     every = {name: _numbers(nodes[name], core) for name in core.writers}
     roles = (core.queries, core.keys, core.values)
-    reach = [_before(name, core) for name in core.read]
+    inside = {node.name: node for node in core.nodes}
+    reach = [made_of([name], inside) for name in core.read]
     found = []
     for role, writer in enumerate(roles):
         others = {name for at, names in enumerate(reach) if at != role for name in names}
@@ -89,19 +90,6 @@ def _fits(layout: Layout) -> bool:
 def writer_axis(node: Node) -> int:
     """The axis of a linear operation's output that holds its features."""
     return features_dim(node) if operation(node).linear else len(node.shape or ()) - 1
-
-
-def _before(name: str, core: Core) -> set[str]:
-    """What a value of a core is made of, within it."""
-    nodes = {node.name: node for node in core.nodes}
-    found, pending = {name}, [name]
-    while pending:
-        node = nodes.get(pending.pop())
-        for ref in () if node is None else node.refs():
-            if ref not in found and (ref in nodes or ref in core.writers):
-                found.add(ref)
-                pending.append(ref)
-    return found
 
 
 def _numbers(writer: Node, core: Core) -> dict[str, Tensor]:
@@ -142,9 +130,9 @@ def _moved(node: Node, value: Any) -> Any:
     return node.target(value, *node.args[1:], **node.kwargs)
 
 
-def _heads(every: Sequence[Tensor]) -> Heads | None:
+def _heads(every: Sequence[Tensor]) -> Rows | None:
     """The finest division into heads that any of some values has, all features there."""
-    best: Heads | None = None
+    best: Rows | None = None
     for numbers in every:
         rows = _rows(numbers)
         if rows is None:
@@ -156,7 +144,7 @@ def _heads(every: Sequence[Tensor]) -> Heads | None:
     return best
 
 
-def _rows(numbers: Tensor) -> Heads | None:
+def _rows(numbers: Tensor) -> Rows | None:
     """Features along the last axis on which they differ, in the order in which they come."""
     varying = [
         axis
@@ -171,7 +159,7 @@ def _rows(numbers: Tensor) -> Heads | None:
     return rows if len(set(features)) == len(features) else None
 
 
-def _outputs(core: Core, nodes: Mapping[str, Node]) -> Heads | None:
+def _outputs(core: Core, nodes: Mapping[str, Node]) -> Rows | None:
     """The features of each head in what attention returns, where its readers find them."""
     mixed = nodes[core.mixed]
     if mixed.shape is None:

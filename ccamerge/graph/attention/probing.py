@@ -20,7 +20,7 @@ from ccamerge.graph.attention.layout import Layout, layout_of, writer_axis
 from ccamerge.graph.attention.pairing import Pairing, candidates
 from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION, Group
-from ccamerge.graph.tracing.program import Node, Program, bound
+from ccamerge.graph.tracing.program import Node, Program, bound, made_of
 
 _TOLERANCE = 1e-9
 """Relative change of a core's output that rounding explains, in float64."""
@@ -52,7 +52,9 @@ def attention_of(
     known: list[tuple[Pairing, tuple[int, ...]]] = []
     with torch.inference_mode():
         sides = {name for core, layout in cores if layout for name in core.sides}
-        other = _unlike(state, _sources(program, sides) & set(learned))
+        seen = made_of(sides, nodes)
+        read = {key for name, key in program.parameters.items() if name in seen}
+        other = _unlike(state, read & set(learned))
         values = program.values(other, leaves, wanted)
         for core, layout in cores:
             if layout is not None:
@@ -61,18 +63,6 @@ def attention_of(
                 if heads is not None:
                     found.append((core, heads))
     return found
-
-
-def _sources(program: Program, names: Collection[str]) -> set[str]:
-    """The entries of the state that some values depend on."""
-    nodes = {node.name: node for node in program.nodes}
-    pending, seen = list(names), set(names)
-    while pending:
-        node = nodes.get(pending.pop())
-        new = {ref for ref in node.refs() if ref not in seen} if node is not None else set()
-        seen |= new
-        pending += new
-    return {key for name, key in program.parameters.items() if name in seen}
 
 
 def _unlike(state: Mapping[str, Tensor], keys: Collection[str]) -> dict[str, Tensor]:

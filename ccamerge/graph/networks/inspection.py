@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ccamerge.core import arguments
-from ccamerge.graph.attention.cores import Core, cores_of
+from ccamerge.graph.attention.cores import Core, attends
 from ccamerge.graph.attention.heads import Heads
 from ccamerge.graph.attention.probing import attention_of
 from ccamerge.graph.derivation import Derivation
@@ -20,7 +20,6 @@ from ccamerge.graph.folds import Fold
 from ccamerge.graph.forming import formed
 from ccamerge.graph.groups import FIXED
 from ccamerge.graph.networks.parameters import Parameters, parameters_of
-from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.networks.trial import Trial, uncovered
 from ccamerge.graph.space import Space, Spaces
 from ccamerge.graph.tracing.batches import batch_size, moved, split_batch
@@ -97,39 +96,35 @@ def spaces_of_call(
         if not (value.is_floating_point() or value.is_complex())
     }
     folds = (*gains, *norms)
-    attention = _attention(program, folds, model, args, kwargs)
+    trial: Trial | None = None
+    attention: list[tuple[Core, Heads]] = []
+    if attends(program):
+        trial = _trial(program, folds, model, args, kwargs)
+        learned = [key for key, _ in model.plain.named_parameters(remove_duplicate=False)]
+        attention = attention_of(trial.program, trial.state, trial.leaves, learned)
     walk = Derivation(program, frozen, attention)
     found = formed(walk.facts, walk.attended, folds, unfolded)
-    return proved(found, model, args, kwargs) if prove and found.spaces else found
+    if not prove or not found.spaces:
+        return found
+    return proved(found, trial or _trial(program, folds, model, args, kwargs))
 
 
-def _attention(
+def _trial(
     program: Program,
     folds: tuple[Fold, ...],
     model: Parameters,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> list[tuple[Core, Heads]]:
-    """What a program's attention allows, tried on a few samples."""
-    if not cores_of(program):
-        return []
+) -> Trial:
+    """A folded program on a few samples, on the CPU."""
     cpu = torch.device("cpu")
     program, call = program.to(cpu), moved((args, dict(kwargs)), cpu)
-    state = folded_state(model.tensors, folds, cpu)
-    trial = Trial.of(program, state, [few_leaves(program, *call), program.flatten_inputs(*call)])
-    learned = [key for key, _ in model.plain.named_parameters(remove_duplicate=False)]
-    return attention_of(trial.program, trial.state, trial.leaves, learned)
+    inputs = [few_leaves(program, *call), program.flatten_inputs(*call)]
+    return Trial.of(program, model.folded(folds, cpu), inputs)
 
 
-def proved(
-    found: Spaces, model: Parameters, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Spaces:
+def proved(found: Spaces, trial: Trial) -> Spaces:
     """The spaces that hold on a few samples; the others are pinned, and say what was seen."""
-    cpu = torch.device("cpu")
-    state = model.folded(found, cpu)
-    program = found.program.to(cpu)
-    call = moved((args, dict(kwargs)), cpu)
-    trial = Trial.of(program, state, [few_leaves(program, *call), program.flatten_inputs(*call)])
     loose = {key for key, _ in uncovered(found)}
     wrong = {
         space.name: "it holds a part of a parameter's axis whose rest is unknown"

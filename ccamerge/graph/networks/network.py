@@ -36,7 +36,7 @@ class Network:
     @functools.cached_property
     def state(self) -> Mapping[str, Tensor]:
         """The program's parameters; not to be written to."""
-        return self.parameters.folded(self.spaces, self.device)
+        return self.parameters.folded(self.spaces.folds, self.device)
 
     def widths(self) -> dict[str, int]:
         """The number of features of each space."""

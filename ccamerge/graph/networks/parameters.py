@@ -15,7 +15,6 @@ from ccamerge.core import arguments
 from ccamerge.graph.folds import Fold
 from ccamerge.graph.networks.fingerprints import state_fingerprint
 from ccamerge.graph.networks.states import folded_state
-from ccamerge.graph.space import Spaces
 from ccamerge.graph.tracing.modules import check_state, tensors_of
 from ccamerge.graph.tracing.plain import limits_of, plain, ties
 from ccamerge.graph.tracing.reparametrisations import Limit
@@ -82,17 +81,17 @@ class Parameters:
         """What tensors cannot become."""
         return limits_of(self.plain)
 
-    def folded(self, spaces: Spaces, device: torch.device) -> Mapping[str, Tensor]:
+    def folded(self, folds: tuple[Fold, ...], device: torch.device) -> Mapping[str, Tensor]:
         """The parameters for the folded program; kept if they are where the model is.
 
         What folding leaves alone then shares its memory with the model. A copy on another device
         would be one too many once who asked for it is done.
         """
         if any(value.device != device for value in self.tensors.values()):
-            return folded_state(self.tensors, spaces.folds, device)
-        if spaces.folds not in self._folded:
-            self._folded[spaces.folds] = folded_state(self.tensors, spaces.folds, device)
-        return self._folded[spaces.folds]
+            return folded_state(self.tensors, folds, device)
+        if folds not in self._folded:
+            self._folded[folds] = folded_state(self.tensors, folds, device)
+        return self._folded[folds]
 
     def current(self) -> bool:
         """Whether the model's tensors are what they were."""

@@ -86,7 +86,7 @@ def verify(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> list[Chec
     args, kwargs = split_batch(example_inputs, parameters.plain)
     found = spaces_of_call(parameters, args, kwargs, prove=False)
     generator = torch.Generator().manual_seed(seed)
-    state = parameters.folded(found, cpu)
+    state = parameters.folded(found.folds, cpu)
     few, whole = few_leaves(found.program, args, kwargs), found.program.flatten_inputs(args, kwargs)
     trials = [Trial.of(found.program, state, [few, whole])]
     trials += _on_new_inputs(trials[0], generator)

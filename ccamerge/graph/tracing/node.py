@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -77,6 +77,24 @@ class Node:
         for place in places[len(given) : last + 1]:
             given.append(kwargs.pop(place.name, place.default_value))
         return dataclasses.replace(self, args=tuple(given), kwargs=kwargs)
+
+
+def made_of(
+    names: Iterable[str],
+    nodes: Mapping[str, Node],
+    ends: Callable[[Node], bool] = lambda node: False,
+) -> set[str]:
+    """Some values and all that they are made of, by operations; not beyond those that are ends."""
+    pending = list(names)
+    found = set(pending)
+    while pending:
+        node = nodes.get(pending.pop())
+        if node is None or ends(node):
+            continue
+        new = [ref for ref in dict.fromkeys(node.refs()) if ref not in found]
+        found.update(new)
+        pending += new
+    return found
 
 
 def random_draw(node: Node) -> bool:

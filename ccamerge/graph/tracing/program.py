@@ -21,13 +21,13 @@ from ccamerge.graph.tracing.batches import batch_size, model_device, moved
 from ccamerge.graph.tracing.exporting import Free, export, implied_arguments, structure
 from ccamerge.graph.tracing.functional import functional
 from ccamerge.graph.tracing.modules import copied
-from ccamerge.graph.tracing.node import Node, Ref, random_draw
+from ccamerge.graph.tracing.node import Node, Ref, made_of, random_draw
 from ccamerge.graph.tracing.plain import limits_of
 from ccamerge.graph.tracing.regions import Autocast, Writer, shape_of
 from ccamerge.graph.tracing.reparametrisations import Limit
 from ccamerge.graph.tracing.stacks import layer_by_layer
 
-__all__ = ["Node", "Program", "Ref", "bound", "trace"]
+__all__ = ["Node", "Program", "Ref", "bound", "made_of", "trace"]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -210,6 +210,16 @@ class Program(Brief):
             if not other.misfit(leaves):
                 return other
         raise ValueError(why)
+
+    @functools.cached_property
+    def of_parameters(self) -> frozenset[str]:
+        """Values computed from parameters alone, and these."""
+        found = set(self.parameters)
+        for node in self.nodes:
+            refs = node.refs()
+            if refs and all(ref in found for ref in refs):
+                found.add(node.name)
+        return frozenset(found)
 
     @functools.cached_property
     def last_uses(self) -> list[list[str]]:
