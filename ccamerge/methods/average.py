@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ccamerge.graph.feature_map import FeatureMap
-from ccamerge.graph.groups import PERMUTATION
+from ccamerge.graph.groups import FIXED
 from ccamerge.methods.base import (
     Alignment,
     AlignmentProblem,
@@ -18,7 +18,7 @@ from ccamerge.methods.base import (
 )
 
 
-@register("average", modes=("reference", "universe"), maps=PERMUTATION, on_device=True, local=True)
+@register("average", modes=("reference", "universe"), maps=FIXED, on_device=True, local=True)
 def average(alignment: Alignment) -> Solutions:
     """Identity maps; a space with this method keeps its basis."""
     return alignment.each_pair_of_tensors(_identities)

@@ -50,31 +50,41 @@ the one that comes nearest is infinite in single precision."""
 
 
 class HeadMoments:
-    """Covariances of the features of some heads, summed, as `Moments` has them.
+    """Means over some heads of the covariances of their features, as `Moments` has them.
 
     Parameters
     ----------
     whole : of all features of a space
-    rows : for each model, the features of its heads: (heads, size)
+    rows : by models, the features of their heads: (heads, size)
     """
 
-    def __init__(self, whole: Moments, rows: Sequence[Tensor]) -> None:
-        self._whole, self._rows = whole, [own.tolist() for own in rows]
-        self.dims = tuple(own.shape[1] for own in rows)
-        self.count, self.device = whole.count * len(rows[0]), whole.device
+    def __init__(self, whole: Covariances, rows: Mapping[int, Tensor]) -> None:
+        self._whole, self._rows = whole, {model: own.tolist() for model, own in rows.items()}
+        self.dims = tuple(own.shape[1] for own in rows.values())
+        heads = len(next(iter(self._rows.values())))
+        self.count, self.device = whole.count * heads, whole.device
 
     def cov_tensor(self, i: int, j: int | None = None) -> Tensor:
         """Covariance of a model's features, or cross-covariance of two models'."""
-        return self._sum(self._whole.cov_tensor(i, j), i, i if j is None else j)
+        cov = self._whole.cov_tensor(i, j)
+        pairs = zip(self._rows[i], self._rows[i if j is None else j], strict=True)
+        return torch.stack([cov[one][:, two] for one, two in pairs]).mean(0)
 
     def cov(self, i: int, j: int | None = None) -> Array:
         """As `cov_tensor`, a NumPy array."""
-        return self._sum(torch.from_numpy(self._whole.cov(i, j)), i, i if j is None else j).numpy()
+        return np.asarray(self.cov_tensor(i, j).cpu().numpy())
 
-    def _sum(self, cov: Tensor, i: int, j: int) -> Tensor:
-        pairs = zip(self._rows[i], self._rows[j], strict=True)
-        total = torch.stack([cov[one][:, two] for one, two in pairs]).sum(0)
-        return total / len(self._rows[i])
+
+class Covariances:
+    """Those of a space's moments, each read once, since every head asks for them."""
+
+    def __init__(self, moments: Moments) -> None:
+        self.count, self.device = moments.count, moments.device
+        self._read = functools.cache(moments.cov_tensor)
+
+    def cov_tensor(self, i: int, j: int | None = None) -> Tensor:
+        """As of `Moments`; not to be written to."""
+        return self._read(i, i if j is None else j)
 
 
 def solve_heads(
@@ -89,35 +99,39 @@ def solve_heads(
     methods : for queries and keys, and for values
     options : of the latter
     """
-    moments = alignment.moments
+    known = {name: Covariances(own) for name, own in alignment.moments.items()}
     models, r = range(len(alignment.states)), alignment.reference
-    unmoved = {name for name in ("average",) if name in {m.name for m in methods}}
+    still = any(method.maps == FIXED for method in methods)
     matched = [
-        heads.identity() if i == r or unmoved else _matched(heads, moments, r, i) for i in models
+        heads.identity() if i == r or still else _matched(heads, known, r, i) for i in models
     ]
-    values = _values(heads, alignment, matched, methods[1], options)
+    values = _values(heads, alignment, known, matched, methods[1], options)
     found: Solutions = {space.name: [] for space in alignment.spaces}
     sizes = {space.name: space.size for space in alignment.spaces}
     for i in models:
         pairs = matched[i].pairs
-        if i != r and not unmoved:
+        if i != r and not still:
             ridge = 0.1 * alignment.ridges.get(heads.queries.space, 0.0)
-            pairs = _pairs(heads, moments, (r, i), matched[i], methods[0], ridge)
+            pairs = _pairs(heads, known, (r, i), matched[i], methods[0], ridge)
         choice = dataclasses.replace(matched[i], values=[row[i] for row in values], pairs=pairs)
         for name, feature_map in heads.maps(choice, sizes).items():
-            found[name].append(_solution(alignment, name, i, feature_map, choice))
+            found[name].append(_solution(name, known[name], (r, i), feature_map, choice))
     return found
 
 
 def _solution(
-    alignment: Alignment, name: str, model: int, feature_map: FeatureMap, choice: Choice
+    name: str,
+    known: Covariances,
+    models: tuple[int, int],
+    feature_map: FeatureMap,
+    choice: Choice,
 ) -> Solution:
-    moments, r = alignment.moments[name], alignment.reference
-    feature_map = feature_map.to(moments.cov_tensor(r).device)
-    if model == r:
+    r, i = models
+    reference, own, cross = known.cov_tensor(r), known.cov_tensor(i), known.cov_tensor(r, i)
+    feature_map = feature_map.to(reference.device)
+    if i == r:
         return Solution(feature_map)
-    own, cross = moments.cov_tensor(model), moments.cov_tensor(r, model)
-    problem = AlignmentProblem(name, moments.cov_tensor(r), own, cross)
+    problem = AlignmentProblem(name, reference, own, cross)
     details = {"heads": " ".join(map(str, choice.heads))}
     return Solution(feature_map, matched_correlations(problem, feature_map.forward), details)
 
@@ -126,12 +140,12 @@ def _rows(part: Part, heads: Sequence[int]) -> Tensor:
     return torch.tensor([part.features[head] for head in heads])
 
 
-def _matched(heads: Heads, moments: Mapping[str, Moments], r: int, i: int) -> Choice:
+def _matched(heads: Heads, known: Mapping[str, Covariances], r: int, i: int) -> Choice:
     """A model's heads in the order of the reference's that they are most like."""
     same = heads.identity()
     if not (heads.exchanged or heads.shuffled):
         return same
-    alike = _similarity(heads.outputs, moments[heads.outputs.space], r, i)
+    alike = _similarity(heads.outputs, known[heads.outputs.space], r, i)
     alike = alike + SAME * np.eye(len(alike))
     count, share = len(heads.keys.features), heads.share
     gains = np.full((count, count), -np.inf)
@@ -151,7 +165,7 @@ def _matched(heads: Heads, moments: Mapping[str, Moments], r: int, i: int) -> Ch
     return dataclasses.replace(same, groups=groups, heads=queries)
 
 
-def _similarity(part: Part, moments: Moments, r: int, i: int) -> Array:
+def _similarity(part: Part, known: Covariances, r: int, i: int) -> Array:
     """Of each head of the reference (rows) and each of another model."""
     places = _rows(part, range(len(part.features)))
 
@@ -170,8 +184,8 @@ def _similarity(part: Part, moments: Moments, r: int, i: int) -> Array:
         back: Tensor = (vectors * values.rsqrt()[:, None]) @ vectors.mT
         return back
 
-    left, right = whitened(moments.cov_tensor(r)), whitened(moments.cov_tensor(i))
-    cross = blocks(moments.cov_tensor(r, i))
+    left, right = whitened(known.cov_tensor(r)), whitened(known.cov_tensor(i))
+    cross = blocks(known.cov_tensor(r, i))
     alike = left[:, None] @ cross @ right[None]
     return np.asarray(alike.square().sum((2, 3)).cpu().numpy())
 
@@ -179,6 +193,7 @@ def _similarity(part: Part, moments: Moments, r: int, i: int) -> Array:
 def _values(
     heads: Heads,
     alignment: Alignment,
+    known: Mapping[str, Covariances],
     matched: Sequence[Choice],
     method: Method,
     options: Mapping[str, Any],
@@ -186,9 +201,9 @@ def _values(
     """For each head of values of the reference each model's map."""
     size = len(heads.values.features[0])
     unmoved = [FeatureMap.identity(size) for _ in alignment.states]
-    if heads.within == FIXED or method.name == "average":
+    if FIXED in (heads.within, method.maps):
         return [unmoved for _ in heads.values.features]
-    whole = alignment.moments[heads.outputs.space]
+    whole = known[heads.outputs.space]
     home = next(space for space in alignment.spaces if space.name == heads.outputs.space)
     spaces: list[Space] = []
     moments: dict[str, Any] = {}
@@ -199,10 +214,10 @@ def _values(
                 home, name=name, size=size, group=heads.within, exact=heads.within, slots=()
             )
         )
-        rows = [
-            _rows(heads.outputs, [own.heads[head] for head in heads.members(group)])
-            for own in matched
-        ]
+        rows = {
+            model: _rows(heads.outputs, [own.heads[head] for head in heads.members(group)])
+            for model, own in enumerate(matched)
+        }
         moments[name] = HeadMoments(whole, rows)
     ridge = alignment.ridges.get(heads.values.space)
     inner = dataclasses.replace(
@@ -218,7 +233,7 @@ def _values(
 
 def _pairs(
     heads: Heads,
-    moments: Mapping[str, Moments],
+    known: Mapping[str, Covariances],
     models: tuple[int, int],
     matched: Choice,
     method: Method,
@@ -228,18 +243,12 @@ def _pairs(
     r, i = models
     pairs = []
     for group, own in enumerate(matched.groups):
-        sides = []
-        for part, there, here in (
-            (
-                heads.queries,
-                list(heads.members(group)),
-                [matched.heads[head] for head in heads.members(group)],
-            ),
-            (heads.keys, [group], [own]),
-        ):
-            rows: list[Tensor] = [torch.empty(0)] * (max(models) + 1)
-            rows[r], rows[i] = _rows(part, there), _rows(part, here)
-            sides.append(_Side.of(moments[part.space], rows[r], rows[i], models))
+        members = heads.members(group)
+        queries = {r: members, i: [matched.heads[head] for head in members]}
+        sides = [
+            _Side.of(known[part.space], {model: _rows(part, some) for model, some in both.items()})
+            for part, both in ((heads.queries, queries), (heads.keys, {r: [group], i: [own]}))
+        ]
         pairs.append(_paired(heads.pairing, sides[0], sides[1], method, ridge))
     return pairs
 
@@ -253,18 +262,11 @@ class _Side:
     cross: Tensor
 
     @classmethod
-    def of(cls, whole: Moments, there: Tensor, here: Tensor, models: tuple[int, int]) -> _Side:
-        r, i = models
-
-        def mean(cov: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-            pairs = zip(rows.tolist(), columns.tolist(), strict=True)
-            return torch.stack([cov[one][:, two] for one, two in pairs]).mean(0)
-
-        return cls(
-            mean(whole.cov_tensor(r), there, there),
-            mean(whole.cov_tensor(i), here, here),
-            mean(whole.cov_tensor(r, i), there, here),
-        )
+    def of(cls, whole: Covariances, rows: Mapping[int, Tensor]) -> _Side:
+        """Of the heads of the reference and of another model, in this order."""
+        r, i = rows
+        some = HeadMoments(whole, rows)
+        return cls(some.cov_tensor(r), some.cov_tensor(i), some.cov_tensor(r, i))
 
     def among(self, features: Sequence[int]) -> _Side:
         """Of some features."""

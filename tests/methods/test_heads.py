@@ -147,7 +147,7 @@ def test_moments_of_heads_are_the_mean_of_theirs() -> None:
     x, y = _features(1)["o"], _features(2)["o"]
     whole = moments_of(x.numpy(), y.numpy())
     rows = [torch.tensor([[0, 1, 2], [6, 7, 8]]), torch.tensor([[3, 4, 5], [9, 10, 11]])]
-    found = HeadMoments(whole, rows)
+    found = HeadMoments(whole, dict(enumerate(rows)))
     assert found.dims == (3, 3)
     assert found.count == 1000
     apart = [moments_of(x[:, a].numpy(), y[:, b].numpy()) for a, b in zip(*rows, strict=True)]

@@ -8,14 +8,15 @@ exchanged with all heads of queries that read them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ccamerge.graph.attention.pairing import Pairing, contrary
+from ccamerge.graph.blocks import Blocks
 from ccamerge.graph.feature_map import FeatureMap
-from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION, Group, assigned
+from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION, Group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,56 +182,44 @@ class InHeads(Group):
     def contains(self, matrix: Tensor) -> bool:
         """Whether heads go to heads, by maps of the groups within them."""
         left = matrix.clone()
-        for features, inner, exchanged in self.parts:
-            rows = [torch.tensor(head, device=matrix.device) for head in features]
-            for there, columns in enumerate(rows):
-                own = [
-                    head
-                    for head, place in enumerate(rows)
-                    if bool((matrix[place][:, columns] != 0).any())
-                ]
-                if len(own) != 1 or (own[0] != there and not exchanged):
-                    return False
-                if not inner.contains(matrix[rows[own[0]]][:, columns]):
-                    return False
-                left[rows[own[0]][:, None], columns] = 0
+        for places, group in self._laid_out(matrix.device):
+            if not group.contains(matrix[places][:, places]):
+                return False
+            left[places[:, None], places] = 0
         return not bool(left.any())
 
     def project(self, matrix: Tensor) -> FeatureMap:
         """The groups' maps near the blocks of heads, in the order that leaves the least error."""
-        result, inverse = torch.zeros_like(matrix), torch.zeros_like(matrix)
-        for features, inner, exchanged in self.parts:
-            every = [torch.tensor(head, device=matrix.device) for head in features]
-            order = list(range(len(every)))
-            if exchanged:
-                gains = [[_gain(inner, matrix[own][:, to]) for to in every] for own in every]
-                order = assigned(torch.tensor(gains, dtype=torch.float64)).tolist()
-            for there, head in enumerate(order):
-                rows, columns = every[head], every[there]
-                found = inner.project(matrix[rows][:, columns])
-                result[rows[:, None], columns] = found.forward
-                inverse[columns[:, None], rows] = found.inverse
-        return FeatureMap(result, inverse)
+        found = [
+            (places, group.project(matrix[places][:, places]))
+            for places, group in self._laid_out(matrix.device)
+        ]
+        return _placed(len(matrix), found)
 
     def random(self, size: int, generator: torch.Generator) -> FeatureMap:
         """A map that the other spaces of the attention need not allow; see `Heads.random`."""
-        result = torch.zeros(size, size, dtype=torch.float64)
-        inverse = result.clone()
+        found = [
+            (places, group.random(len(places), generator))
+            for places, group in self._laid_out(torch.device("cpu"))
+        ]
+        return _placed(size, found)
+
+    def _laid_out(self, device: torch.device) -> Iterator[tuple[Tensor, Group]]:
+        """For each part its features, head after head, and what may be done to them so."""
         for features, inner, exchanged in self.parts:
-            order = torch.arange(len(features))
-            if exchanged:
-                order = torch.randperm(len(features), generator=generator)
-            for there, head in enumerate(order.tolist()):
-                rows, columns = torch.tensor(features[head]), torch.tensor(features[there])
-                found = inner.random(len(rows), generator)
-                result[rows[:, None], columns] = found.forward
-                inverse[columns[:, None], rows] = found.inverse
-        return FeatureMap(result, inverse)
+            places = torch.tensor([f for head in features for f in head], device=device)
+            alone = len(features) == 1 or (inner == FIXED and not exchanged)
+            yield places, inner if alone else Blocks(inner, len(features), exchanged)
 
 
-def _gain(group: Group, block: Tensor) -> float:
-    """How much less is left of a block beside the group's nearest map than beside nothing."""
-    return float(block.square().sum() - (block - group.project(block).forward).square().sum())
+def _placed(size: int, parts: Sequence[tuple[Tensor, FeatureMap]]) -> FeatureMap:
+    """Maps of some features each, as one of all."""
+    forward = parts[0][1].forward.new_zeros(size, size)
+    inverse = forward.clone()
+    for places, found in parts:
+        forward[places[:, None], places] = found.forward
+        inverse[places[:, None], places] = found.inverse
+    return FeatureMap(forward, inverse)
 
 
 def groups_of(heads: Heads) -> dict[str, InHeads]:

@@ -15,20 +15,11 @@ from torch import Tensor
 
 from ccamerge.graph.attention.cores import Core
 from ccamerge.graph.rules import features_dim, operation
+from ccamerge.graph.rules.shapes import CASTS, KEPT, VIEWS
 from ccamerge.graph.tracing.program import Node, Ref, made_of
 
 Rows = tuple[tuple[int, ...], ...]
 """Features of each head."""
-
-_RESHAPED = (
-    *("aten.view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten.squeeze"),
-    *("aten.unsqueeze", "aten._unsafe_view", "aten.view_as", "aten.reshape_as"),
-)
-_EXPANDED = ("aten.expand", "aten.expand_as", "aten.broadcast_to")
-_UNCHANGED = (
-    *("aten.to", "aten._to_copy", "aten.type_as", "aten.dropout", "aten.contiguous"),
-    *("aten.clone", "aten.detach", "aten.alias", "aten.feature_dropout"),
-)
 
 _SCALED = ("aten.mul", "aten.div")
 """By a number they leave features where they are."""
@@ -117,14 +108,12 @@ def _moved(node: Node, value: Any) -> Any:
     if not isinstance(value, Tensor):
         return None
     scaled = node.op in _SCALED and len(node.refs()) == 1
-    if node.op in _UNCHANGED or scaled:
+    if node.op in (*CASTS, *KEPT) or scaled:
         return value
     if not operation(node).move or node.op == "aten.neg":
         return None
-    if node.op in _RESHAPED:
+    if node.op in VIEWS:
         return None if node.shape is None else value.reshape(node.shape)
-    if node.op in _EXPANDED:
-        return None if node.shape is None else value.expand(node.shape)
     if len(node.refs()) > 1:
         return None  # sizes that are computed
     return node.target(value, *node.args[1:], **node.kwargs)

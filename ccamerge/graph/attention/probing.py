@@ -136,10 +136,9 @@ class _Probe:
         trial = dataclasses.replace(heads, within=GENERAL)
         if self._holds(trial, trial.random(self._generator)):
             return GENERAL
-        orders = [[1, 0, *range(2, size)], [*range(1, size), 0]]  # of which all are made
         moved = (
             [FeatureMap.permutation(torch.tensor(order)) for _ in same.values]
-            for order in (orders if size > 1 else [])
+            for order in _generators(size)
         )
         allowed = [self._holds(heads, dataclasses.replace(same, values=own)) for own in moved]
         return PERMUTATION if allowed and all(allowed) else FIXED
@@ -190,40 +189,17 @@ class _Probe:
         """With the orders of heads that change nothing."""
         same = heads.identity()
         count, share = len(heads.keys.features), heads.share
+
+        def alike(groups: Sequence[int], places: Sequence[int]) -> bool:
+            order = [heads.members(own)[place] for own in groups for place in places]
+            return self._holds(heads, dataclasses.replace(same, groups=groups, heads=order))
+
         if count > 1:
-            orders = [[1, 0, *range(2, count)], [*range(1, count), 0]]  # of which all are made
-            allowed = all(
-                self._holds(
-                    heads,
-                    dataclasses.replace(
-                        same,
-                        groups=order,
-                        heads=[head for own in order for head in heads.members(own)],
-                    ),
-                )
-                for order in orders
-            )
+            allowed = all(alike(order, range(share)) for order in _generators(count))
             why = () if allowed else (f"{heads.name}: its heads are told from each other",)
             heads = dataclasses.replace(heads, exchanged=allowed, why=(*heads.why, *why))
         if share > 1:
-            shifted = [
-                head
-                for group in range(count)
-                for head in (
-                    heads.members(group)[1],
-                    heads.members(group)[0],
-                    *heads.members(group)[2:],
-                )
-            ]
-            turned = [
-                head
-                for group in range(count)
-                for head in (*heads.members(group)[1:], heads.members(group)[0])
-            ]
-            allowed = all(
-                self._holds(heads, dataclasses.replace(same, heads=order))
-                for order in (shifted, turned)
-            )
+            allowed = all(alike(range(count), order) for order in _generators(share))
             heads = dataclasses.replace(heads, shuffled=allowed)
         return heads
 
@@ -269,6 +245,11 @@ class _Probe:
             return True
         want, found = want[finite], found[finite]
         return bool((found - want).norm() > _TOLERANCE * want.norm())
+
+
+def _generators(count: int) -> list[list[int]]:
+    """A transposition and a cycle, of which all orders are made; nothing of one."""
+    return [[1, 0, *range(2, count)], [*range(1, count), 0]] if count > 1 else []
 
 
 def _put(into: Tensor, source: Tensor, part: Part, own: Sequence[int], maps: Tensor) -> None:
