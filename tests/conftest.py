@@ -24,6 +24,17 @@ def _two_threads() -> None:
     ccamerge.set_num_threads(2)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Thousands of small problems: threads would do nothing but wait for each other."""
+    before = torch.get_num_threads(), ccamerge.num_threads()
+    torch.set_num_threads(1)
+    ccamerge.set_num_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    ccamerge.set_num_threads(before[1])
+
+
 @pytest.fixture(scope="module", params=backends.BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each place where the library computes; what is taken from `tests.backends` does so there."""

@@ -17,11 +17,11 @@ from ccamerge.graph.axes import Axis, Basis
 from ccamerge.graph.folds import Fold, Linear, NormFold, PerFeature, ScaleFold
 from ccamerge.graph.rewriting import Rewriting, marked, moved, place_of
 from ccamerge.graph.rules import operation
+from ccamerge.graph.rules.shapes import CASTS, KEPT
 from ccamerge.graph.rules.shared import dims_of
 from ccamerge.graph.tracing.program import Node, Program, Ref
 
 _NORMS = ("aten.layer_norm", "aten.rms_norm")
-_CASTS = ("aten.to", "aten._to_copy", "aten.type_as", "aten.clone", "aten.contiguous")
 _CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
 _POOLS = ("aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool3d")
 
@@ -254,7 +254,7 @@ class _Norm:
         last = len(self._shape) - 1
         while new.uses[value] == 1 and not new.is_output(value):
             user = new.users[value][0]
-            if user.op in _CASTS and user.args[0] == Ref(value):
+            if user.op in (*CASTS, *KEPT) and user.args[0] == Ref(value):
                 value = user.name
                 continue
             wanted = "aten.add" if self._gain is not None else "aten.mul"

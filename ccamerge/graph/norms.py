@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from ccamerge.graph.rewriting import Rewriting
+from ccamerge.graph.rules.shapes import CASTS
 from ccamerge.graph.rules.shared import dims_of
 from ccamerge.graph.tracing.program import Node, Program, Ref
 from ccamerge.graph.tracing.regions import Autocast
-
-_CASTS = ("aten.to", "aten._to_copy", "aten.type_as")
 
 
 def recognised(program: Program) -> Program:
@@ -184,7 +183,7 @@ class _Match:
         The result is of the finer one.
         """
         one, two = self._new.node_of(top), self._new.node_of(of)
-        if two is None or two.op not in _CASTS:
+        if two is None or two.op not in CASTS:
             return None
         if one is not None and (one.op, one.args, one.kwargs) == (two.op, two.args, two.kwargs):
             return top

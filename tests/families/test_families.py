@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -25,18 +23,10 @@ RIDGE = 1e-10
 """What maps of general groups are off by; some units behind a ReLU do not vary on so few samples,
 and their covariance would have no inverse without it."""
 
-pytestmark = pytest.mark.filterwarnings("ignore:aligned. :RuntimeWarning")  # tested apart
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small problems: threads would do nothing but wait for each other."""
-    before = torch.get_num_threads(), ccamerge.num_threads()
-    torch.set_num_threads(1)
-    ccamerge.set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    ccamerge.set_num_threads(before[1])
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:aligned. :RuntimeWarning"),  # tested apart
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @pytest.fixture(scope="module", params=F.FAMILIES)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import pytest
@@ -26,7 +26,10 @@ from ccamerge.methods.alignment import Aligned
 from tests import models as M
 from tests.moved import mapped_copy, permuted_heads
 
-pytestmark = pytest.mark.filterwarnings("ignore:aligned. :RuntimeWarning")  # tested apart
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:aligned. :RuntimeWarning"),  # tested apart
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def _bottleneck() -> nn.Module:
@@ -140,17 +143,6 @@ def transformed(model: nn.Module, example: Tensor, kind: str, seed: int) -> nn.M
     holder = copy.deepcopy(model)
     take_plain(holder, moved)
     return holder
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Thousands of small problems: threads would do nothing but wait for each other."""
-    before = torch.get_num_threads(), ccamerge.num_threads()
-    torch.set_num_threads(1)
-    ccamerge.set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    ccamerge.set_num_threads(before[1])
 
 
 @functools.cache

@@ -7,10 +7,25 @@ import math
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
 from ccamerge.graph.facts import Facts
-from ccamerge.graph.operations import move, rule
+from ccamerge.graph.operations import full_name, move, rule
 from ccamerge.graph.rules.shared import broadcast, dims_of, operand_axes
 from ccamerge.graph.space import Role
 from ccamerge.graph.tracing.program import Node, Ref
+
+CASTS = tuple(map(full_name, ("to", "_to_copy", "type_as")))
+"""They give the same elements in another dtype."""
+
+KEPT = (
+    *map(full_name, ("clone", "contiguous", "detach", "alias", "dropout", "feature_dropout")),
+    *map(full_name, ("lift_fresh_copy", "positive")),
+)
+"""They give their operand in evaluation mode."""
+
+VIEWS = (
+    *map(full_name, ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")),
+    *map(full_name, ("_unsafe_view", "view_as", "reshape_as")),
+)
+"""They give the same elements in the same order, on other axes."""
 
 
 @rule(
@@ -41,14 +56,12 @@ def _one_number(node: Node, d: Facts) -> list[Axis] | None:
     return axes
 
 
-@move("clone", "contiguous", "detach", "alias", "to", "_to_copy", "type_as", "dropout")
-@move("feature_dropout", "neg", "lift_fresh_copy", "positive", "real", "imag")
+@move(*CASTS, *KEPT, "neg", "real", "imag")
 def _same(node: Node, axes: list[Axis]) -> list[Axis]:
     return axes
 
 
-@move("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view")
-@move("view_as", "reshape_as")
+@move(*VIEWS)
 def _reshape(node: Node, axes: list[Axis]) -> list[Axis] | None:
     return ax.reshape(axes, list(node.shape), node.name) if node.shape is not None else None
 

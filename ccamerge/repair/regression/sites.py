@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.rules import features_dim, operation
+from ccamerge.graph.rules.shapes import KEPT, VIEWS
 from ccamerge.graph.space import Role, Slot, Spaces
 from ccamerge.graph.tracing.program import Node, Program, Ref
 from ccamerge.methods.weights import Shares
@@ -193,10 +194,6 @@ def _largest(shape: Sequence[int]) -> int:
     return max(shape[0], math.prod(shape[1:]))
 
 
-_LAID_OUT = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
-_KEPT = ("dropout", "contiguous", "clone", "alias", "detach")
-
-
 class _Sites:
     """What follows the linear operations of a program."""
 
@@ -236,8 +233,8 @@ class _Sites:
         """The last operation after which a value has the same elements, and features, in order."""
         while len(readers := self._readers(node)) == 1:
             (reader,) = readers
-            laid_out = reader.op.removeprefix("aten.") in _LAID_OUT
-            if not laid_out and reader.op.removeprefix("aten.") not in _KEPT:
+            laid_out = reader.op in VIEWS
+            if reader.op not in (*VIEWS, *KEPT) or reader.args[0] != Ref(node.name):
                 break
             if reader.shape != node.shape and not (laid_out and _features_last(node, reader)):
                 break
