@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from torch import nn
 
 import ccamerge
 from ccamerge.checkpoints.reading import save_state
+from ccamerge.config.settings import TABLE
 from tests import backends
 from tests import projects as P
 
@@ -45,6 +47,18 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _exactly_as_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merges are of all the data, and what is asked for: what most tests state.
+
+    Those of ``fidelity`` and whole commands have the defaults that users have.
+    """
+    if request.node.get_closest_marker("as_users_do") is None:
+        for name, value in {"holdout": 0.0, "select": "none"}.items():
+            setting = dataclasses.replace(TABLE[name], usual=value)
+            monkeypatch.setitem(TABLE, name, setting)
 
 
 @pytest.fixture

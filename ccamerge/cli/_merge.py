@@ -137,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         print(report)
     note(args, f"wrote {args.out}")
+    if report.fidelity is not None:
+        note(args, report.fidelity.verdict())
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ccamerge.cli._shared import Batches, as_merged, show_progress
 from ccamerge.config.importing import ConfigError, import_function
 from ccamerge.config.model import Config
-from ccamerge.config.settings import TABLE, Settings
+from ccamerge.config.settings import TABLE, Ensemble, Settings
 from ccamerge.core.device import Device
 
 if TYPE_CHECKING:
@@ -41,19 +41,30 @@ def check_sources(config: Config) -> None:
 
 
 def loaded_settings(config: Config) -> Settings:
-    """The settings, with methods of others imported and called by their names in `METHODS`.
+    """The settings, with functions of others imported; methods are named as in `METHODS`.
 
     Raises
     ------
     ConfigError
         If a function cannot be imported or is not a method.
     """
-    given = config.settings.method
+    found = dataclasses.replace(config.settings, ensemble=_ensemble(config))
+    given = found.method
     where = "merge_method"
     if isinstance(given, str):
-        return dataclasses.replace(config.settings, method=method_name(given, config, where))
+        return dataclasses.replace(found, method=method_name(given, config, where))
     names = {p: method_name(name, config, f"{where}.{p}") for p, name in given.items()}
-    return dataclasses.replace(config.settings, method=names)
+    return dataclasses.replace(found, method=names)
+
+
+def _ensemble(config: Config) -> Ensemble | None:
+    """What the ensemble averages, a function imported if it is one."""
+    given, where = config.settings.ensemble, TABLE["ensemble"].where
+    if not isinstance(given, str) or ":" not in given:
+        return given
+    line = config.lines.get(where)
+    source = where if line is None else f"{config.source}:{line}: {where}"
+    return import_function(given, source, "the outputs")
 
 
 def method_name(given: str, config: Config, where: str) -> str:
@@ -155,5 +166,6 @@ def statistics(
         seed=config.settings.seed,
         prove=config.settings.prove,
         device=device or "cpu",
+        holdout=config.settings.holdout,
     )
     return collected, time.perf_counter() - start

@@ -10,6 +10,7 @@ from torch import nn
 
 from ccamerge.collection.data_pass import Pass
 from ccamerge.collection.statistics import Pairs, Statistics
+from ccamerge.config.settings import TABLE
 from ccamerge.core import arguments
 from ccamerge.core.device import Device, DeviceLike, obstacle, resolve
 from ccamerge.graph.networks.parameters import same_architecture
@@ -33,6 +34,7 @@ def collect(
     seed: int = 0,
     prove: bool = True,
     device: DeviceLike | None = None,
+    holdout: float | None = None,
 ) -> Statistics:
     """Stream the moments of several models' features out of one pass over calibration data.
 
@@ -58,6 +60,8 @@ def collect(
     device : where the networks run and moments are kept: "cpu", "cuda", "cuda:N", or "auto" for
         CUDA where it is usable. Default: the models' device. Models stay where they are, and
         batches may be anywhere.
+    holdout : share of the inputs of which nothing is counted, so that merges can be judged by them,
+        as for `merge`
 
     Returns
     -------
@@ -101,7 +105,11 @@ def collect(
         message = f"folds must be at least 1, got {folds}"
         raise ValueError(message)
     where = device_for([own.plain for own in known], device)
-    one = Pass(known, given_spaces(found, known), pairs, reference, folds, where, seed, prove)
+    share = TABLE["holdout"].check(
+        TABLE["holdout"].usual if holdout is None else holdout, len(known)
+    )
+    every = given_spaces(found, known)
+    one = Pass(known, every, pairs, reference, folds, where, seed, prove, holdout=share)
     return one.over(data, progress)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ccamerge.collection.counting import Watched, accumulate, check_finite, nothing_counted
+from ccamerge.collection.held_out import HeldOut
 from ccamerge.collection.kept_inputs import Reservoir
 from ccamerge.collection.statistics import Pairs, Statistics
 from ccamerge.collection.tokens import Tokens
@@ -48,6 +49,7 @@ class Pass:
         seed: int,
         prove: bool,
         check: Callable[[Sequence[Spaces]], None] | None = None,
+        holdout: float = 0.0,
     ) -> None:
         self._models, self._every = models, every
         self._device, self._memory = device, memory_of(device)
@@ -67,6 +69,7 @@ class Pass:
             proved=prove,
         )
         self._reservoir = Reservoir(KEEP_SAMPLES, KEEP_BYTES, seed)
+        self._held_out = HeldOut(holdout, seed)
         self._overlap = SideStream(device)
         self._watched: list[Watched] = []
         self._networks: list[Network] = []
@@ -89,6 +92,7 @@ class Pass:
             raise ValueError(message)
         check_finite(self._watched)
         self._result.inputs, self._result.turns = self._reservoir.batches, self._reservoir.labels
+        self._result.held = self._held_out.batches
         return self._result
 
     def _count(self, batch: Any, index: int) -> None:
@@ -101,7 +105,10 @@ class Pass:
             every = _extended(self._every, self._models, args, kwargs, index, self._prove)
             self._place(every)
             new = True
-        here = [fast_layout(x) for x in moved(leaves, self._memory)]
+        counted = self._counted(leaves)
+        if counted is None:
+            return
+        here = [fast_layout(x) for x in counted]
         programs = [network.program for network in self._networks]
         runs = [(own, state, here) for own, state in zip(programs, self._states, strict=True)]
         single = programs[0].single(leaves)
@@ -110,16 +117,21 @@ class Pass:
         self._tried.add(single)
         fold, turn = index % self._folds, index // self._folds
         try:
-            tokens = Tokens.of(programs[0], leaves, self._memory)
+            tokens = Tokens.of(programs[0], counted, self._memory)
             accumulate(runs, self._watched[fold], index, turn, self._overlap, tokens)
         finally:
             self._overlap.join()
         if new:  # after the moments, which name the space if something is not finite
             check_finite(self._watched)
             self._check_function(args, kwargs, index)
-        size = batch_size(leaves)
-        self._reservoir.offer(leaves, size, turn)
+        size = batch_size(counted)
+        self._reservoir.offer(counted, size, turn)
         self._result.samples += size
+
+    def _counted(self, leaves: list[Any]) -> list[Any] | None:
+        """What of a batch is not held out, where the networks are; None if all is."""
+        there = moved(leaves, self._memory)
+        return self._held_out.split(self._networks[0].program, self._states[0], there)
 
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Know the networks, and what is to be counted of them."""

@@ -21,11 +21,11 @@ from ccamerge.graph.networks.inspection import spaces_of_call
 from ccamerge.graph.networks.parameters import Parameters, Shapes, parameters_of
 from ccamerge.graph.networks.widths import extended
 from ccamerge.graph.space import Space, Spaces
-from ccamerge.graph.tracing.batches import structure_from
+from ccamerge.graph.tracing.batches import batch_size, structure_from
 
 Pairs = Literal["reference", "all"]
 
-_FORMAT = "ccamerge-moments-5"
+_FORMAT = "ccamerge-moments-6"
 
 
 @dataclasses.dataclass(repr=False)
@@ -42,11 +42,12 @@ class Statistics(Brief):
     turns : for each of these, which positions of feature maps were counted (see
         `ccamerge.collection.positions`)
     models : number of models
-    samples : number of inputs seen
+    samples : number of inputs counted
     pairs, reference : which cross-covariances there are
     structure : of a call's arguments, as `torch.utils._pytree` writes it
     fingerprint : of each model's program and parameters; a merge checks them
     proved : whether their spaces were proved (see `spaces`)
+    held : whole batches of flattened inputs of which nothing was counted, to judge merges by
     found : the models' spaces by the shapes of their parameters; derived again when they are asked
         for where a file was loaded
     """
@@ -62,6 +63,7 @@ class Statistics(Brief):
     structure: str
     fingerprint: dict[str, list[str]]
     proved: bool = True
+    held: list[list[Any]] = dataclasses.field(default_factory=list)
     found: dict[Shapes, Spaces] = dataclasses.field(default_factory=dict)
 
     def _parts(self) -> Mapping[str, Any]:
@@ -74,6 +76,7 @@ class Statistics(Brief):
             "device": self.device,
             "features": {name: folds[0].dims for name, folds in self.matched.items()},
             "kept": f"{len(self.inputs)} batches of inputs",
+            "held out": f"{sum(map(batch_size, self.held))} inputs",
         }
 
     @property
@@ -107,18 +110,19 @@ class Statistics(Brief):
             parameters = parameters_of(parameters, "the model")
         shapes = parameters.shapes
         if shapes not in self.found:
-            calls = [self.call(index) for index in range(len(self.inputs))]
+            batches = [*self.inputs, *self.held]
+            calls = [self.call(leaves) for leaves in batches]
             found = [spaces_of_call(parameters, *calls[0], prove=self.proved)]
-            for leaves, (args, kwargs) in zip(self.inputs, calls, strict=True):
+            for leaves, (args, kwargs) in zip(batches, calls, strict=True):
                 if not found[0].program.accepts(leaves):
                     found = extended(found, [parameters], args, kwargs, self.proved)
             self.found[shapes] = found[0]
         return self.found[shapes]
 
-    def call(self, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments and keyword arguments of a call with kept inputs."""
+    def call(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments and keyword arguments of a call with one of ``inputs`` or ``held``."""
         spec = structure_from(self.structure)
-        args, kwargs = pytree.tree_unflatten(self.inputs[index], spec)
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
         return args, kwargs
 
     def pooled(self, space: Space, without: int | None = None) -> Moments:
@@ -171,14 +175,13 @@ class Statistics(Brief):
             for tap, moments in taps.items():
                 for key, value in moments.state_dict().items():
                     tensors[json.dumps(["outputs", space, tap, key])] = value
-        structure = []
-        for index, leaves in enumerate(self.inputs):
-            row = []
-            for position, leaf in enumerate(leaves):
-                if isinstance(leaf, Tensor):
-                    tensors[json.dumps(["inputs", index, position])] = leaf
-                row.append(None if isinstance(leaf, Tensor) else leaf)
-            structure.append(row)
+        structure: dict[str, list[list[Any]]] = {"inputs": [], "held": []}
+        for kind, rows in structure.items():
+            for index, leaves in enumerate(getattr(self, kind)):
+                for position, leaf in enumerate(leaves):
+                    if isinstance(leaf, Tensor):
+                        tensors[json.dumps([kind, index, position])] = leaf
+                rows.append([None if isinstance(leaf, Tensor) else leaf for leaf in leaves])
         header = {
             "models": self.models,
             "samples": self.samples,
@@ -186,7 +189,7 @@ class Statistics(Brief):
             "reference": self.reference,
             "structure": self.structure,
             "fingerprint": self.fingerprint,
-            "inputs": structure,
+            **structure,
             "turns": self.turns,
             "proved": self.proved,
         }
@@ -220,11 +223,11 @@ class Statistics(Brief):
     ) -> Statistics:
         """From what `save` wrote."""
         states: dict[str, dict[str, dict[Any, dict[str, Any]]]] = {"matched": {}, "outputs": {}}
-        inputs: list[list[Any]] = [list(row) for row in header.pop("inputs")]
+        batches = {kind: [list(row) for row in header.pop(kind)] for kind in ("inputs", "held")}
         for name, tensor in tensors.items():
             kind, *where = json.loads(name)
-            if kind == "inputs":
-                inputs[where[0]][where[1]] = tensor
+            if kind in batches:
+                batches[kind][where[0]][where[1]] = tensor
             else:
                 space, part, key = where
                 states[kind].setdefault(space, {}).setdefault(part, {})[key] = tensor.numpy()
@@ -236,4 +239,5 @@ class Statistics(Brief):
             space: {tap: Moments.from_state(state, device) for tap, state in taps.items()}
             for space, taps in states["outputs"].items()
         }
-        return cls(matched=matched, outputs=outputs, inputs=inputs, **header)
+        header = {**header, **batches}
+        return cls(matched=matched, outputs=outputs, **header)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -137,6 +138,46 @@ class Keywords:
     def check(self, value: Any, name: str, models: int) -> dict[str, Any]:
         """As `Kind`."""
         return dict(arguments.mapping(value, name, "a dict by names"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceOrFunction:
+    """One of some words, or a function of the user's."""
+
+    words: tuple[str, ...]
+
+    def check(self, value: Any, name: str, models: int) -> Any:
+        """As `Kind`."""
+        if callable(value):
+            return value
+        expected = f"one of {', '.join(map(repr, self.words))} or a function"
+        return arguments.choice(arguments.string(value, name, expected), name, self.words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Whether to do something at all, or for how long: ``"60s"`` or ``"5 epochs"``."""
+
+    def check(self, value: Any, name: str, models: int) -> bool | str:
+        """As `Kind`; texts come back as they are read by `limit_of`."""
+        if isinstance(value, str):
+            if limit_of(value) is None:
+                message = (
+                    f'{name} must be True, False, or such as "60s" or "5 epochs", got {value!r}'
+                )
+                raise ValueError(message)
+            return value
+        return arguments.flag(value, name)
+
+
+def limit_of(text: str) -> tuple[float, str] | None:
+    """Number and unit ("seconds" or "epochs") of a budget; None if it is none."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|seconds?|min|minutes?|epochs?)\s*", text)
+    if found is None or float(found[1]) == 0:
+        return None
+    if found[2].startswith("epoch"):
+        return (float(found[1]), "epochs") if float(found[1]).is_integer() else None
+    return float(found[1]) * (60 if found[2].startswith("min") else 1), "seconds"
 
 
 def by_name(

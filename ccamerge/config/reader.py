@@ -10,13 +10,16 @@ import yaml
 
 from ccamerge.config.importing import FACTORY_PATTERN, ConfigError, Factory, did_you_mean
 from ccamerge.config.kinds import (
+    Budget,
     Choice,
+    ChoiceOrFunction,
     Flag,
     Keywords,
     NameOrPatterns,
     Number,
     NumberForEachModel,
     Seed,
+    limit_of,
 )
 from ccamerge.config.model import DTYPES, METRICS, Config, Ensemble, Evaluation
 from ccamerge.config.settings import TABLE, Settings, normalised
@@ -237,6 +240,10 @@ class _Reader(NodeReader):
                 return self._names(node, where, kind)
             case Number():
                 return self._number(node, where, kind)
+            case ChoiceOrFunction():
+                return self._function(node, where, kind.words)
+            case Budget():
+                return self._budget(node, where)
         raise AssertionError(name)
 
     def _names(self, node: Node, where: str, kind: NameOrPatterns) -> Any:
@@ -264,6 +271,14 @@ class _Reader(NodeReader):
         instead = f", {kind.word}" if kind.word else ""
         instead += " or a mapping of patterns to numbers" if kind.patterns else ""
         return self.number(node, where, most=kind.most, instead=instead)
+
+    def _budget(self, node: Node, where: str) -> bool | str:
+        value = self.value(node, where)
+        if isinstance(value, bool) or (isinstance(value, str) and limit_of(value)):
+            return value
+        text = f'expected true, false, or such as "60s" or "5 epochs", got {self.shown(node)}'
+        self.report(node, where, text)
+        return False
 
     def _weights(self, node: Node, where: str, count: int) -> Any:
         """A list of numbers, or lists by patterns; None in the place of what is wrong."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from typing import Any, Literal, get_args
 
 from ccamerge.config.kinds import (
+    Budget,
     Choice,
+    ChoiceOrFunction,
     Flag,
     Keywords,
     Kind,
@@ -30,6 +32,11 @@ Weights = Sequence[float] | Mapping[str, Sequence[float]]
 Repair = Literal["variance", "regression", "none"]
 Norm = Literal["fold", "paper"]
 Ties = Literal["keep", "untie"]
+Select = Literal["fidelity", "none"]
+Mean = Literal["probabilities", "outputs"]
+"""What of its members an ensemble averages."""
+Ensemble = Mean | Callable[[Any], Any]
+Refine = bool | str
 
 METHODS = (
     *("cca", "permutation", "signed_permutation", "procrustes", "average", "weight_matching"),
@@ -154,6 +161,37 @@ class Settings:
         metadata={
             "kind": Choice(get_args(Ties)),
             "words": "or untie: heads get weights of their own beside embeddings",
+        },
+    )
+    select: Select | None = field(
+        default=None,
+        metadata={
+            "kind": Choice(get_args(Select)),
+            "words": "the candidate closest to the ensemble; or none: the merge that is asked for",
+            "usual": "fidelity",
+        },
+    )
+    ensemble: Ensemble | None = field(
+        default=None,
+        metadata={
+            "kind": ChoiceOrFunction(get_args(Mean)),
+            "words": "what of the models is averaged, probabilities or outputs; default: guessed",
+            "example": "probabilities",
+        },
+    )
+    holdout: float | None = field(
+        default=None,
+        metadata={
+            "kind": Number(most=0.5, ends=("none", "half")),
+            "words": "share of the inputs kept from the merge to judge it by",
+            "usual": 0.1,
+        },
+    )
+    refine: Refine = field(
+        default=False,
+        metadata={
+            "kind": Budget(),
+            "words": 'train towards the ensemble, without labels: true, "60s", "5 epochs"',
         },
     )
     seed: int = field(

@@ -196,7 +196,8 @@ def _settings(
     if methods and statistics is None:
         message = "statistics are needed to merge by methods: pass ccamerge.collect(models, data)"
         raise ValueError(message)
-    common = {**settings, "statistics": statistics, "progress": False}
+    # Rows are methods: each is what its settings ask for, whatever would be handed over.
+    common = {"select": "none", **settings, "statistics": statistics, "progress": False}
     found = {name: {**common, **own} for name, own in methods.items()}
     known = inspect.signature(merge).parameters
     parameters = [parameters_of(m, f"models[{i}]") for i, m in enumerate(models) if found]

@@ -6,19 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ccamerge.config.importing import current_folder_importable
 from ccamerge.config.model import METRICS
+from ccamerge.config.settings import Mean
 from ccamerge.core import arguments
 from ccamerge.evaluation.metrics import Metric, metric_named, title_of
 from ccamerge.graph.tracing.batches import batch_size, labelled, model_device, moved, split_batch
-
-Mean = Literal["probabilities", "outputs"]
-"""What of its members an ensemble averages."""
 
 Row = tuple[str, Sequence[nn.Module]]
 """A network, or the members of an ensemble, with its name for messages."""

@@ -81,7 +81,7 @@ def path(
     """
     points = check_points(points)
     for t in (index / (points - 1) for index in range(points)):
-        result = merge(models, **{**settings, "t": t})
+        result = merge(models, **{**settings, "select": "none", "t": t})
         settings["aligned"] = result.aligned
         yield t, result.model
 

@@ -33,6 +33,7 @@ class Merged:
     from_reference : what was taken from the reference, and why
     not_held : what the network's reparametrisations cannot hold of the average, and why
     alone : whether it is one of the models, since that has all the weight
+    state : parameters of the reference's folded program, where they make the network
     """
 
     model: nn.Module
@@ -40,6 +41,39 @@ class Merged:
     not_held: dict[str, str] = dataclasses.field(default_factory=dict)
     repaired: RepairResult = dataclasses.field(default_factory=RepairResult)
     alone: bool = False
+    state: dict[str, Tensor] | None = None
+
+
+def member(networks: Sequence[Network], index: int) -> Merged:
+    """One of the models itself."""
+    model = copied(networks[index].parameters.model, f"models[{index}]").eval()
+    model.zero_grad(set_to_none=True)
+    return Merged(model, {}, alone=True)
+
+
+def loaded(networks: Sequence[Network], reference: int, state: dict[str, Tensor]) -> Merged:
+    """A network of the reference's architecture with parameters of its folded program."""
+    network, who = networks[reference], f"models[{reference}]"
+    model = copied(network.model, who).eval()
+    load_merged(model, state, network.spaces, {})
+    not_held: dict[str, str] = {}
+    original = network.parameters.model
+    if original is not network.model:
+        holder = copied(original, who).eval()
+        not_held = take_plain(holder, model)
+        model = holder
+    model.zero_grad(set_to_none=True)
+    return Merged(model, {}, not_held, state=state)
+
+
+def plain_average(
+    networks: Sequence[Network], reference: int, shares: Shares
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The mean of the models' parameters as they stand, and what was taken from the reference."""
+    order = [reference, *(i for i in range(len(networks)) if i != reference)]
+    states = [networks[i].state for i in order]
+    first = networks[reference]
+    return average(states, lambda _: [shares.default[i] for i in order], _used(first))
 
 
 def assembled(
@@ -57,8 +91,7 @@ def assembled(
     reference = networks[aligned.reference]
     alone = shares.alone
     if alone is not None and networks[alone].parameters.shapes == reference.parameters.shapes:
-        model = copied(networks[alone].parameters.model, f"models[{alone}]").eval()
-        merged = Merged(model, {}, alone=True)
+        merged = member(networks, alone)
     else:
         merged = _averaged(networks, statistics, aligned, shares, settings, watch)
     merged.model.zero_grad(set_to_none=True)  # a trained reference may still carry gradients
@@ -116,7 +149,8 @@ def _averaged(
     if holder is not None:
         not_held |= take_plain(holder, model)
         model = holder
-    return Merged(model, from_reference, not_held, repaired)
+    state = None if settings.norm == "paper" else merged
+    return Merged(model, from_reference, not_held, repaired, state=state)
 
 
 def _by_spaces(

@@ -72,7 +72,16 @@ def examined(settings: Settings, models: int, reference: int) -> tuple[Settings,
     if options is not None and not any(name == "method" for name, _ in problems):
         options = _attempt(problems, "options", check_options, options, able_methods(found.method))
     usual: Repair = TABLE["repair"].usual if found.norm == "fold" else "none"
-    return dataclasses.replace(found, options=options, repair=found.repair or usual), problems
+    return (
+        dataclasses.replace(
+            found,
+            options=options,
+            repair=found.repair or usual,
+            select=found.select or TABLE["select"].usual,
+            holdout=TABLE["holdout"].usual if found.holdout is None else found.holdout,
+        ),
+        problems,
+    )
 
 
 def check_spaces(settings: Settings, every: Sequence[Spaces], reference: int) -> list[Problem]:

@@ -15,6 +15,7 @@ from ccamerge.graph.space import Space, Spaces
 from ccamerge.merging.assembling import Merged
 from ccamerge.methods.alignment import Aligned
 from ccamerge.methods.weights import Shares
+from ccamerge.reporting.fidelity import Fidelity
 from ccamerge.reporting.report import Report, SpaceReport
 
 _UNALIGNED = 0.5
@@ -29,6 +30,7 @@ def described(
     shares: Shares,
     settings: Settings,
     watch: Stopwatch,
+    fidelity: Fidelity | None = None,
 ) -> Report:
     """The report of a merge."""
     device = resolve(statistics.device)
@@ -61,6 +63,7 @@ def described(
         few=_few(found, statistics) if _used_data(aligned, merged) else {},
         proved=statistics.proved,
         not_held=merged.not_held,
+        fidelity=fidelity,
     )
 
 
@@ -75,6 +78,9 @@ def warn(report: Report, aligned: Aligned, merged: Merged) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=4)
     if lost := merged.not_held:
         message = f"the merged network cannot hold the average of {_listed(lost)} (see the report)"
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    if (found := report.fidelity) is not None and (found.doubt or found.disappoints):
+        message = found.verdict() + (f": {found.doubt}" if found.doubt else "")
         warnings.warn(message, RuntimeWarning, stacklevel=4)
     if report.aligned[2] > _UNALIGNED and _used_data(aligned, merged):
         warnings.warn(f"{report.aligned_line()} (see the report)", RuntimeWarning, stacklevel=4)

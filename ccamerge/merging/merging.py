@@ -15,11 +15,14 @@ from ccamerge.collection.data_pass import Pass
 from ccamerge.collection.statistics import Pairs, Statistics
 from ccamerge.config.settings import (
     DEFAULT_METHOD,
+    Ensemble,
     MethodChoice,
     Mode,
     Norm,
+    Refine,
     Repair,
     RidgeChoice,
+    Select,
     Settings,
     Ties,
     Weights,
@@ -38,6 +41,7 @@ from ccamerge.graph.tracing.untying import keep_untied, tied_heads, untied
 from ccamerge.merging.assembling import assembled
 from ccamerge.merging.checking import check_results, check_statistics, checked, refuse_for_spaces
 from ccamerge.merging.describing import described, warn
+from ccamerge.merging.selecting import selected
 from ccamerge.methods.agreement import with_agreement
 from ccamerge.methods.alignment import Aligned, align, pairs_needed
 from ccamerge.methods.weights import Shares, shares_of
@@ -128,6 +132,10 @@ def merge(
     repair: Repair | None = None,
     norm: Norm = "fold",
     ties: Ties = "keep",
+    select: Select | None = None,
+    ensemble: Ensemble | None = None,
+    holdout: float | None = None,
+    refine: Refine = False,
     statistics: Statistics | None = None,
     aligned: Aligned | None = None,
     progress: bool = True,
@@ -178,6 +186,18 @@ def merge(
         gain comes before them, its features can then only be permuted. "untie" gives them a weight
         of their own, in copies of the models: all is aligned, and the file grows, as the report
         says.
+    select : "fidelity", the default, hands over the candidate that is closest to the models'
+        ensemble on the held-out inputs: the merge that is asked for, points between the reference
+        and it, the plain average, or a model itself where nothing is closer than the reference by
+        more than chance. "none" hands over the merge that is asked for, and says how far it is.
+    ensemble : what the models' ensemble averages: "probabilities" of classes, or "outputs"; or a
+        function of the outputs (as tuples, lists and dicts) that returns the prediction, whose
+        mean is the ensemble's. Default: guessed from the last operation, as the report says.
+    holdout : share of the inputs that nothing but this judgement sees; default a tenth, of few
+        inputs up to a quarter, 1,024 at most. 0 for none; then nothing is judged or chosen.
+    refine : whether to train the network towards the ensemble's predictions of the kept inputs,
+        without labels, until the held-out ones get no better: True, or for how long, "60s" or
+        "5 epochs"
     statistics : the ``statistics`` of an earlier result, or what `collect` returned: no data is
         read
     aligned : the ``aligned`` of an earlier result: nothing is solved
@@ -229,7 +249,10 @@ def merge(
     known = same_architecture(models)
     reference = arguments.index(reference, "reference", len(known))
     settings = checked(
-        Settings(method, options, mode, ridge, gamma, weights, t, repair, norm, ties, seed, prove),
+        Settings(
+            *(method, options, mode, ridge, gamma, weights, t, repair, norm, ties),
+            *(select, ensemble, holdout, refine, seed, prove),
+        ),
         len(known),
         reference,
     )
@@ -264,7 +287,8 @@ def merge(
             shares, found.attention, aligned.solutions, reference, unmoved
         )
     merged = assembled(networks, statistics, aligned, shares, settings, watch)
-    report = described(found, statistics, aligned, merged, shares, settings, watch)
+    merged, fidelity = selected(networks, statistics, merged, shares, settings, reference, watch)
+    report = described(found, statistics, aligned, merged, shares, settings, watch, fidelity)
     report.chosen.update(chosen)
     if heads:
         report.untied.update((key, value.nbytes) for key, value in heads.items())
@@ -275,7 +299,7 @@ def merge(
 
 def _keep_untied(model: nn.Module, statistics: Statistics) -> None:
     """Let a model's configuration say that its head is not tied; warn where it cannot."""
-    args, kwargs = statistics.call(0)
+    args, kwargs = statistics.call(statistics.inputs[0])
     device = model_device(model)
     call = moved((args, kwargs), device)
     if not keep_untied(model, lambda own: own(*call[0], **call[1])):
@@ -303,7 +327,8 @@ def _collected(
         refuse_for_spaces(settings, every, reference)
 
     seed, prove = settings.seed, settings.prove
-    one = Pass(models, [], pairs, reference, FOLDS, device, seed, prove, check)
+    share = settings.holdout or 0.0
+    one = Pass(models, [], pairs, reference, FOLDS, device, seed, prove, check, share)
     return one.over(arguments.batches(data), progress)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ccamerge.config.settings import Mode, Norm, Repair, Ties
 from ccamerge.core.brief import Brief
+from ccamerge.reporting.fidelity import Fidelity
 
 if TYPE_CHECKING:
     from ccamerge.repair.regression import Fitted
@@ -73,6 +74,7 @@ class Report(Brief):
     ``from_reference`` says which parameters and buffers, that differ, are the reference's, and why.
     ``chosen`` says of which spaces of queries and keys fewer models were averaged, and why.
     ``untied`` has the parameters that were given a tensor of their own, and its bytes.
+    ``fidelity`` has distances from the ensemble; None if nothing was held out to measure them.
     ``peak_bytes`` is the largest resident memory that the process had had at each stage's end.
     """
 
@@ -105,6 +107,7 @@ class Report(Brief):
     ties: Ties = "keep"
     untied: dict[str, int] = dataclasses.field(default_factory=dict)
     chosen: dict[str, str] = dataclasses.field(default_factory=dict)
+    fidelity: Fidelity | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, dicts, numbers and strings."""
@@ -235,6 +238,7 @@ class Report(Brief):
     def outcomes(self) -> list[str]:
         """A line each for what was aligned and what not, for what the CPU did, and for repairs."""
         lines = (
+            *([] if self.fidelity is None else self.fidelity.lines()),
             self.aligned_line(),
             None if self.proved else "spaces were not proved on inputs, as prove=False asks",
             self._fixed_line(),

@@ -12,6 +12,7 @@ from typing import Any
 from ccamerge.core.brief import Brief
 from ccamerge.repair.regression import Fitted
 from ccamerge.repair.repairing import Repaired
+from ccamerge.reporting.fidelity import Candidate, Fidelity
 from ccamerge.reporting.report import Report, SpaceReport
 from ccamerge.reporting.results import Barrier, Comparison, Score
 
@@ -71,6 +72,20 @@ _REPORT = {
     "fixed": _Each([str]),
     "pinned": _Each(str),
 }
+_FIDELITY = {
+    "unit": str,
+    "reading": str,
+    "inputs": int,
+    "members": [_NUMBER],
+    "average": _NUMBER,
+    "merged": _NUMBER,
+    "error": _NUMBER,
+    "reference": int,
+    "chosen": str,
+    "candidates": [{"name": str, "distance": _NUMBER, "t": _NUMBER}],
+    "doubt": str,
+    "progress": [[_NUMBER]],
+}
 _RECORD = {
     "versions": _Each(str),
     "config": dict,
@@ -129,7 +144,7 @@ def _report(path: Path, found: dict[str, Any]) -> Any:
         ]
         rows = [[_number(c) for c in row] for row in space["correlations"]]
         spaces.append(_made(SpaceReport, {**space, "correlations": rows, "details": details}))
-    lists = {
+    lists: dict[str, Any] = {
         "spaces": spaces,
         "repaired": [
             Repaired(r["tap"], _number(r["before"]), _number(r["after"])) for r in found["repaired"]
@@ -138,7 +153,19 @@ def _report(path: Path, found: dict[str, Any]) -> Any:
         "seconds": {stage: _number(value) for stage, value in found["seconds"].items()},
         "weights": [_number(value) for value in found["weights"]],
     }
+    if (fidelity := found.get("fidelity")) is not None:
+        _check(fidelity, _FIDELITY, "report.fidelity", path)
+        lists["fidelity"] = _fidelity(fidelity)
     return _made(Report, {**found, **lists})
+
+
+def _fidelity(found: dict[str, Any]) -> Any:
+    candidates = [Candidate(c["name"], _number(c["distance"]), c["t"]) for c in found["candidates"]]
+    numbers = {key: _number(found[key]) for key in ("merged", "error")}
+    members = [_number(value) for value in found["members"]]
+    progress = [tuple(map(_number, step)) for step in found["progress"]]
+    lists = {"members": members, "candidates": candidates, "progress": progress}
+    return _made(Fidelity, {**found, **numbers, **lists})
 
 
 def _made(kind: Any, values: Mapping[str, Any]) -> Any:

@@ -163,17 +163,24 @@ class Program(Brief):
             text += f": forward freezes the batch size {known}"
         return text
 
-    def few(self, leaves: list[Any]) -> list[Any]:
-        """Four samples of some inputs, if each of their tensors has them on its first axis alone.
+    def samples_first(self, leaves: Sequence[Any]) -> bool:
+        """Whether all tensors among some inputs have samples on their first axis, and only there.
 
-        Otherwise, or if the number of samples is frozen, the inputs as they are.
+        False if the number of samples is frozen.
         """
         tensors = [name for name in self.inputs if self.sizes.get(name)]
         first = [self.sizes[name][0] for name in tensors]
         rest = [size for name in tensors for size in self.sizes[name][1:]]
         lengths = {x.shape[0] for x in leaves if isinstance(x, Tensor) and x.dim()}
         used = {s for size in rest if not isinstance(size, int) for s in size.free_symbols}
-        if len(lengths) != 1 or any(isinstance(s, int) or s in used for s in first):
+        return len(lengths) == 1 and not any(isinstance(s, int) or s in used for s in first)
+
+    def few(self, leaves: list[Any]) -> list[Any]:
+        """Four samples of some inputs, if each of their tensors has them on its first axis alone.
+
+        Otherwise, or if the number of samples is frozen, the inputs as they are.
+        """
+        if not self.samples_first(leaves):
             return leaves
         some = [x[:4] if isinstance(x, Tensor) and x.dim() else x for x in leaves]
         return some if not self.misfit(some) else leaves

@@ -1,0 +1,120 @@
+"""Which inputs of a stream are held out of all that is counted, so that merges can be judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ccamerge.collection.kept_inputs import Reservoir
+from ccamerge.graph.tracing.batches import batch_size
+from ccamerge.graph.tracing.program import Program
+
+HOLDOUT = 0.1
+"""The usual share."""
+
+_EARLY = 200
+"""Inputs that are held out as soon as there are four times as many."""
+
+_MOST = 1024
+"""Inputs held out at most, however many there are: more tell little more."""
+
+_BYTES = 128 << 20
+
+_SAME = 1e-3
+"""Relative difference of outputs up to which a batch's parts are taken for what the whole gives."""
+
+
+class HeldOut:
+    """Takes some inputs out of batches as they go by.
+
+    Of a batch whose samples do not depend on each other, which is tried, some samples are taken,
+    spread over it; of others whole batches, but never the first.
+
+    Parameters
+    ----------
+    share : of the inputs; of few inputs more are taken, up to a quarter, of very many fewer
+    seed : of the choice among them if they take too much memory
+    """
+
+    def __init__(self, share: float, seed: int) -> None:
+        self._share = share
+        self._seen = self._taken = 0
+        self._apart: bool | None = None
+        self._reservoir = Reservoir(_MOST, _BYTES, seed)
+
+    @property
+    def batches(self) -> list[list[Any]]:
+        """What was held out, as lists of leaves."""
+        return self._reservoir.batches
+
+    def split(
+        self, program: Program, state: Mapping[str, Tensor], leaves: list[Any]
+    ) -> list[Any] | None:
+        """What of a batch is to be counted; None if all of it is held out.
+
+        ``program`` and ``state`` are a network's, on the device of ``leaves``.
+        """
+        size = batch_size(leaves)
+        self._seen += size
+        if not self._share:
+            return leaves
+        early = min(_EARLY, self._seen // 4)
+        due = min(_MOST, max(int(self._share * self._seen), early)) - self._taken
+        first = self._apart is None
+        if due < 1 or (first and size < 2):
+            return leaves
+        if self._apart is None:
+            self._apart = self._are_apart(program, state, leaves)
+        take = min(due, size // 2)
+        if self._apart and take and size - take > 1:
+            places = [(2 * k + 1) * size // (2 * take) for k in range(take)]
+            held = _rows(leaves, places)
+            rest = _rows(leaves, sorted(set(range(size)) - set(places)))
+            if program.accepts(held) and program.accepts(rest):
+                self._keep(held, take)
+                return rest
+        if due >= size and not first:
+            self._keep(leaves, size)
+            return None
+        return leaves
+
+    def _keep(self, leaves: list[Any], size: int) -> None:
+        self._reservoir.offer(leaves, size)
+        self._taken += size
+
+    @staticmethod
+    def _are_apart(program: Program, state: Mapping[str, Tensor], leaves: list[Any]) -> bool:
+        """Whether a network makes of some samples what it makes of them among others."""
+        if not program.samples_first(leaves):
+            return False
+        size = batch_size(leaves)
+        places = list(range(0, size, 2))
+        some = _rows(leaves, places)
+        if not program.accepts(some):
+            return False
+        with torch.inference_mode():
+            whole, part = (pytree.tree_leaves(program.run(state, x)) for x in (leaves, some))
+        for one, other in zip(whole, part, strict=True):
+            if not isinstance(one, Tensor):
+                continue
+            if one.dim() < 1 or len(one) != size or len(other) != len(places):
+                return False
+            own = one[torch.tensor(places, device=one.device)]
+            if own.is_floating_point():
+                if not bool((own - other).norm() <= _SAME * own.norm().clamp_min(1e-30)):
+                    return False
+            elif not torch.equal(own, other):
+                return False
+        return True
+
+
+def _rows(leaves: Sequence[Any], places: Sequence[int]) -> list[Any]:
+    """Some samples of inputs that have them on their first axis."""
+    return [
+        x[torch.tensor(places, device=x.device)] if isinstance(x, Tensor) and x.dim() else x
+        for x in leaves
+    ]

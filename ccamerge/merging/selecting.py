@@ -1,0 +1,195 @@
+"""Choosing among a merge, points on the way to it and the models, by what the ensemble says."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ccamerge.collection.statistics import Statistics
+from ccamerge.config.settings import Settings, normalised
+from ccamerge.core.stopwatch import Stopwatch
+from ccamerge.fidelity.judging import Judge, closer
+from ccamerge.fidelity.reading import Reading, reading_of
+from ccamerge.graph.networks.network import Network
+from ccamerge.graph.tracing.batches import model_device, moved
+from ccamerge.graph.tracing.exporting import results_of
+from ccamerge.merging.assembling import Merged, loaded, member, plain_average
+from ccamerge.methods.weights import Shares
+from ccamerge.reporting.fidelity import Candidate, Fidelity
+
+POINTS = (0.25, 0.5, 0.75)
+"""Where between the reference and the merge candidates lie."""
+
+_FEW = 8
+"""Inputs of which none is held out if they are fewer: nothing can be told of a merge then."""
+
+
+Made = Callable[[], Merged]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    """A network that might be handed over: its distances (units,), and how it is made."""
+
+    name: str
+    distances: Tensor
+    made: Made
+    t: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """The mean distance."""
+        return float(self.distances.mean())
+
+
+def selected(
+    networks: Sequence[Network],
+    statistics: Statistics,
+    merged: Merged,
+    shares: Shares,
+    settings: Settings,
+    reference: int,
+    watch: Stopwatch,
+) -> tuple[Merged, Fidelity | None]:
+    """The candidate that is closest to the ensemble, and how far all of them are.
+
+    The reference is handed over unless something is closer to the ensemble than it by more than
+    chance. Nothing is chosen where the settings say so, or one model has all the weight.
+    """
+    choose = settings.select == "fidelity" and not merged.alone
+    reading = reading_of(networks[reference].program, settings.ensemble)
+    if reading is None or settings.holdout == 0:
+        return merged, None
+    if not statistics.held:
+        if choose and statistics.samples < _FEW:
+            message = (
+                f"{statistics.samples} inputs are too few to hold any out and tell whether a merge "
+                f"is closer to the ensemble: models[{reference}] itself is handed over"
+            )
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+            return member(networks, reference), None
+        return merged, None
+    with watch("judge"):
+        given = settings.weights
+        weights = [1.0] * len(networks) if given is None or isinstance(given, Mapping) else given
+        judge = Judge(networks, statistics.held, reading, normalised(weights))
+        options = _options(networks, merged, shares, settings, reference, judge)
+        asked = options[_ASKED]
+        doubt = judge.alike()
+        chosen = asked
+        if choose:
+            chosen = options[f"models[{reference}]"]
+            if not doubt:
+                better = [o for o in options.values() if closer(o.distances, chosen.distances)]
+                chosen = min([*better, chosen], key=lambda o: o.mean)
+        result = merged if chosen is asked else chosen.made()
+        found = _fidelity(networks, result, reading, judge, reference, options, chosen)
+    return result, dataclasses.replace(found, doubt=doubt)
+
+
+_ASKED = "merge"
+_AVERAGE = "plain average"
+
+
+def _options(
+    networks: Sequence[Network],
+    merged: Merged,
+    shares: Shares,
+    settings: Settings,
+    reference: int,
+    judge: Judge,
+) -> dict[str, _Option]:
+    """All candidates by name; models of other widths than the reference are none."""
+    first = networks[reference]
+    found: dict[str, _Option] = {}
+
+    def add(
+        name: str, distances: Tensor, made: Callable[[], Merged], t: float | None = None
+    ) -> None:
+        found[name] = _Option(name, distances, made, t)
+
+    for index, network in enumerate(networks):
+        if network.parameters.shapes == first.parameters.shapes:
+            own = judge.members[index]
+            add(f"models[{index}]", own, lambda index=index: member(networks, index))  # type: ignore[misc]
+    if merged.alone:
+        add(_ASKED, _of_module(judge, merged, first), lambda: merged)
+        return found
+    if len(found) == len(networks):
+        mean, taken = plain_average(networks, reference, shares)
+
+        def averaged() -> Merged:
+            made = loaded(networks, reference, mean)
+            made.from_reference |= taken
+            return made
+
+        add(_AVERAGE, judge.distances(first.program, mean), averaged)
+    if merged.state is None:
+        add(_ASKED, _of_module(judge, merged, first), lambda: merged)
+        return found
+    state = merged.state
+    add(_ASKED, judge.distances(first.program, state), lambda: merged)
+    if settings.t is None and settings.select == "fidelity" and not first.program.limits:
+        for t in POINTS:
+            between = _between(first.state, state, t)
+            made: Made = lambda own=between: loaded(networks, reference, own)  # type: ignore[misc]  # noqa: E731
+            add(f"t = {t:g}", judge.distances(first.program, between), made, t)
+    return found
+
+
+def _between(one: Mapping[str, Tensor], other: Mapping[str, Tensor], t: float) -> dict[str, Tensor]:
+    """The point of the way from one network's parameters to another's."""
+    return {
+        key: value
+        if torch.equal(value, one[key]) or not value.is_floating_point()
+        else torch.lerp(one[key].double(), value.double(), t).to(value.dtype)
+        for key, value in other.items()
+    }
+
+
+def _of_module(judge: Judge, merged: Merged, network: Network) -> Tensor:
+    """The distances of a network as users have it."""
+    device = model_device(merged.model)
+    outputs = []
+    with torch.inference_mode():
+        for leaves in judge.inputs:
+            copies = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
+            args, kwargs = pytree.tree_unflatten(moved(copies, device), network.program.input_spec)
+            outputs.append(results_of(merged.model(*args, **kwargs)))
+    return judge.of_outputs(outputs)
+
+
+def _fidelity(
+    networks: Sequence[Network],
+    result: Merged,
+    reading: Reading,
+    judge: Judge,
+    reference: int,
+    options: Mapping[str, _Option],
+    chosen: _Option,
+) -> Fidelity:
+    """What is told of all candidates, and of the network that is handed over as it is."""
+    members = [float(own.mean()) for own in judge.members]
+    best = min(range(len(members)), key=members.__getitem__)
+    own = _of_module(judge, result, networks[reference])
+    difference = own - judge.members[best]
+    count = len(difference)
+    error = float(difference.std()) / count**0.5 if count > 1 else float("inf")
+    average = options.get(_AVERAGE)
+    return Fidelity(
+        unit=reading.unit,
+        reading=f"{reading.mean}, {reading.why}",
+        inputs=judge.size,
+        members=members,
+        average=None if average is None else average.mean,
+        merged=float(own.mean()),
+        error=error,
+        reference=reference,
+        chosen=chosen.name,
+        candidates=[Candidate(o.name, o.mean, o.t) for o in options.values()],
+    )
