@@ -68,12 +68,12 @@ class HeldOut:
         if due < 1 or (first and size < 2):
             return leaves
         if self._apart is None:
-            self._apart = self._are_apart(program, state, leaves)
+            self._apart = are_apart(program, state, leaves)
         take = min(due, size // 2)
         if self._apart and take and size - take > 1:
             places = [(2 * k + 1) * size // (2 * take) for k in range(take)]
-            held = _rows(leaves, places)
-            rest = _rows(leaves, sorted(set(range(size)) - set(places)))
+            held = rows(leaves, places)
+            rest = rows(leaves, sorted(set(range(size)) - set(places)))
             if program.accepts(held) and program.accepts(rest):
                 self._keep(held, take)
                 return rest
@@ -86,33 +86,33 @@ class HeldOut:
         self._reservoir.offer(leaves, size)
         self._taken += size
 
-    @staticmethod
-    def _are_apart(program: Program, state: Mapping[str, Tensor], leaves: list[Any]) -> bool:
-        """Whether a network makes of some samples what it makes of them among others."""
-        if not program.samples_first(leaves):
+
+def are_apart(program: Program, state: Mapping[str, Tensor], leaves: Sequence[Any]) -> bool:
+    """Whether a network makes of some samples what it makes of them among others."""
+    if not program.samples_first(leaves):
+        return False
+    size = batch_size(leaves)
+    places = list(range(0, size, 2))
+    some = rows(leaves, places)
+    if not program.accepts(some):
+        return False
+    with torch.inference_mode():
+        whole, part = (pytree.tree_leaves(program.run(state, x)) for x in (list(leaves), some))
+    for one, other in zip(whole, part, strict=True):
+        if not isinstance(one, Tensor):
+            continue
+        if one.dim() < 1 or len(one) != size or len(other) != len(places):
             return False
-        size = batch_size(leaves)
-        places = list(range(0, size, 2))
-        some = _rows(leaves, places)
-        if not program.accepts(some):
+        own = one[torch.tensor(places, device=one.device)]
+        if own.is_floating_point():
+            if not bool((own - other).norm() <= _SAME * own.norm().clamp_min(1e-30)):
+                return False
+        elif not torch.equal(own, other):
             return False
-        with torch.inference_mode():
-            whole, part = (pytree.tree_leaves(program.run(state, x)) for x in (leaves, some))
-        for one, other in zip(whole, part, strict=True):
-            if not isinstance(one, Tensor):
-                continue
-            if one.dim() < 1 or len(one) != size or len(other) != len(places):
-                return False
-            own = one[torch.tensor(places, device=one.device)]
-            if own.is_floating_point():
-                if not bool((own - other).norm() <= _SAME * own.norm().clamp_min(1e-30)):
-                    return False
-            elif not torch.equal(own, other):
-                return False
-        return True
+    return True
 
 
-def _rows(leaves: Sequence[Any], places: Sequence[int]) -> list[Any]:
+def rows(leaves: Sequence[Any], places: Sequence[int]) -> list[Any]:
     """Some samples of inputs that have them on their first axis."""
     return [
         x[torch.tensor(places, device=x.device)] if isinstance(x, Tensor) and x.dim() else x

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,6 +94,11 @@ class Judge:
         )
 
     @property
+    def scales(self) -> list[float]:
+        """What errors of each leaf are divided by."""
+        return [float(scale) for scale in self._scale[:, 0]]
+
+    @property
     def inputs(self) -> list[list[Any]]:
         """The inputs, as lists of leaves."""
         return [examples.leaves for examples in self._examples]
@@ -150,12 +155,12 @@ def predicted(
     batches: Sequence[list[Any]],
     reading: Reading,
     weights: Sequence[float],
-) -> Any:
+) -> Iterator[tuple[Examples, list[list[Tensor]]]]:
     """For each batch, as far as memory allows, the examples and each member's prediction."""
     taken = 0
     for leaves in batches:
         there = moved(leaves, networks[0].device)
-        with torch.inference_mode():
+        with torch.no_grad():  # training reads them: they must not be inference's
             own = [reading.predictions(n.program.run(n.state, there)) for n in networks]
             target = reading.combined(own, weights)
         taken += sum(x.nbytes for x in target)

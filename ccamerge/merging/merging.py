@@ -287,7 +287,9 @@ def merge(
             shares, found.attention, aligned.solutions, reference, unmoved
         )
     merged = assembled(networks, statistics, aligned, shares, settings, watch)
-    merged, fidelity = selected(networks, statistics, merged, shares, settings, reference, watch)
+    merged, fidelity = selected(
+        networks, statistics, merged, shares, settings, reference, watch, progress
+    )
     report = described(found, statistics, aligned, merged, shares, settings, watch, fidelity)
     report.chosen.update(chosen)
     if heads:

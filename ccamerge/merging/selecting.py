@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +15,9 @@ from torch.utils import _pytree as pytree
 from ccamerge.collection.statistics import Statistics
 from ccamerge.config.settings import Settings, normalised
 from ccamerge.core.stopwatch import Stopwatch
-from ccamerge.fidelity.judging import Judge, closer
+from ccamerge.fidelity.judging import Judge, closer, predicted
 from ccamerge.fidelity.reading import Reading, reading_of
+from ccamerge.fidelity.refining import Refined, Start, Trainer
 from ccamerge.graph.networks.network import Network
 from ccamerge.graph.tracing.batches import model_device, moved
 from ccamerge.graph.tracing.exporting import results_of
@@ -34,11 +37,15 @@ Made = Callable[[], Merged]
 
 @dataclasses.dataclass(frozen=True)
 class _Option:
-    """A network that might be handed over: its distances (units,), and how it is made."""
+    """A network that might be handed over: its distances (units,), and how it is made.
+
+    ``state`` are its parameters of the reference's program, where that is known.
+    """
 
     name: str
     distances: Tensor
     made: Made
+    state: Mapping[str, Tensor] | None = None
     t: float | None = None
 
     @property
@@ -55,6 +62,7 @@ def selected(
     settings: Settings,
     reference: int,
     watch: Stopwatch,
+    progress: bool,
 ) -> tuple[Merged, Fidelity | None]:
     """The candidate that is closest to the ensemble, and how far all of them are.
 
@@ -75,21 +83,52 @@ def selected(
             return member(networks, reference), None
         return merged, None
     with watch("judge"):
-        given = settings.weights
-        weights = [1.0] * len(networks) if given is None or isinstance(given, Mapping) else given
-        judge = Judge(networks, statistics.held, reading, normalised(weights))
+        judge = Judge(networks, statistics.held, reading, _weights(settings, len(networks)))
         options = _options(networks, merged, shares, settings, reference, judge)
         asked = options[_ASKED]
-        doubt = judge.alike()
-        chosen = asked
+        doubt, chosen, steps = judge.alike(), asked, list[tuple[float, float, float]]()
         if choose:
             chosen = options[f"models[{reference}]"]
             if not doubt:
                 better = [o for o in options.values() if closer(o.distances, chosen.distances)]
                 chosen = min([*better, chosen], key=lambda o: o.mean)
+    if settings.refine and not merged.alone:
+        with watch("refine"):
+            trained = _refined(networks, statistics, options, settings, reference, judge, progress)
+        steps = trained.progress
+        made = functools.partial(loaded, networks, reference, trained.state)
+        own = judge.distances(networks[reference].program, trained.state)
+        if own.mean() < chosen.mean:
+            chosen = _Option(f"{trained.name}, refined", own, made)
+            options[chosen.name] = chosen
+    with watch("judge the result"):
         result = merged if chosen is asked else chosen.made()
         found = _fidelity(networks, result, reading, judge, reference, options, chosen)
-    return result, dataclasses.replace(found, doubt=doubt)
+    return result, dataclasses.replace(found, doubt=doubt, progress=steps)
+
+
+def _refined(
+    networks: Sequence[Network],
+    statistics: Statistics,
+    options: Mapping[str, _Option],
+    settings: Settings,
+    reference: int,
+    judge: Judge,
+    progress: bool,
+) -> Refined:
+    """The best that training makes of the candidates that are closest."""
+    weights = _weights(settings, len(networks))
+    examples = [e for e, _ in predicted(networks, statistics.inputs, judge.reading, weights)]
+    trainer = Trainer(networks[reference], examples, judge, settings.seed, progress)
+    able = [option for option in options.values() if option.state is not None]
+    starts = [Start(o.name, o.state or {}) for o in sorted(able, key=lambda o: o.mean)]
+    return trainer.train(starts, settings.refine)
+
+
+def _weights(settings: Settings, count: int) -> tuple[float, ...]:
+    """Of the models in their ensemble."""
+    given = settings.weights
+    return normalised([1.0] * count if given is None or isinstance(given, Mapping) else given)
 
 
 _ASKED = "merge"
@@ -108,15 +147,13 @@ def _options(
     first = networks[reference]
     found: dict[str, _Option] = {}
 
-    def add(
-        name: str, distances: Tensor, made: Callable[[], Merged], t: float | None = None
-    ) -> None:
-        found[name] = _Option(name, distances, made, t)
+    def add(name: str, distances: Tensor, made: Made, *more: Any) -> None:
+        found[name] = _Option(name, distances, made, *more)
 
     for index, network in enumerate(networks):
         if network.parameters.shapes == first.parameters.shapes:
             own = judge.members[index]
-            add(f"models[{index}]", own, lambda index=index: member(networks, index))  # type: ignore[misc]
+            add(f"models[{index}]", own, functools.partial(member, networks, index), network.state)
     if merged.alone:
         add(_ASKED, _of_module(judge, merged, first), lambda: merged)
         return found
@@ -128,17 +165,17 @@ def _options(
             made.from_reference |= taken
             return made
 
-        add(_AVERAGE, judge.distances(first.program, mean), averaged)
+        add(_AVERAGE, judge.distances(first.program, mean), averaged, mean)
     if merged.state is None:
         add(_ASKED, _of_module(judge, merged, first), lambda: merged)
         return found
     state = merged.state
-    add(_ASKED, judge.distances(first.program, state), lambda: merged)
+    add(_ASKED, judge.distances(first.program, state), lambda: merged, state)
     if settings.t is None and settings.select == "fidelity" and not first.program.limits:
         for t in POINTS:
             between = _between(first.state, state, t)
-            made: Made = lambda own=between: loaded(networks, reference, own)  # type: ignore[misc]  # noqa: E731
-            add(f"t = {t:g}", judge.distances(first.program, between), made, t)
+            made = functools.partial(loaded, networks, reference, between)
+            add(f"t = {t:g}", judge.distances(first.program, between), made, between, t)
     return found
 
 

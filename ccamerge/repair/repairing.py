@@ -9,6 +9,7 @@ the models, by an affine change per channel that its own weights and biases abso
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccamerge.collection.positions import RESTORED, lattice
+from ccamerge.collection.positions import FITTED, RESTORED, lattice
 from ccamerge.collection.statistics import Statistics
 from ccamerge.collection.taps import repair_taps
 from ccamerge.collection.tokens import Tokens
@@ -36,6 +37,14 @@ from ccamerge.repair.regression import Fit, Fitted, Sample, fit, fits_of
 WALK_BYTES = 2 << 30
 """Bound on the live activations of the walk, in the memory of the device that walks; fewer of the
 kept inputs are used beyond it."""
+
+WALKED = 1024
+"""Inputs that are walked at most, unless an operation has too few rows then. Of 2,500 CIFAR images
+the first thousand gave a network 0.2 points lesser, in two fifths of the time."""
+
+_ROWS = 16
+"""Rows for each input of an operation's outputs from which on more are not needed: each row tells
+of all outputs."""
 
 _FLOOR = 1e-6
 """A merged channel this small beside its target has no signal to restore: it keeps its scale."""
@@ -108,7 +117,8 @@ def repair_merged(
     if teachers:
         fits, skipped = fits_of(spaces, maps, shares, _all_absorbers(program))
     programs = [program, *(p for p, _ in teachers)]
-    batches = walked_inputs(programs, collected.inputs, fits, memory_of(device))
+    enough = _enough(program, fits.values())
+    batches = walked_inputs(programs, collected.inputs, fits, memory_of(device), enough)
     count = len(batches)
     turns = collected.turns[:count]  # where the models' outputs were counted
     tokens = [Tokens.of(program, leaves, memory_of(device)) for leaves in batches]
@@ -351,15 +361,16 @@ def walked_inputs(
     batches: Sequence[list[Any]],
     fitted: Collection[str] = (),
     device: torch.device | None = None,
+    enough: float = WALKED,
 ) -> list[list[Any]]:
     """As many of the kept batches as the bound on live activations allows, at least one.
 
-    ``programs`` are those that are walked side by side; at an operation of the first that is
-    ``fitted``, sums, targets and new outputs come on top. Inputs are brought to a device if one is
-    given.
+    No more are taken when there are ``enough`` inputs. ``programs`` are those that are walked side
+    by side; at an operation of the first that is ``fitted``, sums, targets and new outputs come on
+    top. Inputs are brought to a device if one is given.
     """
     chosen: list[list[Any]] = []
-    total = 0
+    total = inputs = 0
     peaks: dict[int, int] = {}  # by the program that runs, of a value in its example inputs
     for leaves in batches:
         running = [program.variant(leaves) for program in programs]
@@ -367,11 +378,31 @@ def walked_inputs(
         if first not in peaks:
             peaks[first] = _peak(running, fitted)
         total += -(-peaks[first] * _elements(leaves) // _example_elements(running[0]))
-        if chosen and total > WALK_BYTES:
+        if chosen and (total > WALK_BYTES or inputs >= enough):
             break
+        inputs += batch_size(leaves)
         there = leaves if device is None else moved(leaves, device)
         chosen.append([fast_layout(x) for x in there])
     return chosen
+
+
+def _enough(program: Program, fits: Collection[Fit]) -> float:
+    """The number of inputs that give every fit enough rows."""
+    first = next((program.shapes[name] for name in program.inputs if name in program.shapes), ())
+    samples = first[0] if first else 1
+    shapes = {key: program.shapes[name] for name, key in program.parameters.items()}
+    needed = [float(WALKED)]
+    for job in fits:
+        shape = job.node.shape or ()
+        dim = features_dim(job.node)
+        counted = [
+            len(range(size)[at])
+            for size, at in zip(shape, lattice(shape, dim, FITTED), strict=True)
+        ]
+        rows = math.prod(size for axis, size in enumerate(counted) if axis != dim) / samples
+        weight = shapes[job.weight]
+        needed.append(_ROWS * math.prod(weight[1:]) / max(rows, 1e-3))
+    return max(needed)
 
 
 def _peak(programs: Sequence[Program], fitted: Collection[str]) -> int:

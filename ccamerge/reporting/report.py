@@ -160,12 +160,11 @@ class Report(Brief):
         parts = []
         if self.fitted:
             left = statistics.median(f.error for f in self.fitted)
+            of = f" of {self.kept} kept" if self.walked < self.kept else ""
             parts.append(
                 f"errors of the merged network's linear outputs fell to {left:.0%} "
-                f"(median over {len(self.fitted)} operations, {self.walked} inputs)"
+                f"(median over {len(self.fitted)} operations, {self.walked}{of} inputs)"
             )
-            if self.walked < self.kept:
-                parts.append(f"memory did not allow the {self.kept} that were kept")
         reasons = Counter(self.skipped.values())
         parts += [f"{count} not fitted: {why}" for why, count in reasons.items()]
         return "regression: " + "; ".join(parts) if parts else None
