@@ -42,7 +42,7 @@ class HeldOut:
 
     def __init__(self, share: float, seed: int) -> None:
         self._share = share
-        self._seen = self._taken = 0
+        self._seen = self._taken = self._batches = 0
         self._apart: bool | None = None
         self._reservoir = Reservoir(_MOST, _BYTES, seed)
 
@@ -59,15 +59,14 @@ class HeldOut:
         ``program`` and ``state`` are a network's, on the device of ``leaves``.
         """
         size = batch_size(leaves)
-        self._seen += size
+        self._seen, self._batches = self._seen + size, self._batches + 1
         if not self._share:
             return leaves
         early = min(_EARLY, self._seen // 4)
         due = min(_MOST, max(int(self._share * self._seen), early)) - self._taken
-        first = self._apart is None
-        if due < 1 or (first and size < 2):
+        if due < 1:
             return leaves
-        if self._apart is None:
+        if self._apart is None and size > 1:
             self._apart = are_apart(program, state, leaves)
         take = min(due, size // 2)
         if self._apart and take and size - take > 1:
@@ -77,7 +76,7 @@ class HeldOut:
             if program.accepts(held) and program.accepts(rest):
                 self._keep(held, take)
                 return rest
-        if due >= size and not first:
+        if due >= size and self._batches > 1:
             self._keep(leaves, size)
             return None
         return leaves

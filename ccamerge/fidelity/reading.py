@@ -24,6 +24,9 @@ _ENDS = tuple(map(full_name, ("softmax", "_softmax", "sigmoid", "log_sigmoid", "
 
 _LOGARITHMS = tuple(map(full_name, ("log_softmax", "_log_softmax")))
 
+_RESIZED = full_name("upsample_")
+"""Maps of scores are made larger by them."""
+
 _INDICES = tuple(
     map(full_name, ("argmax", "argmin", "argsort", "eq", "ne", "gt", "lt", "ge", "le"))
 )
@@ -146,7 +149,11 @@ def _writer(node: Node, nodes: dict[str, Node]) -> Node | None:
         if operation(node).linear or node.op in (*_ENDS, *_LOGARITHMS):
             return node
         first = node.args[0] if node.args else None
-        moved = node.op in KEPT or (operation(node).move is not None and _one_value(node))
+        moved = (
+            node.op in KEPT
+            or node.op.startswith(_RESIZED)
+            or (operation(node).move is not None and _one_value(node))
+        )
         if not moved or not isinstance(first, Ref) or first.name not in nodes:
             return None
         node = nodes[first.name]

@@ -35,6 +35,10 @@ _FEW = 8
 Made = Callable[[], Merged]
 
 
+_SAME = 1e-6
+"""Difference of distances below which a merge is as near as the reference: of equal models."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Option:
     """A network that might be handed over: its distances (units,), and how it is made.
@@ -92,6 +96,8 @@ def selected(
             if not doubt:
                 better = [o for o in options.values() if closer(o.distances, chosen.distances)]
                 chosen = min([*better, chosen], key=lambda o: o.mean)
+                if not better and torch.allclose(asked.distances, chosen.distances, _SAME, _SAME):
+                    chosen = asked
     if settings.refine and not merged.alone:
         with watch("refine"):
             trained = _refined(networks, statistics, options, settings, reference, judge, progress)
