@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 import ccamerge
 from ccamerge import Spaces
+from ccamerge.graph.attention.probing import UNSEEN
 from ccamerge.graph.groups import PERMUTATION
 from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.parameters import parameters_of
@@ -39,6 +40,7 @@ RIGHTFUL = {
     "kernel": r"position in the kernel|one channel a group",
     "single element": r"a single element|one feature repeated by \S+|one for many in \S+",
     "positions": r"positions (of|in) \S+|pooled over by \S+",
+    "unseen": UNSEEN,
 }
 """Why an axis may keep its basis in a network that is aligned as far as can be, as the package
 words it: nothing of the network is free along it."""
@@ -51,7 +53,7 @@ OF_TABLE = (
     rf"|{INPUT}"
 )
 """Rightful along the axes of a table of positions, or of learned tokens."""
-TABLES = r"pos|rel_|relative|bias_table|bias_index|token|latents|queries"
+TABLES = r"pos|rel_|relative|bias_table|bias_index|attention_biases|token|latents|queries"
 """In the names of such tables."""
 
 

@@ -92,11 +92,18 @@ class Attention(nn.Module):
 class Biased(Attention):
     """With a number for each head and each distance of positions, added to scores."""
 
-    def __init__(self, slopes: bool = False, length: int = 5, **given: Any) -> None:
+    table: Tensor
+
+    def __init__(
+        self, slopes: bool = False, length: int = 5, learned: bool = True, **given: Any
+    ) -> None:
         super().__init__(**given)
         self.slopes, self.length = slopes, length
-        shape = (self.heads,) if slopes else (self.heads, 16)
-        self.table = nn.Parameter(torch.randn(shape))
+        table = torch.randn((self.heads,) if slopes else (self.heads, 16))
+        if learned:
+            self.table = nn.Parameter(table)
+        else:
+            self.register_buffer("table", table, persistent=False)
 
     def extra(self) -> tuple[Tensor]:
         """The table by positions, or slopes times distances."""
@@ -105,6 +112,44 @@ class Biased(Attention):
         if self.slopes:
             return (self.table[:, None, None] * apart.abs(),)
         return (self.table[:, apart + 5],)
+
+
+class Grouped(Attention):
+    """With a number for each head of queries, and one for each of keys, that scale these."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.queries = nn.Parameter(torch.randn(self.heads, 1, 1))
+        self.keys = nn.Parameter(torch.randn(self.groups, 1, 1))
+        self.prepare = self._scaled
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x * (self.queries if x.shape[1] == self.heads else self.keys)
+
+
+class Whole(Attention):
+    """With norms of queries and keys of all heads together, before these are taken apart."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.q, self.k = (
+            nn.Sequential(own, nn.RMSNorm(own.out_features))  # type: ignore[assignment]
+            for own in (self.q, self.k)
+        )
+
+
+class Shared(nn.Module):
+    """Two attentions, one after the other, with one table of biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Biased(), Biased()
+        self.second.table = self.first.table
+        self.between = nn.Linear(3, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of (batch, positions, 10)."""
+        return self.second(self.between(self.first(x).tanh()))
 
 
 class Gains(Attention):

@@ -1,7 +1,8 @@
 """How queries, keys, values and outputs of attention lie in heads.
 
-What lies between a linear operation and the first product only moves elements, up to rotations and
-the like. So the number of each feature goes the same way, and where it arrives tells the heads.
+What lies between a linear operation and the first product only moves elements, up to norms,
+rotations and the like. So the number of each feature goes the same way, and where it arrives tells
+the heads.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from ccamerge.graph.tracing.program import Node, Ref, made_of
 Rows = tuple[tuple[int, ...], ...]
 """Features of each head."""
 
-_SCALED = ("aten.mul", "aten.div")
-"""By a number they leave features where they are."""
+_SCALED = ("aten.mul", "aten.div", "aten.layer_norm", "aten.rms_norm")
+"""By a number, a gain or what is the same for all features, they leave features where they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +94,9 @@ def _numbers(writer: Node, core: Core) -> dict[str, Tensor]:
         writer.name: torch.arange(shape[axis]).reshape(shape).expand(writer.shape)
     }
     for node in core.nodes:
-        source = node.args[0] if node.args else None
-        if isinstance(source, Ref) and source.name in found:
-            value = _moved(node, found[source.name])
+        known = [ref for ref in node.args if isinstance(ref, Ref) and ref.name in found]
+        if len(known) == 1 and (known[0] is node.args[0] or node.op in _SCALED):
+            value = _moved(node, found[known[0].name])
             if value is not None:
                 found[node.name] = value
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
@@ -107,7 +108,7 @@ def _moved(node: Node, value: Any) -> Any:
         return value[node.args[1]]
     if not isinstance(value, Tensor):
         return None
-    scaled = node.op in _SCALED and len(node.refs()) == 1
+    scaled = node.op in _SCALED and node.shape == tuple(value.shape)
     if node.op in (*CASTS, *KEPT) or scaled:
         return value
     if not operation(node).move or node.op == "aten.neg":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ccamerge.graph.attention.cores import Core, cores_of
-from ccamerge.graph.attention.heads import Choice, Heads, Part
+from ccamerge.graph.attention.heads import Choice, Heads, Part, Table
 from ccamerge.graph.attention.layout import Layout, layout_of, writer_axis
 from ccamerge.graph.attention.pairing import Pairing, candidates
 from ccamerge.graph.feature_map import FeatureMap
@@ -28,6 +28,14 @@ _TOLERANCE = 1e-9
 _STRETCH = 2.0**10
 """Scale of a single feature of queries: large, since slow rotations mix little of it into others,
 and a power of two, which adds no rounding."""
+
+NORMALISED = "queries and keys are normalised, and none of their features is free"
+"""Why gains of theirs, that all heads share, keep their basis."""
+
+UNSEEN = "nothing depends on it here"
+"""Why tables keep their basis where attention is to one position alone."""
+
+_NONE: Mapping[str, Tensor] = {}
 
 
 def attention_of(
@@ -95,12 +103,13 @@ class _Probe:
         drawn = torch.randn(like.shape, generator=self._generator, dtype=torch.float64)
         return drawn.to(like.device, like.dtype)
 
-    def _run(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        values = {**self._values, **inputs}
+    def _run(self, inputs: Mapping[str, Tensor], tables: Mapping[str, Tensor] = _NONE) -> Tensor:
+        """The output of some inputs, features last; with other tables if they are given."""
+        values = {**self._values, **tables, **inputs}
         for node in self._core.nodes:
             values[node.name] = node.target(*bound(node.args, values), **bound(node.kwargs, values))
         result: Tensor = values[self._core.out]
-        return result
+        return result.movedim(self._out, -1)
 
     def heads(self, known: list[tuple[Pairing, tuple[int, ...]]]) -> Heads | None:
         """What is allowed; None if nothing makes sense.
@@ -152,7 +161,8 @@ class _Probe:
         size = len(self._layout.queries[0])
         if not self._seen(heads):
             why = f"{heads.name}: nothing depends on queries here"
-            return dataclasses.replace(heads, why=(*heads.why, why))
+            reasons = {name: UNSEEN for name in self._values if not self._matters(name)}
+            return dataclasses.replace(heads, why=(*heads.why, why), reasons=reasons)
         for pairing in (Pairing(size, free=tuple(range(size))), *(own for own, _ in known)):
             if pairing.size == size and not pairing.fixed and self._allows(heads, pairing):
                 return dataclasses.replace(heads, pairing=pairing)
@@ -164,8 +174,28 @@ class _Probe:
         known.append((pairing, rotated[0]))
         if pairing.fixed:
             why = f"{heads.name}: queries and keys are normalised, or otherwise compared"
-            heads = dataclasses.replace(heads, why=(*heads.why, why))
+            reasons = {**heads.reasons, **self._reasons(size)}
+            heads = dataclasses.replace(heads, why=(*heads.why, why), reasons=reasons)
         return dataclasses.replace(heads, pairing=pairing)
+
+    def _matters(self, name: str) -> bool:
+        """Whether noise on a value that attention reads changes anything."""
+        value = self._values[name]
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return True
+        other = {name: value + self._noise(value)}
+        return self._changes(self._run(self._inputs, other), self._before)
+
+    def _reasons(self, size: int) -> dict[str, str]:
+        """Why gains of queries and keys stay, of which no feature is free."""
+        inside = {node.name: node for node in self._core.nodes}
+        seen = made_of(self._core.read[:2], inside) & inside.keys()
+        return {
+            ref: NORMALISED
+            for name in seen
+            for ref in inside[name].refs()
+            if isinstance(value := self._values.get(ref), Tensor) and size in value.shape[-1:]
+        }
 
     def _allows(self, heads: Heads, pairing: Pairing) -> bool:
         trial = dataclasses.replace(heads, pairing=pairing)
@@ -187,6 +217,7 @@ class _Probe:
 
     def _permuted(self, heads: Heads) -> Heads:
         """With the orders of heads that change nothing."""
+        heads = dataclasses.replace(heads, tables=self._tables(heads))
         same = heads.identity()
         count, share = len(heads.keys.features), heads.share
 
@@ -201,7 +232,53 @@ class _Probe:
         if share > 1:
             allowed = all(alike(range(count), order) for order in _generators(share))
             heads = dataclasses.replace(heads, shuffled=allowed)
-        return heads
+        return heads if heads.exchanged or heads.shuffled else dataclasses.replace(heads, tables=())
+
+    def _tables(self, heads: Heads) -> tuple[Table, ...]:
+        """What has something for each head: a part of it changes what this head makes alone."""
+        counts = dict.fromkeys(len(part.features) for part in (heads.queries, heads.keys))
+        found = []
+        for name, value in self._values.items():
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                continue
+            every = (
+                Table(name, axis, count)
+                for axis, size in enumerate(value.shape)
+                for count in counts
+                if count > 1 and size % count == 0
+            )
+            own = next((table for table in every if self._tells_apart(heads, table)), None)
+            if own is not None:
+                found.append(own)
+        return tuple(found)
+
+    def _tells_apart(self, heads: Heads, table: Table) -> bool:
+        """Whether each of the first two parts along an axis belongs to a head of its own."""
+        value = self._values[table.value]
+        share = len(heads.queries.features) // table.heads
+        for at in range(2):
+            other = value.clone()
+            part = other.unflatten(table.axis, (table.heads, -1)).select(table.axis, at)
+            part.mul_(1 + 0.1 * self._noise(part)).add_(0.1 * self._noise(part))
+            after = self._run(self._inputs, {table.value: other})
+            for head, features in enumerate(heads.outputs.features):
+                own = torch.tensor(features)
+                changed = self._changes(after[..., own], self._before[..., own])
+                if changed != (head // share == at):
+                    return False
+        return True
+
+    def _ordered(self, heads: Heads, choice: Choice) -> dict[str, Tensor]:
+        """The tables with heads in another order."""
+        found = {}
+        for table in heads.tables:
+            alike = table.heads == len(choice.heads)
+            order = torch.tensor(list(choice.heads if alike else choice.groups))
+            value = self._values[table.value]
+            parts = value.unflatten(table.axis, (table.heads, -1))
+            moved = parts.index_select(table.axis, order.to(value.device))
+            found[table.value] = moved.flatten(table.axis, table.axis + 1)
+        return found
 
     def _redrawn(self, part: Part) -> dict[str, Tensor]:
         """The inputs with others in the place of some features."""
@@ -230,10 +307,10 @@ class _Probe:
         moved = {
             name: value.movedim(-1, self._axes[name]).contiguous() for name, value in inputs.items()
         }
-        before = self._before.movedim(self._out, -1)
-        want = before.clone()
-        _put(want, before, heads.outputs, choice.heads, values.repeat_interleave(heads.share, 0))
-        return not self._changes(self._run(moved).movedim(self._out, -1), want)
+        want = self._before.clone()
+        mixed = values.repeat_interleave(heads.share, 0)
+        _put(want, self._before, heads.outputs, choice.heads, mixed)
+        return not self._changes(self._run(moved, self._ordered(heads, choice)), want)
 
     def _last(self, value: Tensor, name: str) -> Tensor:
         return value.movedim(self._axes[name], -1)

@@ -163,7 +163,7 @@ def _of_products(
     for space in (*spaces.spaces, *spaces.fixed):
         for slot in space.slots:
             if (slot.parameter, slot.dim, slot.role, slot.rows) == (weight, 0, Role.WRITE, None):
-                extent = (slot.start, slot.outer * space.size * slot.inner)
+                extent = (slot.start, slot.extent(space.size))
                 parts.setdefault(extent, []).append((space.name, slot, space.size))
     found = []
     for (start, length), own in sorted(parts.items()):
