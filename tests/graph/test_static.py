@@ -133,3 +133,25 @@ def test_padding_with_a_number_leaves_permutations(value: float) -> None:
     x = torch.randn(4, 3, 8, 8)
     assert spaces(Padded(), x)["a"].exact == PERMUTATION
     assert all(check.passed for check in ccamerge.verify(Padded(), x))
+
+
+def test_zeros_that_stand_for_a_bias_meet_any_features() -> None:
+    """As keys have them in BEiT, between the biases of queries and values."""
+
+    class Joined(nn.Module):
+        def __init__(self, among: float) -> None:
+            super().__init__()
+            self.inputs, self.outputs = nn.Linear(6, 12, bias=False), nn.Linear(12, 4)
+            self.first, self.last = (nn.Parameter(torch.randn(4)) for _ in range(2))
+            self.register_buffer("middle", torch.full((4,), among), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            bias = torch.cat([self.first, self.middle, self.last])
+            return self.outputs(torch.tanh(nn.functional.linear(x, self.inputs.weight, bias)))
+
+    x = torch.randn(8, 6)
+    checks = ccamerge.verify(Joined(0.0), x)
+    assert all(check.passed for check in checks), "\n".join(map(str, checks))
+    for among, held in ((0.0, 12), (0.5, 8)):
+        found = spaces(Joined(among), x)
+        assert sum(space.size for space in found) == held
