@@ -237,6 +237,23 @@ class Fused(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
+class Chosen(nn.Module):
+    """One layer writes heads of queries, then one of keys and one of values, chosen by a list."""
+
+    def __init__(self, heads: int = 3, size: int = 4) -> None:
+        super().__init__()
+        self.heads, self.size = heads, size
+        self.qkv = nn.Linear(10, (heads + 2) * size)
+        self.out = nn.Linear(heads * size, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of (batch, positions, 10)."""
+        every = self.qkv(x).view(*x.shape[:2], self.heads + 2, self.size)
+        q, k, v = every[..., :-2, :], every[..., [-2], :], every[..., [-1], :]
+        mixed = softmaxed(*(own.transpose(1, 2) for own in (q, k, v)))
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
 class Torchs(nn.Module):
     """torch's own module, after a layer that writes what it reads."""
 

@@ -52,7 +52,7 @@ def attention_of(
     learned : what of the state is no buffer, so that other networks have other numbers there
     """
     nodes = {node.name: node for node in program.nodes}
-    cores = [(core, layout_of(core, nodes)) for core in cores_of(program)]
+    cores = [(core, layout_of(core, program)) for core in cores_of(program)]
     wanted = {name for core, layout in cores if layout for name in (*core.sides, *core.writers)}
     if not wanted:
         return []

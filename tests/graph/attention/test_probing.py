@@ -58,6 +58,7 @@ FOUND: dict[str, tuple[Build, tuple[str, Any, bool, bool]]] = {
     "einsum": (lambda: A.Attention(mix=_einsum), ("general", GENERAL, True, False)),
     "one head": (lambda: A.Attention(1), ("general", GENERAL, False, False)),
     "grouped": (lambda: A.Attention(4, groups=2, wide=3), ("general", GENERAL, True, True)),
+    "chosen": (A.Chosen, ("general", GENERAL, False, True)),
     "one group": (lambda: A.Attention(3, groups=1), ("general", GENERAL, False, True)),
     "partly neighbours": (
         lambda: A.Attention(4, 7, groups=2, prepare=_pairs),
