@@ -153,10 +153,11 @@ class Shared(nn.Module):
 
 
 class Gains(Attention):
-    """With norms of queries and keys that have gains, as they are at first."""
+    """With norms of queries and keys that have gains, as they are at first; rotated then."""
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, turned: int = 0, **given: Any) -> None:
         super().__init__(**given)
+        self.turned = turned
         self.norms = nn.ModuleList(nn.RMSNorm(self.q.out_features // self.heads) for _ in range(2))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -165,6 +166,8 @@ class Gains(Attention):
             norm(self.split(layer(x), self.heads))
             for norm, layer in zip(self.norms, (self.q, self.k), strict=True)
         )
+        if self.turned:
+            q, k = halves(q, self.turned), halves(k, self.turned)
         mixed = self.mix(q, k, self.split(self.v(x), self.heads))
         return self.out(mixed.transpose(1, 2).flatten(2))
 

@@ -30,7 +30,9 @@ _STRETCH = 2.0**10
 and a power of two, which adds no rounding."""
 
 NORMALISED = "queries and keys are normalised, and none of their features is free"
-"""Why gains of theirs, that all heads share, keep their basis."""
+ALIKE = "queries and keys are normalised alike in all heads, where their features keep their order"
+"""Why gains of theirs that all heads share keep their basis: no map of features leaves attention,
+or one order for all heads together does, which is no map of each."""
 
 UNSEEN = "nothing depends on it here"
 """Why tables keep their basis where attention is to one position alone."""
@@ -174,7 +176,7 @@ class _Probe:
         known.append((pairing, rotated[0]))
         if pairing.fixed:
             why = f"{heads.name}: queries and keys are normalised, or otherwise compared"
-            reasons = {**heads.reasons, **self._reasons(size)}
+            reasons = {**heads.reasons, **self._reasons(heads)}
             heads = dataclasses.replace(heads, why=(*heads.why, why), reasons=reasons)
         return dataclasses.replace(heads, pairing=pairing)
 
@@ -186,16 +188,27 @@ class _Probe:
         other = {name: value + self._noise(value)}
         return self._changes(self._run(self._inputs, other), self._before)
 
-    def _reasons(self, size: int) -> dict[str, str]:
-        """Why gains of queries and keys stay, of which no feature is free."""
+    def _reasons(self, heads: Heads) -> dict[str, str]:
+        """Why gains of queries and keys stay, where no map of each head's features is free."""
+        size = len(heads.queries.features[0])
         inside = {node.name: node for node in self._core.nodes}
         seen = made_of(self._core.read[:2], inside) & inside.keys()
-        return {
-            ref: NORMALISED
-            for name in seen
-            for ref in inside[name].refs()
-            if isinstance(value := self._values.get(ref), Tensor) and size in value.shape[-1:]
+        refs = dict.fromkeys(ref for name in sorted(seen) for ref in inside[name].refs())
+        gains = {
+            ref: value
+            for ref in refs
+            if isinstance(value := self._values.get(ref), Tensor)
+            and value.shape[-1:] == (size,)
+            and value.is_floating_point()
         }
+        same = heads.identity()
+        for order in _pairs(size) if gains else ():
+            moved = FeatureMap.permutation(torch.tensor(order))
+            choice = dataclasses.replace(same, pairs=[moved for _ in same.pairs])
+            own = {name: value[..., torch.tensor(order)] for name, value in gains.items()}
+            if self._holds(heads, choice, own):
+                return dict.fromkeys(gains, ALIKE)
+        return dict.fromkeys(gains, NORMALISED)
 
     def _allows(self, heads: Heads, pairing: Pairing) -> bool:
         trial = dataclasses.replace(heads, pairing=pairing)
@@ -289,8 +302,11 @@ class _Probe:
         inputs[part.space] = moved.movedim(-1, self._axes[part.space])
         return inputs
 
-    def _holds(self, heads: Heads, choice: Choice) -> bool:
-        """Whether a core's output is mapped as its inputs are."""
+    def _holds(self, heads: Heads, choice: Choice, sides: Mapping[str, Tensor] = _NONE) -> bool:
+        """Whether a core's output is mapped as its inputs are, with tables in the order of heads.
+
+        ``sides`` are other values that attention reads, if not as they are.
+        """
         wide = {name: self._last(value, name) for name, value in self._inputs.items()}
         inputs = {name: value.clone() for name, value in wide.items()}
         groups = range(len(heads.keys.features))
@@ -310,7 +326,8 @@ class _Probe:
         want = self._before.clone()
         mixed = values.repeat_interleave(heads.share, 0)
         _put(want, self._before, heads.outputs, choice.heads, mixed)
-        return not self._changes(self._run(moved, self._ordered(heads, choice)), want)
+        tables = {**sides, **self._ordered(heads, choice)}
+        return not self._changes(self._run(moved, tables), want)
 
     def _last(self, value: Tensor, name: str) -> Tensor:
         return value.movedim(self._axes[name], -1)
@@ -327,6 +344,12 @@ class _Probe:
 def _generators(count: int) -> list[list[int]]:
     """A transposition and a cycle, of which all orders are made; nothing of one."""
     return [[1, 0, *range(2, count)], [*range(1, count), 0]] if count > 1 else []
+
+
+def _pairs(size: int) -> list[list[int]]:
+    """For each feature an order that exchanges it with the next alone."""
+    every = list(range(size))
+    return [[*every[:at], at + 1, at, *every[at + 2 :]] for at in range(size - 1)]
 
 
 def _put(into: Tensor, source: Tensor, part: Part, own: Sequence[int], maps: Tensor) -> None:

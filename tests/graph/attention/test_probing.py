@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import ccamerge
 from ccamerge.graph.attention.facts import SHARED
-from ccamerge.graph.attention.probing import NORMALISED
+from ccamerge.graph.attention.probing import ALIKE, NORMALISED
 from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.space import Spaces
@@ -209,9 +209,10 @@ def test_heads_of_attentions_that_share_a_table_keep_their_order() -> None:
 
 
 def test_gains_that_all_heads_share_say_why_they_stay() -> None:
-    found = _case("with gains")[1]
-    assert found.pinned["norms.0.weight", 0] == NORMALISED
-    assert found.pinned["norms.1.weight", 0] == NORMALISED
+    rotated = spaces(_network(lambda: A.Gains(turned=4)), _inputs())
+    for found, why in ((_case("with gains")[1], ALIKE), (rotated, NORMALISED)):
+        assert found.pinned["norms.0.weight", 0] == why
+        assert found.pinned["norms.1.weight", 0] == why
 
 
 def test_weights_that_are_returned_are_not_attention_within() -> None:
