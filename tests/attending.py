@@ -127,6 +127,37 @@ class Grouped(Attention):
         return x * (self.queries if x.shape[1] == self.heads else self.keys)
 
 
+class Masked(Biased):
+    """With a table to which a mask is added that the network is given."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Of (batch, positions, 10); positions whose first feature is small are not seen."""
+        seen = x[:, None, None, :, 0] > -1
+        self.mask = torch.where(seen, 0.0, -100.0).to(x)
+        return super().forward(x, context)
+
+    def extra(self) -> tuple[Tensor]:
+        """The table and the mask."""
+        return (super().extra()[0][None] + self.mask,)
+
+
+class Gated(Attention):
+    """With a bias for each head and position that a layer of its own makes."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.gate = nn.Linear(10, self.heads)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Of (batch, positions, 10)."""
+        self.bias = self.gate(x).transpose(1, 2)[:, :, None]
+        return super().forward(x, context)
+
+    def extra(self) -> tuple[Tensor]:
+        """The bias of this batch."""
+        return (self.bias,)
+
+
 class Whole(Attention):
     """With norms of queries and keys of all heads together, before these are taken apart."""
 

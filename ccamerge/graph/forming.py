@@ -53,7 +53,12 @@ class _Forming:
             for basis in self._order
         }
         pins = {basis: basis.pins for basis in self._order}
-        found = settled(attended, others, pins, self._taps.keys())
+        computed = {
+            basis
+            for basis, taps in self._taps.items()
+            if any(tap.kind in ("write", "norm") for tap in taps)
+        }
+        found = settled(attended, others, pins, computed)
         self._attention, self._closed = found.heads, found.closed
         self._within = groups_within(self._attention)
         for table, features in found.tables.items():

@@ -48,8 +48,8 @@ def _single(axis: Axis) -> Basis | None:
 def visit(core: Core, heads: Heads, node: Node, facts: Facts) -> Attended | None:
     """Give a core's output, ``node``, axes of its features; its queries, keys and values too.
 
-    What enters otherwise keeps its basis, but for tables of heads that are computed from parameters
-    alone. None if the writers' features have a structure already.
+    What enters otherwise keeps its basis, but for tables of heads. None if the writers' features
+    have a structure already.
     """
     assert node.shape is not None
     facts.axes[node.name] = [ax.inert(size) for size in node.shape]
@@ -84,10 +84,7 @@ def _divided_by_heads(table: Table, node: Node, facts: Facts) -> Axis:
     own = facts.axes_of(value)[table.axis]
     ((basis,),) = heads
     ax.unify(own, ((basis, ax.axis_size(own) // table.heads),), node.name)
-    if value.name in facts.static:
-        facts.use(value, table.axis, Role.WRITE, own, node)
-    else:
-        ax.pin(own, f"it is computed of features, and enters attention in {node.name}")
+    facts.use(value, table.axis, Role.WRITE, own, node)  # of sums with a mask their rules told
     return heads
 
 
@@ -150,7 +147,7 @@ def settled(
     every : attention of the program
     limits : groups that whatever else happens to a basis allows
     pinned : reasons why bases must stay as they are
-    computed : bases of features that some value has
+    computed : bases of features that a linear operation or a norm makes of others
     """
     found: dict[tuple[Basis, ...], Heads] = {}
     closed: dict[Basis, str] = {}
@@ -235,7 +232,9 @@ def _kept(
         return basis.pins[0]
     if len(readers[basis]) > 1:
         return SHARED
-    if basis in computed or not all(group >= PERMUTATION for group in limits.get(basis, ())):
+    if basis in computed:
+        return "what tells them apart is computed of features"
+    if not all(group >= PERMUTATION for group in limits.get(basis, ())):
         return "a table of theirs is used otherwise, too"
     return ""
 

@@ -51,6 +51,9 @@ def _single(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).softmax(-1, dtype=torch.float32).to(q.dtype) @ v
 
 
+APART = ("given slopes", "biases of features")
+"""Attention whose heads keep their order, and say why."""
+
 Build = Callable[[], nn.Module]
 FOUND: dict[str, tuple[Build, tuple[str, Any, bool, bool]]] = {
     # What pairs of queries and keys, and values, allow; whether heads are exchanged, and shuffled.
@@ -73,6 +76,8 @@ FOUND: dict[str, tuple[Build, tuple[str, Any, bool, bool]]] = {
     "with gains of all heads": (lambda: A.Whole(heads=3), ("fixed", GENERAL, True, False)),
     "table": (lambda: A.Biased(heads=3), ("general", GENERAL, True, False)),
     "slopes": (lambda: A.Biased(slopes=True, heads=3), ("general", GENERAL, True, False)),
+    "table and mask": (lambda: A.Masked(heads=3), ("general", GENERAL, True, False)),
+    "biases of features": (A.Gated, ("general", GENERAL, False, False)),
     "given slopes": (
         lambda: A.Biased(slopes=True, learned=False),
         ("general", GENERAL, False, False),
@@ -127,7 +132,7 @@ def test_what_attention_allows_is_found_and_is_exact(name: str) -> None:
     assert (heads.exchanged, heads.shuffled) == (exchanged, shuffled)
     if pairing.startswith("complex"):
         assert heads.pairing.planes == (NEIGHBOURS if "neighbours" in name else HALVES)
-    assert bool(heads.why) == (pairing == "fixed" or name == "given slopes")
+    assert bool(heads.why) == (pairing == "fixed" or name in APART)
     other = _inputs(seed=1)  # nor does it hold on these inputs alone
     assert all(_change(model, found, other, seed=seed) < 1e-12 for seed in range(2))
 
@@ -157,6 +162,7 @@ MOVED = {
     # What moves with heads: the parameter, its axis, elements for each head.
     "table": [("table", 0, 1)],
     "slopes": [("table", 0, 1)],
+    "table and mask": [("table", 0, 1)],
     "with gains of all heads": [("q.1.weight", 0, 4), ("k.1.weight", 0, 4)],
     "factors of heads": [("queries", 0, 1), ("keys", 0, 1)],
 }
