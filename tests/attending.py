@@ -141,6 +141,21 @@ class Masked(Biased):
         return (super().extra()[0][None] + self.mask,)
 
 
+class Made(Biased):
+    """With a table that a small network makes of distances."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(learned=False, **given)
+        del self.table
+        self.net = nn.Sequential(nn.Linear(1, 6), nn.ReLU(), nn.Linear(6, self.heads, bias=False))
+        self.register_buffer("apart", torch.arange(-8.0, 8)[:, None] / 4, persistent=False)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Of (batch, positions, 10)."""
+        self.table = self.net(self.apart).T
+        return super().forward(x, context)
+
+
 class Gated(Attention):
     """With a bias for each head and position that a layer of its own makes."""
 

@@ -76,6 +76,7 @@ FOUND: dict[str, tuple[Build, tuple[str, Any, bool, bool]]] = {
     "with gains of all heads": (lambda: A.Whole(heads=3), ("fixed", GENERAL, True, False)),
     "table": (lambda: A.Biased(heads=3), ("general", GENERAL, True, False)),
     "slopes": (lambda: A.Biased(slopes=True, heads=3), ("general", GENERAL, True, False)),
+    "made table": (lambda: A.Made(heads=3), ("general", GENERAL, True, False)),
     "table and mask": (lambda: A.Masked(heads=3), ("general", GENERAL, True, False)),
     "biases of features": (A.Gated, ("general", GENERAL, False, False)),
     "given slopes": (
@@ -163,6 +164,7 @@ MOVED = {
     "table": [("table", 0, 1)],
     "slopes": [("table", 0, 1)],
     "table and mask": [("table", 0, 1)],
+    "made table": [("net.2.weight", 0, 1)],
     "with gains of all heads": [("q.1.weight", 0, 4), ("k.1.weight", 0, 4)],
     "factors of heads": [("queries", 0, 1), ("keys", 0, 1)],
 }
