@@ -61,6 +61,10 @@ FOUND: dict[str, tuple[Build, tuple[str, Any, bool, bool]]] = {
     "einsum": (lambda: A.Attention(mix=_einsum), ("general", GENERAL, True, False)),
     "one head": (lambda: A.Attention(1), ("general", GENERAL, False, False)),
     "grouped": (lambda: A.Attention(4, groups=2, wide=3), ("general", GENERAL, True, True)),
+    "in the dtype of values": (
+        lambda: A.Attention(mix=lambda q, k, v: A.softmaxed(q.type_as(v), k.type_as(v), v)),
+        ("general", GENERAL, True, False),
+    ),
     "chosen": (A.Chosen, ("general", GENERAL, False, True)),
     "one group": (lambda: A.Attention(3, groups=1), ("general", GENERAL, False, True)),
     "partly neighbours": (
