@@ -218,6 +218,18 @@ class Gains(Attention):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
+class Pooled(Attention):
+    """Queries that a layer makes of a parameter, the same for all inputs."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.latent = nn.Parameter(torch.randn(1, 2, 10))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Of (batch, positions, 10)."""
+        return super().forward(self.latent, x)
+
+
 class Twice(Attention):
     """Used for two sequences."""
 

@@ -64,11 +64,20 @@ def visit(core: Core, heads: Heads, node: Node, facts: Facts) -> Attended | None
                     facts.use(Ref(name), dim, None, own, node, why)
     parts = (heads.queries, heads.keys, heads.values)
     found: dict[str, tuple[Axis, Part]] = {}
+    constant = not facts.static.isdisjoint(core.writers)
     for writer in core.writers:
         axis_of = _writer_axis(facts, writer)
         if axis_of is None:
             return None
+        if constant:  # as of queries that are made of parameters alone: there are no features
+            why = f"{core.mixed}: queries, keys or values are the same for all inputs"
+            dim = max(i for i, axis in enumerate(facts.axes_of(Ref(writer))) if axis == axis_of)
+            ax.pin(axis_of, why)
+            facts.use(Ref(writer), dim, None, axis_of, node, why)
+            continue
         found |= _divided(axis_of, writer, parts)
+    if constant:
+        return None
     out = facts.axes[node.name]
     out[core.axis] = ax.fresh(node.shape[core.axis])  # type: ignore[call-overload]
     keys = [_key(part) for part in parts]

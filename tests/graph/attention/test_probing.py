@@ -346,6 +346,13 @@ def test_odd_attention_keeps_its_function(build: Build) -> None:
     assert all(_change(model, found, x, seed=seed) < 1e-12 for seed in range(3))
 
 
+def test_queries_that_are_the_same_for_all_inputs() -> None:
+    model, x = _network(A.Pooled), _inputs()
+    found = spaces(model, x)
+    assert ("q.weight", 0) in found.pinned
+    assert _change(model, found, x) < 1e-12
+
+
 def test_single_precision_networks() -> None:
     model = _network(lambda: A.Attention(prepare=_planes, mix=_single)).float()
     x = _inputs().float()
