@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 import ccamerge
 from ccamerge import Spaces
+from ccamerge.graph.attention.probing import NORMALISED, UNSEEN
 from ccamerge.graph.groups import PERMUTATION
 from ccamerge.graph.maps import transform
 from ccamerge.graph.networks.parameters import parameters_of
@@ -39,9 +40,18 @@ RIGHTFUL = {
     "kernel": r"position in the kernel|one channel a group",
     "single element": r"a single element|one feature repeated by \S+|one for many in \S+",
     "positions": r"positions (of|in) \S+|pooled over by \S+",
+    "unseen": UNSEEN,
+    "normalised": NORMALISED,
 }
 """Why an axis may keep its basis in a network that is aligned as far as can be, as the package
-words it: nothing of the network is free along it."""
+words it: nothing of the network is free along it.
+
+Gains of norms of queries and keys that all heads share are rightly pinned where positions rotate
+what was normalised: products of queries and keys are then left by signs of whole planes at most,
+which move no gain, and by scales that one gain takes from the other, which match no features.
+Where one order of features in all heads would do, the package says `ALIKE`, which does not count;
+nor does `SHARED`, as heads of all attentions that share a table might be permuted as one.
+"""
 INPUT = r"\S+: meets a fixed axis"
 """Rightful along axes that only read, which are the network's inputs, or that are its outputs too:
 of a weight that is tied."""
@@ -51,7 +61,7 @@ OF_TABLE = (
     rf"|{INPUT}"
 )
 """Rightful along the axes of a table of positions, or of learned tokens."""
-TABLES = r"pos|rel_|relative|bias_table|bias_index|token|latents|queries"
+TABLES = r"pos|rel_|relative|bias_table|bias_index|attention_biases|token|latents|queries"
 """In the names of such tables."""
 
 

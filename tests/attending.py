@@ -92,11 +92,18 @@ class Attention(nn.Module):
 class Biased(Attention):
     """With a number for each head and each distance of positions, added to scores."""
 
-    def __init__(self, slopes: bool = False, length: int = 5, **given: Any) -> None:
+    table: Tensor
+
+    def __init__(
+        self, slopes: bool = False, length: int = 5, learned: bool = True, **given: Any
+    ) -> None:
         super().__init__(**given)
         self.slopes, self.length = slopes, length
-        shape = (self.heads,) if slopes else (self.heads, 16)
-        self.table = nn.Parameter(torch.randn(shape))
+        table = torch.randn((self.heads,) if slopes else (self.heads, 16))
+        if learned:
+            self.table = nn.Parameter(table)
+        else:
+            self.register_buffer("table", table, persistent=False)
 
     def extra(self) -> tuple[Tensor]:
         """The table by positions, or slopes times distances."""
@@ -107,11 +114,96 @@ class Biased(Attention):
         return (self.table[:, apart + 5],)
 
 
-class Gains(Attention):
-    """With norms of queries and keys that have gains, as they are at first."""
+class Grouped(Attention):
+    """With a number for each head of queries, and one for each of keys, that scale these."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
+        self.queries = nn.Parameter(torch.randn(self.heads, 1, 1))
+        self.keys = nn.Parameter(torch.randn(self.groups, 1, 1))
+        self.prepare = self._scaled
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x * (self.queries if x.shape[1] == self.heads else self.keys)
+
+
+class Masked(Biased):
+    """With a table to which a mask is added that the network is given."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Of (batch, positions, 10); positions whose first feature is small are not seen."""
+        seen = x[:, None, None, :, 0] > -1
+        self.mask = torch.where(seen, 0.0, -100.0).to(x)
+        return super().forward(x, context)
+
+    def extra(self) -> tuple[Tensor]:
+        """The table and the mask."""
+        return (super().extra()[0][None] + self.mask,)
+
+
+class Made(Biased):
+    """With a table that a small network makes of distances."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(learned=False, **given)
+        del self.table
+        self.net = nn.Sequential(nn.Linear(1, 6), nn.ReLU(), nn.Linear(6, self.heads, bias=False))
+        self.register_buffer("apart", torch.arange(-8.0, 8)[:, None] / 4, persistent=False)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Of (batch, positions, 10)."""
+        self.table = self.net(self.apart).T
+        return super().forward(x, context)
+
+
+class Gated(Attention):
+    """With a bias for each head and position that a layer of its own makes."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.gate = nn.Linear(10, self.heads)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Of (batch, positions, 10)."""
+        self.bias = self.gate(x).transpose(1, 2)[:, :, None]
+        return super().forward(x, context)
+
+    def extra(self) -> tuple[Tensor]:
+        """The bias of this batch."""
+        return (self.bias,)
+
+
+class Whole(Attention):
+    """With norms of queries and keys of all heads together, before these are taken apart."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.q, self.k = (
+            nn.Sequential(own, nn.RMSNorm(own.out_features))  # type: ignore[assignment]
+            for own in (self.q, self.k)
+        )
+
+
+class Shared(nn.Module):
+    """Two attentions, one after the other, with one table of biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Biased(), Biased()
+        self.second.table = self.first.table
+        self.between = nn.Linear(3, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of (batch, positions, 10)."""
+        return self.second(self.between(self.first(x).tanh()))
+
+
+class Gains(Attention):
+    """With norms of queries and keys that have gains, as they are at first; rotated then."""
+
+    def __init__(self, turned: int = 0, **given: Any) -> None:
+        super().__init__(**given)
+        self.turned = turned
         self.norms = nn.ModuleList(nn.RMSNorm(self.q.out_features // self.heads) for _ in range(2))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -120,8 +212,22 @@ class Gains(Attention):
             norm(self.split(layer(x), self.heads))
             for norm, layer in zip(self.norms, (self.q, self.k), strict=True)
         )
+        if self.turned:
+            q, k = halves(q, self.turned), halves(k, self.turned)
         mixed = self.mix(q, k, self.split(self.v(x), self.heads))
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Pooled(Attention):
+    """Queries that a layer makes of a parameter, the same for all inputs."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.latent = nn.Parameter(torch.randn(1, 2, 10))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Of (batch, positions, 10)."""
+        return super().forward(self.latent, x)
 
 
 class Twice(Attention):
@@ -189,6 +295,23 @@ class Fused(nn.Module):
         if self.turned:
             q, k = halves(q, self.turned), halves(k, self.turned)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Chosen(nn.Module):
+    """One layer writes heads of queries, then one of keys and one of values, chosen by a list."""
+
+    def __init__(self, heads: int = 3, size: int = 4) -> None:
+        super().__init__()
+        self.heads, self.size = heads, size
+        self.qkv = nn.Linear(10, (heads + 2) * size)
+        self.out = nn.Linear(heads * size, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of (batch, positions, 10)."""
+        every = self.qkv(x).view(*x.shape[:2], self.heads + 2, self.size)
+        q, k, v = every[..., :-2, :], every[..., [-2], :], every[..., [-1], :]
+        mixed = softmaxed(*(own.transpose(1, 2) for own in (q, k, v)))
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from ccamerge.graph import axes as ax
 from ccamerge.graph.attention.cores import Core
 from ccamerge.graph.attention.facts import Attended, visit
@@ -73,7 +75,9 @@ class Derivation:
             facts.sources[name] = [[ax.fresh(n, (key, i)) for i, n in enumerate(shape)]]
             facts.static.add(name)
         elif name in self.program.inputs or name in self.program.constants:
-            facts.axes[name] = [ax.inert(size) for size in shape]
+            value = self.program.constants.get(name)
+            zeros = isinstance(value, Tensor) and value.is_floating_point() and not value.any()
+            facts.axes[name] = [ax.idle(size) if zeros else ax.inert(size) for size in shape]
             if name in self.program.constants:
                 facts.static.add(name)
 

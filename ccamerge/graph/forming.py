@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -52,8 +53,16 @@ class _Forming:
             for basis in self._order
         }
         pins = {basis: basis.pins for basis in self._order}
-        self._attention, self._closed = settled(attended, others, pins)
+        computed = {
+            basis
+            for basis, taps in self._taps.items()
+            if any(tap.kind in ("write", "norm") for tap in taps)
+        }
+        found = settled(attended, others, pins, computed)
+        self._attention, self._closed = found.heads, found.closed
         self._within = groups_within(self._attention)
+        for table, features in found.tables.items():
+            self._follow(table, features)
 
     def _collect(self) -> None:
         users = self.program.users()
@@ -69,6 +78,13 @@ class _Forming:
             for basis, slot in self._slots_of(use):
                 self._order.setdefault(basis)
                 self._slots.setdefault(basis, {}).setdefault(slot)
+
+    def _follow(self, table: Basis, features: Basis) -> None:
+        """Let a basis of one element for each block of features be no space of its own."""
+        del self._order[table]
+        held = self._slots.setdefault(features, {})
+        for slot in self._slots.pop(table):
+            held[dataclasses.replace(slot, blocks=table.size)] = None
 
     def spaces(self, folds: tuple[Fold, ...], unfolded: Program) -> Spaces:
         """All of them, open and fixed."""
@@ -230,6 +246,7 @@ def _tied(slots: tuple[Slot, ...]) -> list[str]:
 
 def _name(slots: tuple[Slot, ...], taps: list[Tap], taken: set[str]) -> str:
     """After the first parameter that writes the space, else after its first tap."""
+    slots = tuple(slot for slot in slots if slot.blocks is None)
     owners = [s.parameter for s in slots if s.role is Role.WRITE] or [s.parameter for s in slots]
     base = owners[0].split(":")[0] if owners else taps[0].node
     for suffix in (".weight", ".bias"):

@@ -26,9 +26,12 @@ class _Factor:
     scales: Tensor | None
 
     @classmethod
-    def of(cls, role: Role, feature_map: FeatureMap) -> _Factor:
+    def of(cls, role: Role, feature_map: FeatureMap, blocks: int | None = None) -> _Factor:
         matrix = feature_map.forward
-        if role is Role.READ:
+        if blocks is not None:  # of blocks the order alone
+            parts = matrix.reshape(blocks, len(matrix) // blocks, blocks, -1)
+            matrix = (parts != 0).any(3).any(1).to(matrix.dtype)
+        elif role is Role.READ:
             matrix = feature_map.inverse.T
         elif role is Role.VARIANCE:  # of features taken as uncorrelated: never negative
             matrix = matrix**2
@@ -51,10 +54,13 @@ class _Factor:
 
 
 def slot_view(tensor: Tensor, slot: Slot, size: int) -> Tensor:
-    """The part of a tensor that a slot names, a view with the space's axis (size,) last."""
+    """The part of a tensor that a slot names, a view with the space's axis (size,) last.
+
+    Of a slot of blocks that axis has one element for each of them.
+    """
     part = tensor if slot.rows is None else tensor[slice(*slot.rows)]
-    part = part.narrow(slot.dim, slot.start, slot.outer * size * slot.inner)
-    split = part.unflatten(slot.dim, (slot.outer, size, slot.inner))
+    part = part.narrow(slot.dim, slot.start, slot.extent(size))
+    split = part.unflatten(slot.dim, (slot.outer, slot.count(size), slot.inner))
     return torch.movedim(split, slot.dim + 1, -1)
 
 
@@ -147,15 +153,16 @@ def _moves(
             continue
         target = targets[space.name]
         done: set[Slot] = set()
-        factors: dict[Role, _Factor] = {}
+        factors: dict[tuple[Role, int | None], _Factor] = {}
         for slot, there in zip(space.slots, target.slots, strict=True):
             place = dataclasses.replace(slot, role=Role.WRITE)
             if slot.role not in roles or place in done:  # a tied parameter: once
                 continue
             done.add(place)
-            if slot.role not in factors:
-                factors[slot.role] = _Factor.of(slot.role, maps[space.name])
-            yield _Move(slot, space.size, there, target.size, factors[slot.role])
+            kind = (slot.role, slot.blocks)
+            if kind not in factors:
+                factors[kind] = _Factor.of(slot.role, maps[space.name], slot.blocks)
+            yield _Move(slot, space.size, there, target.size, factors[kind])
 
 
 def _resized(tensor: Tensor, dim: int, moves: Sequence[_Move], target_rows: bool) -> Tensor:
@@ -169,7 +176,7 @@ def _resized(tensor: Tensor, dim: int, moves: Sequence[_Move], target_rows: bool
         by_rows.setdefault(rows, []).append(move)
     shape = list(tensor.shape)
     shape[dim] += sum(
-        m.slot.outer * m.slot.inner * (m.target_size - m.size) for m in next(iter(by_rows.values()))
+        m.target.extent(m.target_size) - m.slot.extent(m.size) for m in next(iter(by_rows.values()))
     )
     result = tensor.new_empty(shape)
     for rows, own in by_rows.items():
@@ -181,8 +188,8 @@ def _resized(tensor: Tensor, dim: int, moves: Sequence[_Move], target_rows: bool
             new.narrow(dim, there, gap).copy_(old.narrow(dim, here, gap))
             view = slot_view(old, a, move.size)
             slot_view(new, b, move.target_size).copy_(move.factor.applied(view))
-            here = a.start + a.outer * move.size * a.inner
-            there = b.start + b.outer * move.target_size * b.inner
+            here = a.start + a.extent(move.size)
+            there = b.start + b.extent(move.target_size)
         rest = old.shape[dim] - here
         new.narrow(dim, there, rest).copy_(old.narrow(dim, here, rest))
     return result

@@ -33,7 +33,8 @@ class Slot:
     """Where a parameter's axis holds a space.
 
     Elements ``start`` to ``start + outer*size*inner`` of ``dim``, seen as ``(outer, size, inner)``;
-    ``rows`` limits it to a range of axis 0.
+    ``rows`` limits it to a range of axis 0. With ``blocks`` it has not one element for each feature
+    but for each of that many equal blocks of them, such as heads, whose order alone it follows.
     """
 
     parameter: str
@@ -43,6 +44,15 @@ class Slot:
     outer: int
     inner: int
     rows: tuple[int, int] | None = None
+    blocks: int | None = None
+
+    def count(self, size: int) -> int:
+        """The number of elements that are told apart, of a space of ``size`` features."""
+        return size if self.blocks is None else self.blocks
+
+    def extent(self, size: int) -> int:
+        """The number of elements of its axis that it takes, for a space of ``size`` features."""
+        return self.outer * self.count(size) * self.inner
 
 
 @dataclasses.dataclass(frozen=True)

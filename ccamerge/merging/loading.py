@@ -31,3 +31,13 @@ def load_merged(
     with torch.no_grad():
         for key in owner.values():
             targets[key].copy_(state[key])
+    _forget(model)
+
+
+def _forget(model: nn.Module) -> None:
+    """Let modules drop what they keep of parameters in evaluation, as timm's tables of biases."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    model.train(modes[0][1])
+    for module, training in modes:
+        module.training = training

@@ -235,7 +235,7 @@ def _deit() -> Built:
     return _vision("DeiTForImageClassificationWithTeacher", "DeiTConfig")
 
 
-@family("Swin", "transformers", every=95, some=98)
+@family("Swin", "transformers", every=95, some=100)
 def _swin() -> Built:
     stages = {"depths": [2, 2], "num_heads": [2, 4], "embed_dim": 8, "window_size": 2}
     settings = {"patch_size": 2, "mlp_ratio": 2.0, **stages}
@@ -343,7 +343,7 @@ def _convnext() -> Built:
     return ConvNeXt(depths=(1,) * 4, dims=(8, 8, 16, 16), num_classes=5), images(32)
 
 
-@family("MaxViT", "timm", every=97, some=99)
+@family("MaxViT", "timm", every=97, some=100)
 def _maxvit() -> Built:
     small = {"embed_dim": (8, 16), "depths": (1, 1), "block_type": ("M", "M"), "stem_width": 8}
     from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitTransformerCfg

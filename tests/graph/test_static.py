@@ -133,3 +133,59 @@ def test_padding_with_a_number_leaves_permutations(value: float) -> None:
     x = torch.randn(4, 3, 8, 8)
     assert spaces(Padded(), x)["a"].exact == PERMUTATION
     assert all(check.passed for check in ccamerge.verify(Padded(), x))
+
+
+def test_zeros_that_stand_for_a_bias_meet_any_features() -> None:
+    """As keys have them in BEiT, between the biases of queries and values."""
+
+    class Joined(nn.Module):
+        def __init__(self, among: float) -> None:
+            super().__init__()
+            self.inputs, self.outputs = nn.Linear(6, 12, bias=False), nn.Linear(12, 4)
+            self.first, self.last = (nn.Parameter(torch.randn(4)) for _ in range(2))
+            self.register_buffer("middle", torch.full((4,), among), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            bias = torch.cat([self.first, self.middle, self.last])
+            return self.outputs(torch.tanh(nn.functional.linear(x, self.inputs.weight, bias)))
+
+    x = torch.randn(8, 6)
+    checks = ccamerge.verify(Joined(0.0), x)
+    assert all(check.passed for check in checks), "\n".join(map(str, checks))
+    for among, held in ((0.0, 12), (0.5, 8)):
+        found = spaces(Joined(among), x)
+        assert sum(space.size for space in found) == held
+
+
+class Positions(nn.Module):
+    """Numbers for each position that a small network makes of where it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs, self.outputs = nn.Linear(6, 12), nn.Linear(12, 4)
+        self.table = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 12))
+        self.register_buffer("places", torch.randn(5, 2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outputs(torch.tanh(self.inputs(x) + self.table(self.places)))
+
+
+def test_what_a_network_makes_of_constants_is_added_to_features() -> None:
+    torch.manual_seed(0)
+    model, x = Positions().double().eval(), torch.randn(64, 5, 6).double()
+    checks = ccamerge.verify(model, x)
+    assert all(check.passed for check in checks), "\n".join(map(str, checks))
+    found = spaces(model, x)
+    (space,) = found
+    held = {(slot.parameter, slot.dim) for slot in space.slots}
+    assert {("table.2.weight", 0), ("table.2.bias", 0)} <= held
+    between = "its features are never computed: it lies between parameters"
+    for place in [("table.0.weight", 0), ("table.0.bias", 0), ("table.2.weight", 1)]:
+        assert between in found.pinned[place]
+    maps = {space.name: FeatureMap.permutation(torch.randperm(space.size))}
+    other = mapped_copy(model, found, maps)
+    for repair in ("none", "regression"):
+        merged = ccamerge.merge(
+            [model, other], [x], method="permutation", repair=repair, progress=False
+        )
+        torch.testing.assert_close(merged.model(x), model(x), rtol=1e-6, atol=1e-8)

@@ -326,3 +326,35 @@ def test_what_fails_its_proof_is_pinned_unless_that_is_turned_off(monkeypatch, t
     assert [space.name for space in again.spaces] == ["a"]
     with pytest.raises(TypeError, match="prove must be"):
         ccamerge.merge(models, data, prove="no", progress=False)
+
+
+class Remembering(nn.Module):
+    """What it keeps of a parameter in evaluation it forgets when it is trained, as timm's LeViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.shift = nn.Parameter(torch.randn(8))
+        self.kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Remembering:
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or torch.compiler.is_compiling():
+            return self.last(torch.relu(self.first(x) + self.shift * 2))
+        self.kept = self.shift.detach() * 2 if self.kept is None else self.kept
+        return self.last(torch.relu(self.first(x) + self.kept))
+
+
+def test_a_merged_network_keeps_nothing_of_the_models_parameters() -> None:
+    torch.manual_seed(0)
+    models, x = [Remembering().eval() for _ in range(2)], torch.randn(64, 6)
+    for model in models:
+        model(x)
+    merged = ccamerge.merge(models, [x], method="average", repair="none", progress=False).model
+    fresh = Remembering()
+    fresh.load_state_dict(merged.state_dict())
+    assert not merged.training
+    torch.testing.assert_close(merged(x), fresh.eval()(x))

@@ -7,62 +7,94 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.attention.cores import Core
-from ccamerge.graph.attention.heads import Heads, InHeads, Part, groups_of
+from ccamerge.graph.attention.heads import Heads, InHeads, Part, Table, groups_of
 from ccamerge.graph.axes import Axis, Basis
 from ccamerge.graph.facts import Facts
-from ccamerge.graph.groups import GENERAL, Group
+from ccamerge.graph.groups import GENERAL, PERMUTATION, Group
+from ccamerge.graph.space import Role
 from ccamerge.graph.tracing.program import Node, Ref
+
+SHARED = "several attentions share a table, so that their heads keep their order"
+"""Why its axis of heads keeps its basis."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Attended:
-    """Heads whose parts lie along ``axes``: of queries, keys, values and of the value ``out``."""
+    """Heads whose parts lie along ``axes``: of queries, keys, values and of the value ``out``.
+
+    ``tables`` are axes of one element for each head, of each table of the heads in turn.
+    """
 
     out: str
     heads: Heads
     axes: tuple[Axis, Axis, Axis, Axis]
+    tables: tuple[Axis, ...] = ()
 
     def bases(self) -> list[Basis] | None:
         """The basis of each part, if each has one that is whole and its own."""
-        found = []
-        for axis in self.axes:
-            resolved = ax.resolve(axis)
-            if len(resolved) != 1 or len(resolved[0]) != 1:
-                return None
-            if not isinstance(resolved[0][0], Basis):
-                return None
-            found.append(resolved[0][0])
-        return found
+        found = [_single(axis) for axis in self.axes]
+        return None if None in found else found  # type: ignore[return-value]
+
+
+def _single(axis: Axis) -> Basis | None:
+    """The basis that an axis is, if it is one and no more."""
+    resolved = ax.resolve(axis)
+    if len(resolved) != 1 or len(resolved[0]) != 1:
+        return None
+    factor = resolved[0][0]
+    return factor if isinstance(factor, Basis) else None
 
 
 def visit(core: Core, heads: Heads, node: Node, facts: Facts) -> Attended | None:
     """Give a core's output, ``node``, axes of its features; its queries, keys and values too.
 
-    What enters otherwise keeps its basis. None if the writers' features have a structure already.
+    What enters otherwise keeps its basis, but for tables of heads. None if the writers' features
+    have a structure already.
     """
     assert node.shape is not None
     facts.axes[node.name] = [ax.inert(size) for size in node.shape]
+    tables = [_divided_by_heads(table, node, facts) for table in heads.tables]
+    divided = {(table.value, table.axis) for table in heads.tables}
     for name in core.sides:
         if facts.is_tensor(Ref(name)) and facts.axes_of(Ref(name)):
-            why = f"it enters attention in {core.mixed}"
+            why = heads.reasons.get(name, f"it enters attention in {core.mixed}")
             for dim, own in enumerate(facts.axes_of(Ref(name))):
-                if isinstance(own, tuple):
+                if isinstance(own, tuple) and (name, dim) not in divided:
                     ax.pin(own, why)
                     facts.use(Ref(name), dim, None, own, node, why)
     parts = (heads.queries, heads.keys, heads.values)
     found: dict[str, tuple[Axis, Part]] = {}
+    constant = not facts.static.isdisjoint(core.writers)
     for writer in core.writers:
         axis_of = _writer_axis(facts, writer)
         if axis_of is None:
             return None
+        if constant:  # as of queries that are made of parameters alone: there are no features
+            why = f"{core.mixed}: queries, keys or values are the same for all inputs"
+            dim = max(i for i, axis in enumerate(facts.axes_of(Ref(writer))) if axis == axis_of)
+            ax.pin(axis_of, why)
+            facts.use(Ref(writer), dim, None, axis_of, node, why)
+            continue
         found |= _divided(axis_of, writer, parts)
+    if constant:
+        return None
     out = facts.axes[node.name]
     out[core.axis] = ax.fresh(node.shape[core.axis])  # type: ignore[call-overload]
     keys = [_key(part) for part in parts]
     placed = [found[key] for key in keys]
     joint = dataclasses.replace(heads, queries=placed[0][1], keys=placed[1][1], values=placed[2][1])
     axes = (placed[0][0], placed[1][0], placed[2][0], out[core.axis])
-    return Attended(node.name, joint, axes)  # type: ignore[arg-type]
+    return Attended(node.name, joint, axes, tuple(tables))  # type: ignore[arg-type]
+
+
+def _divided_by_heads(table: Table, node: Node, facts: Facts) -> Axis:
+    """Take a table's axis apart, and give the part that has one element for each head."""
+    heads, value = ax.fresh(table.heads), Ref(table.value)
+    own = facts.axes_of(value)[table.axis]
+    ((basis,),) = heads
+    ax.unify(own, ((basis, ax.axis_size(own) // table.heads),), node.name)
+    facts.use(value, table.axis, Role.WRITE, own, node)  # of sums with a mask their rules told
+    return heads
 
 
 def _key(part: Part) -> str:
@@ -97,17 +129,38 @@ def _divided(axis: Axis, writer: str, parts: Sequence[Part]) -> dict[str, tuple[
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Settled:
+    """What becomes of attention once every equation between axes is known.
+
+    ``heads`` by the bases of their parts; ``closed`` says why other bases that attention reads stay
+    fixed; ``tables`` has, for each basis of one element for each head, that of the features which
+    heads make: its blocks move with these.
+    """
+
+    heads: dict[tuple[Basis, ...], Heads]
+    closed: dict[Basis, str]
+    tables: dict[Basis, Basis]
+
+
 def settled(
     every: Sequence[Attended],
     limits: Mapping[Basis, Collection[Group]],
     pinned: Mapping[Basis, Sequence[str]],
-) -> tuple[dict[tuple[Basis, ...], Heads], dict[Basis, str]]:
-    """Heads by the bases of their parts, and why other bases that attention reads stay fixed.
+    computed: Collection[Basis],
+) -> Settled:
+    """Heads that may be mapped, and tables that move with them.
 
-    ``limits`` are groups that whatever else happens to a basis allows.
+    Parameters
+    ----------
+    every : attention of the program
+    limits : groups that whatever else happens to a basis allows
+    pinned : reasons why bases must stay as they are
+    computed : bases of features that a linear operation or a norm makes of others
     """
     found: dict[tuple[Basis, ...], Heads] = {}
     closed: dict[Basis, str] = {}
+    every = _in_order(every, limits, computed, closed)
     for own in every:
         bases = own.bases()
         if bases is None or not _whole(own.heads, bases):
@@ -134,7 +187,65 @@ def settled(
         for basis in key:
             closed.setdefault(basis, why)
         del found[key]
-    return found, closed
+    tables: dict[Basis, Basis] = {}
+    for own in every:
+        places = tuple(own.bases() or ())
+        for basis in filter(None, map(_single, own.tables)):
+            if places in found:
+                tables[basis] = places[-1]
+            else:
+                why = f"{own.heads.name}: its heads have another structure elsewhere"
+                closed[basis] = closed[places[-1]] if places else why
+    return Settled(found, closed, tables)
+
+
+def _in_order(
+    every: Sequence[Attended],
+    limits: Mapping[Basis, Collection[Group]],
+    computed: Collection[Basis],
+    closed: dict[Basis, str],
+) -> list[Attended]:
+    """Attention whose heads keep their order where a table cannot move with them.
+
+    Such tables are ``closed`` then, and why.
+    """
+    readers: dict[Basis, set[tuple[Basis, ...]]] = {}
+    for own in every:
+        for basis in filter(None, map(_single, own.tables)):
+            readers.setdefault(basis, set()).add(tuple(own.bases() or ()))
+    found = []
+    for own in every:
+        bases = [_single(axis) for axis in own.tables]
+        why = [_kept(basis, readers, limits, computed) for basis in bases]
+        features = [feature for head in own.heads.outputs.features for feature in head]
+        if own.tables and features != list(range(len(features))):
+            why.append("what heads make lies in another order")
+        if said := next(filter(None, why), ""):
+            closed.update((basis, said) for basis in bases if basis and not basis.pins)
+            heads = own.heads.ordered(f"{own.heads.name}: its heads stay in order: {said}")
+            own = dataclasses.replace(own, heads=heads, tables=())
+        found.append(own)
+    return found
+
+
+def _kept(
+    basis: Basis | None,
+    readers: Mapping[Basis, Collection[tuple[Basis, ...]]],
+    limits: Mapping[Basis, Collection[Group]],
+    computed: Collection[Basis],
+) -> str:
+    """Why a table's axis of heads cannot be permuted with the heads of the one that reads it."""
+    if basis is None:
+        return "a table of theirs has another structure elsewhere"
+    if basis.pins:
+        return basis.pins[0]
+    if len(readers[basis]) > 1:
+        return SHARED
+    if basis in computed:
+        return "what tells them apart is computed of features"
+    if not all(group >= PERMUTATION for group in limits.get(basis, ())):
+        return "a table of theirs is used otherwise, too"
+    return ""
 
 
 def _overlapping(
@@ -157,7 +268,9 @@ def _whole(heads: Heads, bases: Sequence[Basis]) -> bool:
 
 def _nameless(heads: Heads) -> Heads:
     """Heads as they are, wherever it is that they are read."""
-    return dataclasses.replace(named(heads, [""] * 4), name="", why=(), nodes=frozenset())
+    return dataclasses.replace(
+        named(heads, [""] * 4), name="", why=(), nodes=frozenset(), tables=(), reasons={}
+    )
 
 
 def _parts(heads: Heads) -> tuple[Part, Part, Part, Part]:

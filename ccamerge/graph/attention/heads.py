@@ -28,6 +28,18 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
+class Table:
+    """A value that attention reads with something for each head along ``axis``: head after head.
+
+    ``heads`` is their number: of the heads of queries, or of those of keys and values.
+    """
+
+    value: str
+    axis: int
+    heads: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Choice:
     """An element: the model's own heads and maps that become the reference's, one by one.
 
@@ -47,8 +59,9 @@ class Heads:
 
     ``pairing`` is for queries, ``within`` for values. ``exchanged`` says that heads of keys and
     values may be permuted, with those of queries that read them; ``shuffled`` that the latter may
-    be permuted among those that read the same. ``why`` has the reasons for what may not, and
-    ``nodes`` the operations in between.
+    be permuted among those that read the same; ``tables`` are then permuted along. ``why`` has the
+    reasons for what may not, ``reasons`` those why other values that attention reads stay, by their
+    names, and ``nodes`` are the operations in between.
     """
 
     name: str
@@ -62,6 +75,8 @@ class Heads:
     shuffled: bool
     why: tuple[str, ...] = ()
     nodes: frozenset[str] = frozenset()
+    tables: tuple[Table, ...] = ()
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -79,6 +94,12 @@ class Heads:
         """Whether nothing may be done."""
         nothing = self.pairing.fixed and self.within == FIXED
         return nothing and not self.exchanged and not self.shuffled
+
+    def ordered(self, why: str) -> Heads:
+        """The same whose heads keep their order, and the reason."""
+        return dataclasses.replace(
+            self, exchanged=False, shuffled=False, tables=(), why=(*self.why, why)
+        )
 
     def members(self, group: int) -> range:
         """The heads of queries that read a head of keys."""

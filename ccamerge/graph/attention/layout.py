@@ -1,7 +1,8 @@
 """How queries, keys, values and outputs of attention lie in heads.
 
-What lies between a linear operation and the first product only moves elements, up to rotations and
-the like. So the number of each feature goes the same way, and where it arrives tells the heads.
+What lies between a linear operation and the first product only moves elements, up to norms,
+rotations and the like. So the number of each feature goes the same way, and where it arrives tells
+the heads.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from torch import Tensor
 from ccamerge.graph.attention.cores import Core
 from ccamerge.graph.rules import features_dim, operation
 from ccamerge.graph.rules.shapes import CASTS, KEPT, VIEWS
-from ccamerge.graph.tracing.program import Node, Ref, made_of
+from ccamerge.graph.tracing.program import Node, Program, Ref, bound, made_of
 
 Rows = tuple[tuple[int, ...], ...]
 """Features of each head."""
 
-_SCALED = ("aten.mul", "aten.div")
-"""By a number they leave features where they are."""
+_SCALED = ("aten.mul", "aten.div", "aten.layer_norm", "aten.rms_norm")
+"""By a number, a gain or what is the same for all features, they leave features where they are."""
+
+_COPIES = ("aten.lift_fresh_copy", "aten.clone")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +45,11 @@ class Layout:
         return head // (len(self.queries) // len(self.keys))
 
 
-def layout_of(core: Core, nodes: Mapping[str, Node]) -> Layout | None:
-    """The heads of a core of a program with some nodes, by name; None if there are no such."""
-    every = {name: _numbers(nodes[name], core) for name in core.writers}
+def layout_of(core: Core, program: Program) -> Layout | None:
+    """The heads of a core of a program; None if there are no such."""
+    nodes = {node.name: node for node in program.nodes}
+    places = _places(core, program)
+    every = {name: _numbers(nodes[name], core, places) for name in core.writers}
     roles = (core.queries, core.keys, core.values)
     inside = {node.name: node for node in core.nodes}
     reach = [made_of([name], inside) for name in core.read]
@@ -60,7 +65,7 @@ def layout_of(core: Core, nodes: Mapping[str, Node]) -> Layout | None:
         if heads is None:
             return None
         found.append(heads)
-    outputs = _outputs(core, nodes)
+    outputs = _outputs(core, nodes[core.mixed])
     if outputs is None:
         return None
     layout = Layout(found[0], found[1], found[2], outputs)
@@ -83,7 +88,16 @@ def writer_axis(node: Node) -> int:
     return features_dim(node) if operation(node).linear else len(node.shape or ()) - 1
 
 
-def _numbers(writer: Node, core: Core) -> dict[str, Tensor]:
+def _places(core: Core, program: Program) -> dict[str, Tensor]:
+    """Constants that attention may choose heads by."""
+    found = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
+    for node in program.nodes:
+        if node.name in core.sides and node.op in _COPIES and node.refs()[0] in found:
+            found[node.name] = found[node.refs()[0]]
+    return found
+
+
+def _numbers(writer: Node, core: Core, places: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """For each value that is what a linear operation wrote, moved: which feature is where."""
     assert writer.shape is not None
     axis = writer_axis(writer)
@@ -93,21 +107,27 @@ def _numbers(writer: Node, core: Core) -> dict[str, Tensor]:
         writer.name: torch.arange(shape[axis]).reshape(shape).expand(writer.shape)
     }
     for node in core.nodes:
-        source = node.args[0] if node.args else None
-        if isinstance(source, Ref) and source.name in found:
-            value = _moved(node, found[source.name])
+        known = [ref for ref in node.args if isinstance(ref, Ref) and ref.name in found]
+        if len(known) == 1 and (known[0] is node.args[0] or node.op in _SCALED):
+            value = _moved(node, found[known[0].name], places)
             if value is not None:
                 found[node.name] = value
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def _moved(node: Node, value: Any) -> Any:
-    """What an operation makes of numbers, if it only moves them; None otherwise."""
+def _moved(node: Node, value: Any, places: Mapping[str, Tensor]) -> Any:
+    """What an operation makes of numbers, if it only moves them; None otherwise.
+
+    ``places`` are constants that may be indices.
+    """
     if node.op == "getitem":
         return value[node.args[1]]
     if not isinstance(value, Tensor):
         return None
-    scaled = node.op in _SCALED and len(node.refs()) == 1
+    if node.op == "aten.index":
+        chosen = {ref for ref in node.refs() if ref != node.args[0].name}
+        return node.target(value, bound(node.args[1], places)) if chosen <= set(places) else None
+    scaled = node.op in _SCALED and node.shape == tuple(value.shape)
     if node.op in (*CASTS, *KEPT) or scaled:
         return value
     if not operation(node).move or node.op == "aten.neg":
@@ -148,9 +168,8 @@ def _rows(numbers: Tensor) -> Rows | None:
     return rows if len(set(features)) == len(features) else None
 
 
-def _outputs(core: Core, nodes: Mapping[str, Node]) -> Rows | None:
+def _outputs(core: Core, mixed: Node) -> Rows | None:
     """The features of each head in what attention returns, where its readers find them."""
-    mixed = nodes[core.mixed]
     if mixed.shape is None:
         return None
     value: Any = torch.arange(torch.Size(mixed.shape).numel()).reshape(mixed.shape)
@@ -159,7 +178,7 @@ def _outputs(core: Core, nodes: Mapping[str, Node]) -> Rows | None:
         if node.name == core.mixed:
             started = True
         elif started and node.args and isinstance(node.args[0], Ref):
-            value = _moved(node, value)
+            value = _moved(node, value, {})
             if value is None:
                 return None
     line = value.movedim(core.axis, -1).flatten(0, -2)[0]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ccamerge.graph.attention.cores import Core, cores_of
-from ccamerge.graph.attention.heads import Choice, Heads, Part
+from ccamerge.graph.attention.heads import Choice, Heads, Part, Table
 from ccamerge.graph.attention.layout import Layout, layout_of, writer_axis
 from ccamerge.graph.attention.pairing import Pairing, candidates
 from ccamerge.graph.feature_map import FeatureMap
@@ -28,6 +28,16 @@ _TOLERANCE = 1e-9
 _STRETCH = 2.0**10
 """Scale of a single feature of queries: large, since slow rotations mix little of it into others,
 and a power of two, which adds no rounding."""
+
+NORMALISED = "queries and keys are normalised, and none of their features is free"
+ALIKE = "queries and keys are normalised alike in all heads, where their features keep their order"
+"""Why gains of theirs that all heads share keep their basis: no map of features leaves attention,
+or one order for all heads together does, which is no map of each."""
+
+UNSEEN = "nothing depends on it here"
+"""Why tables keep their basis where attention is to one position alone."""
+
+_NONE: Mapping[str, Tensor] = {}
 
 
 def attention_of(
@@ -44,7 +54,7 @@ def attention_of(
     learned : what of the state is no buffer, so that other networks have other numbers there
     """
     nodes = {node.name: node for node in program.nodes}
-    cores = [(core, layout_of(core, nodes)) for core in cores_of(program)]
+    cores = [(core, layout_of(core, program)) for core in cores_of(program)]
     wanted = {name for core, layout in cores if layout for name in (*core.sides, *core.writers)}
     if not wanted:
         return []
@@ -95,12 +105,13 @@ class _Probe:
         drawn = torch.randn(like.shape, generator=self._generator, dtype=torch.float64)
         return drawn.to(like.device, like.dtype)
 
-    def _run(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        values = {**self._values, **inputs}
+    def _run(self, inputs: Mapping[str, Tensor], tables: Mapping[str, Tensor] = _NONE) -> Tensor:
+        """The output of some inputs, features last; with other tables if they are given."""
+        values = {**self._values, **tables, **inputs}
         for node in self._core.nodes:
             values[node.name] = node.target(*bound(node.args, values), **bound(node.kwargs, values))
         result: Tensor = values[self._core.out]
-        return result
+        return result.movedim(self._out, -1)
 
     def heads(self, known: list[tuple[Pairing, tuple[int, ...]]]) -> Heads | None:
         """What is allowed; None if nothing makes sense.
@@ -152,7 +163,8 @@ class _Probe:
         size = len(self._layout.queries[0])
         if not self._seen(heads):
             why = f"{heads.name}: nothing depends on queries here"
-            return dataclasses.replace(heads, why=(*heads.why, why))
+            reasons = {name: UNSEEN for name in self._values if not self._matters(name)}
+            return dataclasses.replace(heads, why=(*heads.why, why), reasons=reasons)
         for pairing in (Pairing(size, free=tuple(range(size))), *(own for own, _ in known)):
             if pairing.size == size and not pairing.fixed and self._allows(heads, pairing):
                 return dataclasses.replace(heads, pairing=pairing)
@@ -164,8 +176,39 @@ class _Probe:
         known.append((pairing, rotated[0]))
         if pairing.fixed:
             why = f"{heads.name}: queries and keys are normalised, or otherwise compared"
-            heads = dataclasses.replace(heads, why=(*heads.why, why))
+            reasons = {**heads.reasons, **self._reasons(heads)}
+            heads = dataclasses.replace(heads, why=(*heads.why, why), reasons=reasons)
         return dataclasses.replace(heads, pairing=pairing)
+
+    def _matters(self, name: str) -> bool:
+        """Whether noise on a value that attention reads changes anything."""
+        value = self._values[name]
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return True
+        other = {name: value + self._noise(value)}
+        return self._changes(self._run(self._inputs, other), self._before)
+
+    def _reasons(self, heads: Heads) -> dict[str, str]:
+        """Why gains of queries and keys stay, where no map of each head's features is free."""
+        size = len(heads.queries.features[0])
+        inside = {node.name: node for node in self._core.nodes}
+        seen = made_of(self._core.read[:2], inside) & inside.keys()
+        refs = dict.fromkeys(ref for name in sorted(seen) for ref in inside[name].refs())
+        gains = {
+            ref: value
+            for ref in refs
+            if isinstance(value := self._values.get(ref), Tensor)
+            and value.shape[-1:] == (size,)
+            and value.is_floating_point()
+        }
+        same = heads.identity()
+        for order in _pairs(size) if gains else ():
+            moved = FeatureMap.permutation(torch.tensor(order))
+            choice = dataclasses.replace(same, pairs=[moved for _ in same.pairs])
+            own = {name: value[..., torch.tensor(order)] for name, value in gains.items()}
+            if self._holds(heads, choice, own):
+                return dict.fromkeys(gains, ALIKE)
+        return dict.fromkeys(gains, NORMALISED)
 
     def _allows(self, heads: Heads, pairing: Pairing) -> bool:
         trial = dataclasses.replace(heads, pairing=pairing)
@@ -187,6 +230,7 @@ class _Probe:
 
     def _permuted(self, heads: Heads) -> Heads:
         """With the orders of heads that change nothing."""
+        heads = dataclasses.replace(heads, tables=self._tables(heads))
         same = heads.identity()
         count, share = len(heads.keys.features), heads.share
 
@@ -201,7 +245,53 @@ class _Probe:
         if share > 1:
             allowed = all(alike(range(count), order) for order in _generators(share))
             heads = dataclasses.replace(heads, shuffled=allowed)
-        return heads
+        return heads if heads.exchanged or heads.shuffled else dataclasses.replace(heads, tables=())
+
+    def _tables(self, heads: Heads) -> tuple[Table, ...]:
+        """What has something for each head: a part of it changes what this head makes alone."""
+        counts = dict.fromkeys(len(part.features) for part in (heads.queries, heads.keys))
+        found = []
+        for name, value in self._values.items():
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                continue
+            every = (
+                Table(name, axis, count)
+                for axis, size in enumerate(value.shape)
+                for count in counts
+                if count > 1 and size % count == 0
+            )
+            own = next((table for table in every if self._tells_apart(heads, table)), None)
+            if own is not None:
+                found.append(own)
+        return tuple(found)
+
+    def _tells_apart(self, heads: Heads, table: Table) -> bool:
+        """Whether each of the first two parts along an axis belongs to a head of its own."""
+        value = self._values[table.value]
+        share = len(heads.queries.features) // table.heads
+        for at in range(2):
+            other = value.clone()
+            part = other.unflatten(table.axis, (table.heads, -1)).select(table.axis, at)
+            part.mul_(1 + 0.1 * self._noise(part)).add_(0.1 * self._noise(part))
+            after = self._run(self._inputs, {table.value: other})
+            for head, features in enumerate(heads.outputs.features):
+                own = torch.tensor(features)
+                changed = self._changes(after[..., own], self._before[..., own])
+                if changed != (head // share == at):
+                    return False
+        return True
+
+    def _ordered(self, heads: Heads, choice: Choice) -> dict[str, Tensor]:
+        """The tables with heads in another order."""
+        found = {}
+        for table in heads.tables:
+            alike = table.heads == len(choice.heads)
+            order = torch.tensor(list(choice.heads if alike else choice.groups))
+            value = self._values[table.value]
+            parts = value.unflatten(table.axis, (table.heads, -1))
+            moved = parts.index_select(table.axis, order.to(value.device))
+            found[table.value] = moved.flatten(table.axis, table.axis + 1)
+        return found
 
     def _redrawn(self, part: Part) -> dict[str, Tensor]:
         """The inputs with others in the place of some features."""
@@ -212,8 +302,11 @@ class _Probe:
         inputs[part.space] = moved.movedim(-1, self._axes[part.space])
         return inputs
 
-    def _holds(self, heads: Heads, choice: Choice) -> bool:
-        """Whether a core's output is mapped as its inputs are."""
+    def _holds(self, heads: Heads, choice: Choice, sides: Mapping[str, Tensor] = _NONE) -> bool:
+        """Whether a core's output is mapped as its inputs are, with tables in the order of heads.
+
+        ``sides`` are other values that attention reads, if not as they are.
+        """
         wide = {name: self._last(value, name) for name, value in self._inputs.items()}
         inputs = {name: value.clone() for name, value in wide.items()}
         groups = range(len(heads.keys.features))
@@ -230,10 +323,11 @@ class _Probe:
         moved = {
             name: value.movedim(-1, self._axes[name]).contiguous() for name, value in inputs.items()
         }
-        before = self._before.movedim(self._out, -1)
-        want = before.clone()
-        _put(want, before, heads.outputs, choice.heads, values.repeat_interleave(heads.share, 0))
-        return not self._changes(self._run(moved).movedim(self._out, -1), want)
+        want = self._before.clone()
+        mixed = values.repeat_interleave(heads.share, 0)
+        _put(want, self._before, heads.outputs, choice.heads, mixed)
+        tables = {**sides, **self._ordered(heads, choice)}
+        return not self._changes(self._run(moved, tables), want)
 
     def _last(self, value: Tensor, name: str) -> Tensor:
         return value.movedim(self._axes[name], -1)
@@ -250,6 +344,12 @@ class _Probe:
 def _generators(count: int) -> list[list[int]]:
     """A transposition and a cycle, of which all orders are made; nothing of one."""
     return [[1, 0, *range(2, count)], [*range(1, count), 0]] if count > 1 else []
+
+
+def _pairs(size: int) -> list[list[int]]:
+    """For each feature an order that exchanges it with the next alone."""
+    every = list(range(size))
+    return [[*every[:at], at + 1, at, *every[at + 2 :]] for at in range(size - 1)]
 
 
 def _put(into: Tensor, source: Tensor, part: Part, own: Sequence[int], maps: Tensor) -> None:

@@ -189,7 +189,7 @@ def uncovered(found: Spaces) -> list[tuple[str, int]]:
     for space in (*found.spaces, *found.fixed):
         for slot in space.slots:
             rows = held.setdefault((slot.parameter, slot.dim), {})
-            extent = (slot.start, slot.outer * space.size * slot.inner)
+            extent = (slot.start, slot.extent(space.size))
             rows.setdefault(slot.rows, set()).add(extent)
     open_axes = {(slot.parameter, slot.dim) for space in found.spaces for slot in space.slots}
     missing = []

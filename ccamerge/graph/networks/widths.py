@@ -14,7 +14,7 @@ from ccamerge.core import arguments
 from ccamerge.graph.groups import GENERAL
 from ccamerge.graph.networks.inspection import spaces_of_call
 from ccamerge.graph.networks.parameters import Parameters, Shapes
-from ccamerge.graph.space import Slot, Space, Spaces
+from ccamerge.graph.space import Space, Spaces
 from ccamerge.graph.tracing.exporting import Free
 from ccamerge.graph.tracing.program import Node, Program
 
@@ -234,7 +234,10 @@ def _check_spaces(who: str, first: Spaces, other: Spaces) -> None:
 
 def _layout(space: Space) -> tuple[Any, ...]:
     """All of a space but its size, and positions that follow from the sizes of others."""
-    slots = [(s.parameter, s.dim, s.role, s.outer, s.inner, s.rows is None) for s in space.slots]
+    slots = [
+        (s.parameter, s.dim, s.role, s.outer, s.inner, s.rows is None, s.blocks)
+        for s in space.slots
+    ]
     taps = [(t.node, t.kind, t.dim, t.part) for t in space.taps]
     return space.group, slots, taps
 
@@ -246,14 +249,9 @@ def _kept(found: Spaces) -> Mapping[tuple[str, int], int]:
         for slot in space.slots:
             place = (slot.rows[0] if slot.rows else 0, slot.start)
             held = extents.setdefault((slot.parameter, slot.dim), {})
-            held[place] = extent(slot, space.size)
+            held[place] = slot.extent(space.size)
     lengths = {key: found.program.shapes[name] for name, key in found.program.parameters.items()}
     return {
         (key, dim): lengths[key][dim] * len({row for row, _ in held}) - sum(held.values())
         for (key, dim), held in extents.items()
     }
-
-
-def extent(slot: Slot, size: int) -> int:
-    """The number of elements of its axis that a slot takes."""
-    return slot.outer * size * slot.inner

@@ -8,7 +8,7 @@ from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
 from ccamerge.graph.facts import Facts
 from ccamerge.graph.operations import operation, rule
-from ccamerge.graph.rules.shared import dims_of, operand_axes, split_evenly
+from ccamerge.graph.rules.shared import broadcast, dims_of, operand_axes, split_evenly
 from ccamerge.graph.space import KERNEL, Role
 from ccamerge.graph.tracing.program import Node, Ref
 
@@ -153,34 +153,39 @@ def contract(
                 d.use(operands[index], dim, role, axes[letter], node)
         if len(operands) > 2:
             d.restrict([axes[letter]], "of more than two factors", node)
+        elif static and letter not in result and len(at) > 1:  # between parameters, or of constants
+            for (index, dim), role in zip(at, (Role.WRITE, Role.READ), strict=True):
+                if d.is_weight(operands[index]):
+                    d.use(operands[index], dim, role, axes[letter], node)
         elif not any(weights) and (letter not in result or len(at) > 1):
             why = "features multiplied by features" if len(at) > 1 else "summed up"
             d.restrict([axes[letter]], why, node)
     out = [axes[letter] for letter in result]
-    d.made_of(
-        node,
+    every_source = [
         [
-            [
-                source[own.index(letter)] if letter in own else ax.inert(ax.axis_size(axes[letter]))
-                for letter in result
-            ]
-            for operand, own in zip(operands, letters, strict=True)
-            for source in d.sources_of(operand)
-        ],
-    )
+            source[own.index(letter)] if letter in own else ax.inert(ax.axis_size(axes[letter]))
+            for letter in result
+        ]
+        for operand, own in zip(operands, letters, strict=True)
+        for source in d.sources_of(operand)
+    ]
     if bias is not None:
+        every_source += [broadcast(source, node.shape) for source in d.sources_of(bias)]
         _added(node, d, bias, out)
-    return None if static and bias is not None and d.is_weight(bias) else out
+    d.made_of(node, every_source)
+    return out
 
 
 def _added(node: Node, d: Facts, bias: Any, out: list[Axis]) -> None:
     """A bias of the last axis, or of several of the last ones."""
     own = d.axes_of(bias)
+    static = d.is_static(Ref(node.name))  # whoever reads it says what it is
     d.restrict(out[: len(out) - 1], "one number added to many features", node)
     for dim in range(1, len(own) + 1):
         if ax.axis_size(own[-dim]) == ax.axis_size(out[-dim]):
             d.same_feature(bias, len(own) - dim, out[-dim], node)
-            d.use(bias, len(own) - dim, Role.WRITE, out[-dim], node)
+            if not static:
+                d.use(bias, len(own) - dim, Role.WRITE, out[-dim], node)
         else:
             ax.pin(own[-dim], f"one for many in {node.name}")
 

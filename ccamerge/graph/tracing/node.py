@@ -79,19 +79,27 @@ class Node:
         return dataclasses.replace(self, args=tuple(given), kwargs=kwargs)
 
 
+_LIKE = ("aten.type_as", "aten.view_as", "aten.reshape_as", "aten.expand_as")
+"""Operations of which the second argument gives a shape or a dtype."""
+
+
 def made_of(
     names: Iterable[str],
     nodes: Mapping[str, Node],
     ends: Callable[[Node], bool] = lambda node: False,
 ) -> set[str]:
-    """Some values and all that they are made of, by operations; not beyond those that are ends."""
+    """Some values and all that they are made of, by operations; not beyond those that are ends.
+
+    What only gives a shape or a dtype is in nothing.
+    """
     pending = list(names)
     found = set(pending)
     while pending:
         node = nodes.get(pending.pop())
         if node is None or ends(node):
             continue
-        new = [ref for ref in dict.fromkeys(node.refs()) if ref not in found]
+        read = [node.args[0].name] if node.op in _LIKE else node.refs()
+        new = [ref for ref in dict.fromkeys(read) if ref not in found]
         found.update(new)
         pending += new
     return found

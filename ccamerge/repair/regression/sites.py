@@ -162,8 +162,9 @@ def _of_products(
     parts: dict[tuple[int, int], list[tuple[str, Slot, int]]] = {}
     for space in (*spaces.spaces, *spaces.fixed):
         for slot in space.slots:
-            if (slot.parameter, slot.dim, slot.role, slot.rows) == (weight, 0, Role.WRITE, None):
-                extent = (slot.start, slot.outer * space.size * slot.inner)
+            place = (slot.parameter, slot.dim, slot.role, slot.rows)
+            if place == (weight, 0, Role.WRITE, None) and slot.blocks is None:
+                extent = (slot.start, slot.extent(space.size))
                 parts.setdefault(extent, []).append((space.name, slot, space.size))
     found = []
     for (start, length), own in sorted(parts.items()):

@@ -31,7 +31,7 @@ def _heads(start: int, size: int, step: int, count: int = 2) -> tuple[tuple[int,
 
 
 def _layout(program: Program) -> Layout:
-    found = layout_of(_only(program), {node.name: node for node in program.nodes})
+    found = layout_of(_only(program), program)
     assert found is not None
     return found
 
@@ -69,6 +69,18 @@ def test_one_layer_may_write_all(
     expected = [_heads(start, 4, step) for start in starts]
     assert [layout.queries, layout.keys, layout.values] == expected
     assert layout.outputs == _heads(0, 4, 4)
+
+
+def test_heads_that_are_chosen_by_a_list() -> None:
+    layout = _layout(_program(A.Chosen()))
+    assert layout.queries == layout.outputs == _heads(0, 4, 4, 3)
+    assert layout.keys == _heads(12, 4, 4, 1)
+    assert layout.values == _heads(16, 4, 4, 1)
+
+
+def test_heads_of_queries_that_were_normalised_together() -> None:
+    layout = _layout(_program(A.Whole()))
+    assert layout.queries == layout.keys == layout.values == _heads(0, 4, 4)
 
 
 class _Read(A.Attention):

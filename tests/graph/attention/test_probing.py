@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ccamerge
+from ccamerge.graph.attention.facts import SHARED
+from ccamerge.graph.attention.probing import ALIKE, NORMALISED
 from ccamerge.graph.groups import FIXED, GENERAL, PERMUTATION
 from ccamerge.graph.networks.inspection import spaces
 from ccamerge.graph.space import Spaces
@@ -49,6 +51,9 @@ def _single(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).softmax(-1, dtype=torch.float32).to(q.dtype) @ v
 
 
+APART = ("given slopes", "biases of features")
+"""Attention whose heads keep their order, and say why."""
+
 Build = Callable[[], nn.Module]
 FOUND: dict[str, tuple[Build, tuple[str, Any, bool, bool]]] = {
     # What pairs of queries and keys, and values, allow; whether heads are exchanged, and shuffled.
@@ -56,6 +61,11 @@ FOUND: dict[str, tuple[Build, tuple[str, Any, bool, bool]]] = {
     "einsum": (lambda: A.Attention(mix=_einsum), ("general", GENERAL, True, False)),
     "one head": (lambda: A.Attention(1), ("general", GENERAL, False, False)),
     "grouped": (lambda: A.Attention(4, groups=2, wide=3), ("general", GENERAL, True, True)),
+    "in the dtype of values": (
+        lambda: A.Attention(mix=lambda q, k, v: A.softmaxed(q.type_as(v), k.type_as(v), v)),
+        ("general", GENERAL, True, False),
+    ),
+    "chosen": (A.Chosen, ("general", GENERAL, False, True)),
     "one group": (lambda: A.Attention(3, groups=1), ("general", GENERAL, False, True)),
     "partly neighbours": (
         lambda: A.Attention(4, 7, groups=2, prepare=_pairs),
@@ -67,8 +77,20 @@ FOUND: dict[str, tuple[Build, tuple[str, Any, bool, bool]]] = {
         ("fixed", GENERAL, True, False),
     ),
     "with gains": (A.Gains, ("fixed", GENERAL, True, False)),
-    "table": (A.Biased, ("general", GENERAL, False, False)),
-    "slopes": (lambda: A.Biased(slopes=True), ("general", GENERAL, False, False)),
+    "with gains of all heads": (lambda: A.Whole(heads=3), ("fixed", GENERAL, True, False)),
+    "table": (lambda: A.Biased(heads=3), ("general", GENERAL, True, False)),
+    "slopes": (lambda: A.Biased(slopes=True, heads=3), ("general", GENERAL, True, False)),
+    "made table": (lambda: A.Made(heads=3), ("general", GENERAL, True, False)),
+    "table and mask": (lambda: A.Masked(heads=3), ("general", GENERAL, True, False)),
+    "biases of features": (A.Gated, ("general", GENERAL, False, False)),
+    "given slopes": (
+        lambda: A.Biased(slopes=True, learned=False),
+        ("general", GENERAL, False, False),
+    ),
+    "factors of heads": (
+        lambda: A.Grouped(heads=6, groups=3),
+        ("general", GENERAL, True, True),
+    ),
     "fused and rotated": (lambda: A.Fused(turned=4), ("complex", GENERAL, True, False)),
     "head by head": (lambda: A.Fused(interleaved=True), ("general", GENERAL, True, False)),
     "torch's": (A.Torchs, ("general", GENERAL, True, False)),
@@ -115,7 +137,7 @@ def test_what_attention_allows_is_found_and_is_exact(name: str) -> None:
     assert (heads.exchanged, heads.shuffled) == (exchanged, shuffled)
     if pairing.startswith("complex"):
         assert heads.pairing.planes == (NEIGHBOURS if "neighbours" in name else HALVES)
-    assert bool(heads.why) == (pairing == "fixed" or name in ("table", "slopes"))
+    assert bool(heads.why) == (pairing == "fixed" or name in APART)
     other = _inputs(seed=1)  # nor does it hold on these inputs alone
     assert all(_change(model, found, other, seed=seed) < 1e-12 for seed in range(2))
 
@@ -139,6 +161,70 @@ def test_a_mapped_copy_merges_back(name: str) -> None:
     with torch.no_grad():
         before, after = model(x), result.model(x)
     assert float((before - after).norm() / before.norm()) < 1e-5
+
+
+MOVED = {
+    # What moves with heads: the parameter, its axis, elements for each head.
+    "table": [("table", 0, 1)],
+    "slopes": [("table", 0, 1)],
+    "table and mask": [("table", 0, 1)],
+    "made table": [("net.2.weight", 0, 1)],
+    "with gains of all heads": [("q.1.weight", 0, 4), ("k.1.weight", 0, 4)],
+    "factors of heads": [("queries", 0, 1), ("keys", 0, 1)],
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_what_heads_have_each_moves_with_them(name: str) -> None:
+    model, found = _case(name)
+    (heads,) = found.attention
+    assert len(heads.tables) == len(MOVED[name])
+    generator = torch.Generator().manual_seed(2)
+    choice = heads.random(generator)
+    maps = heads.maps(choice, {space.name: space.size for space in found})
+    other = mapped_copy(model, found, maps)
+    for key, axis, size in MOVED[name]:
+        before, after = (dict(m.named_parameters())[key].movedim(axis, 0) for m in (model, other))
+        order = choice.heads if len(before) == size * len(choice.heads) else choice.groups
+        assert list(order) != sorted(order)
+        assert (key, axis) not in found.pinned
+        parts = before.unflatten(0, (-1, size))[torch.tensor(list(order))]
+        torch.testing.assert_close(after, parts.flatten(0, 1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_copy_with_permuted_heads_and_tables_merges_back(name: str) -> None:
+    (model, found), x = _case(name), _inputs(64)
+    (heads,) = found.attention
+    generator = torch.Generator().manual_seed(4)
+    sizes = {space.name: space.size for space in found}
+    own = heads.permuting()
+    other = mapped_copy(model, found, own.maps(own.random(generator), sizes))
+    result = ccamerge.merge([model, other], [x], method="permutation", progress=False)
+    with torch.no_grad():
+        before, after = model(x), result.model(x)
+    assert float((before - after).norm() / before.norm()) < 1e-6
+    for key, _, _ in MOVED[name]:
+        there, merged = (dict(m.named_parameters())[key] for m in (model, result.model))
+        torch.testing.assert_close(merged, there, rtol=1e-12, atol=0)
+
+
+def test_heads_of_attentions_that_share_a_table_keep_their_order() -> None:
+    model, x = _network(A.Shared), _inputs()
+    found = spaces(model, x)
+    assert len(found.attention) == 2
+    for heads in found.attention:
+        assert (heads.exchanged, heads.tables) == (False, ())
+        assert heads.why[0].endswith(SHARED)
+    assert found.pinned["first.table", 0] == SHARED
+    assert _change(model, found, x) < 1e-12
+
+
+def test_gains_that_all_heads_share_say_why_they_stay() -> None:
+    rotated = spaces(_network(lambda: A.Gains(turned=4)), _inputs())
+    for found, why in ((_case("with gains")[1], ALIKE), (rotated, NORMALISED)):
+        assert found.pinned["norms.0.weight", 0] == why
+        assert found.pinned["norms.1.weight", 0] == why
 
 
 def test_weights_that_are_returned_are_not_attention_within() -> None:
@@ -197,14 +283,15 @@ def test_of_one_position_nothing_is_known_of_queries_and_heads() -> None:
     assert "nothing depends on queries" in heads.why[0]
 
 
-def test_heads_that_a_new_table_does_not_tell_apart_stay_apart() -> None:
+def test_what_a_new_table_does_not_show() -> None:
     """Another network of the same shapes has another table."""
-    new, trained, x = _network(A.Biased), _network(A.Biased, 1), _inputs()
+    build = FOUND["table"][0]
+    new, trained, x = _network(build), _network(build, 1), _inputs()
     with torch.no_grad():
         new.table.zero_()  # type: ignore[operator]
     found = spaces(new, x)
-    assert not found.attention[0].exchanged
-    assert _change(trained, found, x) < 1e-12
+    assert found.attention[0].exchanged
+    assert all(_change(trained, found, x, seed=seed) < 1e-12 for seed in range(3))
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -257,6 +344,13 @@ def test_odd_attention_keeps_its_function(build: Build) -> None:
     model, x = _network(build), _inputs()
     found = spaces(model, x, prove=False)
     assert all(_change(model, found, x, seed=seed) < 1e-12 for seed in range(3))
+
+
+def test_queries_that_are_the_same_for_all_inputs() -> None:
+    model, x = _network(A.Pooled), _inputs()
+    found = spaces(model, x)
+    assert ("q.weight", 0) in found.pinned
+    assert _change(model, found, x) < 1e-12
 
 
 def test_single_precision_networks() -> None:
