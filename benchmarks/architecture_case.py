@@ -39,9 +39,12 @@ RIGHTFUL = {
     "kernel": r"position in the kernel|one channel a group",
     "single element": r"a single element|one feature repeated by \S+|one for many in \S+",
     "positions": r"positions (of|in) \S+|pooled over by \S+",
+    "experts": r"its parts are matched one by one, in the order in which they stand"
+    r"|a feature's place is read of \S+",
 }
 """Why an axis may keep its basis in a network that is aligned as far as can be, as the package
-words it: nothing of the network is free along it."""
+words it: nothing of the network is free along it. (But for groups and experts, which might change
+places: they are matched in the order in which they stand, and what routes to experts by place.)"""
 INPUT = r"\S+: meets a fixed axis"
 """Rightful along axes that only read, which are the network's inputs, or that are its outputs too:
 of a weight that is tied."""

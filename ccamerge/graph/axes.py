@@ -32,7 +32,7 @@ class Basis:
     parent: Basis | None = None
     definition: Axis | None = None
     pins: list[str] = dataclasses.field(default_factory=list)
-    origin: tuple[str, int] | None = None
+    origin: tuple[str, int, int | None] | None = None
     piece: bool = False
     idle: bool = False
     outer: list[Basis] = dataclasses.field(default_factory=list)
@@ -55,7 +55,7 @@ def inert(size: int) -> Axis:
     return ((size,),)
 
 
-def fresh(size: int, origin: tuple[str, int] | None = None) -> Axis:
+def fresh(size: int, origin: tuple[str, int, int | None] | None = None) -> Axis:
     """An axis in a new basis."""
     return ((Basis(size, origin=origin),),)
 

@@ -44,6 +44,7 @@ class Facts:
     program : the operations
     axes, static, sources : of values, by name; of several tensors a list for each
     own : the axes of each parameter by its key, whatever names it has
+    parts : for each part of a parameter that falls apart, by key and row, all axes but the first
     uses : of parameters' axes
     kept : axes of parameters that no map may touch, and why
     limits : axes, and what limits them
@@ -58,6 +59,7 @@ class Facts:
         self.static: set[str] = set()
         self.sources: dict[str, list[list[Axis]] | list[list[list[Axis]]]] = {}
         self.own: dict[str, list[Axis]] = {}
+        self.parts: dict[tuple[str, int], list[Axis]] = {}
         self.uses: dict[Use, None] = {}
         self.kept: dict[tuple[str, int], str] = {}
         self.limits: list[tuple[list[Axis], Limit]] = []
@@ -132,10 +134,14 @@ class Facts:
         for source in self.sources_of(argument):
             for basis in ax.bases(source[dim]):
                 assert basis.origin is not None
+                key, place, row = basis.origin
                 if role is None:
-                    self.kept[basis.origin] = why
+                    self.kept[key, place] = why
+                elif row is None:
+                    self.uses[Use(key, place, role)] = None
                 else:
-                    self.uses[Use(*basis.origin, role)] = None
+                    own = self.parts[key, row][place - 1]
+                    self.uses[Use(key, place, role, own, (row, row + 1))] = None
         if role is None:
             ax.pin(self.axes_of(argument)[dim], why)
 

@@ -97,6 +97,22 @@ class Experts(nn.Module):
         return (torch.einsum("beh,beho->beo", hidden, self.down[chosen]) * share[..., None]).sum(1)
 
 
+class ExpertsInOrder(nn.Module):
+    """Experts in one tensor, each run for all rows after a norm, and taken out by its number."""
+
+    def __init__(self, taken: tuple[int, ...] = (0, 1)) -> None:
+        super().__init__()
+        self.inner, self.norm, self.outer = nn.Linear(6, 5), nn.RMSNorm(5), nn.Linear(5, 3)
+        self.up, self.down = (nn.Parameter(torch.randn(2, *s)) for s in ((8, 5), (8, 5)))
+        self.taken = taken
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.inner(x)
+        h = self.norm(stream)
+        made = [F.linear(h, self.up[i]).relu() @ self.down[i] for i in self.taken]
+        return self.outer(F.rms_norm(stream + torch.stack(made).sum(0), [5]))
+
+
 class Blur(nn.Module):
     """One fixed kernel for all channels."""
 
@@ -467,6 +483,21 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, str]]
         {"layers.0": "general", "layers.1": "general", "layers.2": "general"},
     ),
     "chosen experts": (Experts, ROWS, {"up": "general"}),
+    "experts, each for itself": (
+        ExpertsInOrder,
+        ROWS,
+        {"inner": "orthogonal", "up": "general", "up#2": "general"},
+    ),
+    "one expert of two": (
+        lambda: ExpertsInOrder((1,)),
+        ROWS,
+        {"inner": "signed permutation", "up": "general"},
+    ),
+    "one expert twice": (
+        lambda: ExpertsInOrder((0, 1, 1)),
+        ROWS,
+        {"inner": "signed permutation", "up": "general"},
+    ),
     "product over named axes": (
         lambda: Net(
             lambda x, a, b: torch.tensordot(a(x).relu(), b.weight, ([2], [1])),
