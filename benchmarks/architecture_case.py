@@ -34,11 +34,12 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Change of outputs on new inputs, over how much they vary, beyond which a function has changed."""
 
 RIGHTFUL = {
-    "output": r"network output",
+    "output": r"network output|no output depends on it",
     "vocabulary": r"vocabulary",
     "kernel": r"position in the kernel|one channel a group",
     "single element": r"a single element|one feature repeated by \S+|one for many in \S+",
-    "positions": r"positions (of|in) \S+|pooled over by \S+",
+    "positions": r"(positions (of|in)|pooled over by|Fourier transform along it in) \S+",
+    "no samples": r"its features are never computed: it lies between parameters",
     "experts": r"its parts are matched one by one, in the order in which they stand"
     r"|a feature's place is read of \S+",
 }
@@ -50,11 +51,11 @@ INPUT = r"\S+: meets a fixed axis"
 of a weight that is tied."""
 OF_TABLE = (
     r"written or read by no parameter|chosen from by \S+|reordered by \S+|cut apart by \S+"
-    r"|one feature alone in \S+|indices of \S+|\S+: a view cuts its features apart"
+    r"|one feature alone in \S+|padded by \S+|indices of \S+|\S+: a view cuts its features apart"
     rf"|{INPUT}"
 )
 """Rightful along the axes of a table of positions, or of learned tokens."""
-TABLES = r"pos|rel_|relative|bias_table|bias_index|token|latents|queries"
+TABLES = r"pos|rel_|relative|bias_table|bias_index|attention_bias|token|latents|queries"
 """In the names of such tables."""
 
 

@@ -253,7 +253,10 @@ def _unify_segments(a: Segment, b: Segment, where: str) -> None:
         elif isinstance(f, Basis) or isinstance(g, Basis):
             basis = f if isinstance(f, Basis) else g
             assert isinstance(basis, Basis)
-            (freeze if basis.root().idle else pin)(((basis,),), f"{where}: meets a fixed axis")
+            if basis.root().idle:
+                freeze(((basis,),), f"{where}: meets a fixed axis")
+            elif not basis.root().pins:  # what fixed it before says more
+                pin(((basis,),), f"{where}: meets a fixed axis")
 
 
 def reshape(axes: list[Axis], shape: list[int], where: str) -> list[Axis]:

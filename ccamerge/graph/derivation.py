@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from ccamerge.graph import axes as ax
 from ccamerge.graph.attention.cores import Core
 from ccamerge.graph.attention.facts import Attended, visit
@@ -14,6 +16,9 @@ from ccamerge.graph.groups import PERMUTATION
 from ccamerge.graph.parts import IN_ORDER, Part, parts_of
 from ccamerge.graph.rules import operation
 from ccamerge.graph.tracing.program import Node, Program
+
+UNUSED = "no output depends on it"
+"""Why a parameter is left alone that the network has, and does not use."""
 
 
 class Derivation:
@@ -48,7 +53,12 @@ class Derivation:
                 self.facts.limits.append((list(own), Limit(PERMUTATION, why)))
             for axis in () if limit.movable else own:
                 ax.pin(axis, why)
-        idle = _idle(program)
+        wanted = _wanted(program)
+        idle = {node.name for node in program.nodes} - wanted
+        for key in set(program.parameters.values()).difference(
+            key for name, key in program.parameters.items() if name in wanted
+        ):
+            self.facts.kept |= {(key, i): UNUSED for i in range(len(self.facts.own[key]))}
         for node in program.nodes:
             if node.name not in idle:
                 self._visit(node)
@@ -75,9 +85,21 @@ class Derivation:
             facts.sources[name] = [[ax.fresh(n, (key, i, None)) for i, n in enumerate(shape)]]
             facts.static.add(name)
         elif name in self.program.inputs or name in self.program.constants:
-            facts.axes[name] = [ax.inert(size) for size in shape]
+            facts.axes[name] = self._along(name, shape)
             if name in self.program.constants:
                 facts.static.add(name)
+
+    def _along(self, name: str, shape: tuple[int, ...]) -> list[Axis]:
+        """The axes of an input or a constant: it may be the same for all features that it meets."""
+        value = self.program.constants.get(name)
+        if not isinstance(value, Tensor) or value.is_meta or not value.is_floating_point():
+            return [ax.inert(size) for size in shape]
+        same = [bool((value == value.narrow(i, 0, min(n, 1))).all()) for i, n in enumerate(shape)]
+        axes = [ax.idle(n) if one else ax.inert(n) for n, one in zip(shape, same, strict=True)]
+        if bool(value.any()):
+            why = f"{name}: one number for many features"
+            self.facts.limits.append((axes, Limit(PERMUTATION, why)))
+        return axes
 
     def _take(self, node: Node, part: Part) -> None:
         """The axes of a part of a parameter, which are its own."""
@@ -189,10 +211,10 @@ class Derivation:
                 ax.pin(((basis,),), "groups of features, whose order stays")
 
 
-def _idle(program: Program) -> set[str]:
-    """Values of which nobody wants more than sizes."""
+def _wanted(program: Program) -> set[str]:
+    """Values, parameters among them, of which an output needs more than sizes."""
     wanted = set(program.outputs)
     for node in reversed(program.nodes):
         if node.name in wanted and not operation(node).sizes:
             wanted.update(node.refs())
-    return {node.name for node in program.nodes} - wanted
+    return wanted
