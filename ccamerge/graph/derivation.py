@@ -132,7 +132,7 @@ class Derivation:
         operands = [r for r in dict.fromkeys(node.refs()) if r in self.facts.axes]
         if all(r in self.facts.static for r in operands):
             self.facts.static.add(node.name)
-        if not operands and operation(node).rule is None:
+        if not operands and (operation(node).rule is None or node.shape == ()):
             if node.shape is not None:
                 self.facts.axes[node.name] = [ax.inert(size) for size in node.shape]
                 self.facts.sources[node.name] = []

@@ -542,6 +542,15 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, str]]
         ROWS,
         {"layers.0": "general", "layers.0#2": "general"},
     ),
+    "divided by a number that is computed": (
+        lambda: Constants(
+            lambda x, c, a, b: b(a(x).relu() / (c * 3).sqrt()),
+            torch.tensor(2.0),
+            *(nn.Linear(6, 8), nn.Linear(8, 3)),
+        ),
+        ROWS,
+        {"layers.0": "general"},
+    ),
     "one kernel for each channel, all alike": (
         lambda: Constants(
             lambda x, k, a, b: b(F.conv2d(a(x).relu(), k, groups=8)),
