@@ -35,11 +35,11 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Change of outputs on new inputs, over how much they vary, beyond which a function has changed."""
 
 RIGHTFUL = {
-    "output": r"network output",
+    "output": r"network output|no output depends on it",
     "vocabulary": r"vocabulary",
     "kernel": r"position in the kernel|one channel a group",
     "single element": r"a single element|one feature repeated by \S+|one for many in \S+",
-    "positions": r"positions (of|in) \S+|pooled over by \S+",
+    "positions": r"(positions (of|in)|pooled over by|Fourier transform along it in) \S+",
     "unseen": UNSEEN,
     "normalised": NORMALISED,
 }
@@ -50,18 +50,20 @@ Gains of norms of queries and keys that all heads share are rightly pinned where
 what was normalised: products of queries and keys are then left by signs of whole planes at most,
 which move no gain, and by scales that one gain takes from the other, which match no features.
 Where one order of features in all heads would do, the package says `ALIKE`, which does not count;
-nor does `SHARED`, as heads of all attentions that share a table might be permuted as one.
+nor does `SHARED`, as heads of all attentions that share a table might be permuted as one; nor what
+keeps experts in their order, as they might change places with what routes to them; nor features
+that lie between parameters and are never computed.
 """
 INPUT = r"\S+: meets a fixed axis"
 """Rightful along axes that only read, which are the network's inputs, or that are its outputs too:
 of a weight that is tied."""
 OF_TABLE = (
     r"written or read by no parameter|chosen from by \S+|reordered by \S+|cut apart by \S+"
-    r"|one feature alone in \S+|indices of \S+|\S+: a view cuts its features apart"
+    r"|one feature alone in \S+|padded by \S+|indices of \S+|\S+: a view cuts its features apart"
     rf"|{INPUT}"
 )
 """Rightful along the axes of a table of positions, or of learned tokens."""
-TABLES = r"pos|rel_|relative|bias_table|bias_index|attention_biases|token|latents|queries"
+TABLES = r"pos|rel_|relative|bias_table|bias_index|attention_bias|token|latents|queries"
 """In the names of such tables."""
 
 

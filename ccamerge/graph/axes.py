@@ -32,7 +32,7 @@ class Basis:
     parent: Basis | None = None
     definition: Axis | None = None
     pins: list[str] = dataclasses.field(default_factory=list)
-    origin: tuple[str, int] | None = None
+    origin: tuple[str, int, int | None] | None = None
     piece: bool = False
     idle: bool = False
     outer: list[Basis] = dataclasses.field(default_factory=list)
@@ -55,7 +55,7 @@ def inert(size: int) -> Axis:
     return ((size,),)
 
 
-def fresh(size: int, origin: tuple[str, int] | None = None) -> Axis:
+def fresh(size: int, origin: tuple[str, int, int | None] | None = None) -> Axis:
     """An axis in a new basis."""
     return ((Basis(size, origin=origin),),)
 
@@ -253,7 +253,10 @@ def _unify_segments(a: Segment, b: Segment, where: str) -> None:
         elif isinstance(f, Basis) or isinstance(g, Basis):
             basis = f if isinstance(f, Basis) else g
             assert isinstance(basis, Basis)
-            (freeze if basis.root().idle else pin)(((basis,),), f"{where}: meets a fixed axis")
+            if basis.root().idle:
+                freeze(((basis,),), f"{where}: meets a fixed axis")
+            elif not basis.root().pins:  # what fixed it before says more
+                pin(((basis,),), f"{where}: meets a fixed axis")
 
 
 def reshape(axes: list[Axis], shape: list[int], where: str) -> list[Axis]:

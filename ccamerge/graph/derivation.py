@@ -13,8 +13,12 @@ from ccamerge.graph.attention.heads import Heads
 from ccamerge.graph.axes import Axis, Basis
 from ccamerge.graph.facts import Facts, Limit
 from ccamerge.graph.groups import PERMUTATION
+from ccamerge.graph.parts import IN_ORDER, Part, parts_of
 from ccamerge.graph.rules import operation
 from ccamerge.graph.tracing.program import Node, Program
+
+UNUSED = "no output depends on it"
+"""Why a parameter is left alone that the network has, and does not use."""
 
 
 class Derivation:
@@ -37,6 +41,7 @@ class Derivation:
         self.facts = Facts(program)
         self._outs = {core.out: (core, heads) for core, heads in attention}
         self._within = {n.name for core, _ in attention for n in core.nodes} - self._outs.keys()
+        self._parts = {n: p for n, p in parts_of(program).items() if p.key not in (frozen or {})}
         self.attended: list[Attended] = []
         for name, shape in program.shapes.items():
             self._begin(name, shape, frozen or {})
@@ -48,7 +53,12 @@ class Derivation:
                 self.facts.limits.append((list(own), Limit(PERMUTATION, why)))
             for axis in () if limit.movable else own:
                 ax.pin(axis, why)
-        idle = _idle(program)
+        wanted = _wanted(program)
+        idle = {node.name for node in program.nodes} - wanted
+        for key in set(program.parameters.values()).difference(
+            key for name, key in program.parameters.items() if name in wanted
+        ):
+            self.facts.kept |= {(key, i): UNUSED for i in range(len(self.facts.own[key]))}
         for node in program.nodes:
             if node.name not in idle:
                 self._visit(node)
@@ -72,14 +82,34 @@ class Derivation:
                 if fixed:
                     facts.kept.update({(key, i): frozen[key] for i in range(len(shape))})
             facts.axes[name] = facts.own[key]
-            facts.sources[name] = [[ax.fresh(n, (key, i)) for i, n in enumerate(shape)]]
+            facts.sources[name] = [[ax.fresh(n, (key, i, None)) for i, n in enumerate(shape)]]
             facts.static.add(name)
         elif name in self.program.inputs or name in self.program.constants:
-            value = self.program.constants.get(name)
-            zeros = isinstance(value, Tensor) and value.is_floating_point() and not value.any()
-            facts.axes[name] = [ax.idle(size) if zeros else ax.inert(size) for size in shape]
+            facts.axes[name] = self._along(name, shape)
             if name in self.program.constants:
                 facts.static.add(name)
+
+    def _along(self, name: str, shape: tuple[int, ...]) -> list[Axis]:
+        """The axes of an input or a constant: it may be the same for all features that it meets."""
+        value = self.program.constants.get(name)
+        if not isinstance(value, Tensor) or value.is_meta or not value.is_floating_point():
+            return [ax.inert(size) for size in shape]
+        same = [bool((value == value.narrow(i, 0, min(n, 1))).all()) for i, n in enumerate(shape)]
+        axes = [ax.idle(n) if one else ax.inert(n) for n, one in zip(shape, same, strict=True)]
+        if bool(value.any()):
+            why = f"{name}: one number for many features"
+            self.facts.limits.append((axes, Limit(PERMUTATION, why)))
+        return axes
+
+    def _take(self, node: Node, part: Part) -> None:
+        """The axes of a part of a parameter, which are its own."""
+        facts, shape = self.facts, node.shape or ()
+        own = [ax.fresh(size) if size > 1 else ax.inert(1) for size in shape]
+        facts.parts[part.key, part.row] = facts.axes[node.name] = own
+        origins = [(part.key, dim, part.row) for dim in range(1, len(shape) + 1)]
+        facts.sources[node.name] = [[ax.fresh(n, o) for n, o in zip(shape, origins, strict=True)]]
+        facts.static.add(node.name)
+        facts.kept[part.key, 0] = IN_ORDER
 
     def _leaves(self, name: str) -> list[Axis]:
         found = self.facts.axes.get(name, [])
@@ -96,10 +126,13 @@ class Derivation:
             if found is not None:
                 self.attended.append(found)
             return
+        if node.name in self._parts:
+            self._take(node, self._parts[node.name])
+            return
         operands = [r for r in dict.fromkeys(node.refs()) if r in self.facts.axes]
         if all(r in self.facts.static for r in operands):
             self.facts.static.add(node.name)
-        if not operands and operation(node).rule is None:
+        if not operands and (operation(node).rule is None or node.shape == ()):
             if node.shape is not None:
                 self.facts.axes[node.name] = [ax.inert(size) for size in node.shape]
                 self.facts.sources[node.name] = []
@@ -154,10 +187,16 @@ class Derivation:
     def _pin_unknown_uses(self) -> None:
         """Pin what a parameter shares a basis with in an axis that has no role there."""
         known = {(use.parameter, use.dim) for use in self.facts.uses} | self.facts.kept.keys()
+        rows = {(use.parameter, use.dim, (use.rows or (None,))[0]) for use in self.facts.uses}
+        why = "{} reaches it along axis {} by no operation that is known"
         for key, axes in self.facts.own.items():
             for dim, axis in enumerate(axes):
                 if (key, dim) not in known:
-                    ax.pin(axis, f"{key} reaches it along axis {dim} by no operation that is known")
+                    ax.pin(axis, why.format(key, dim))
+        for (key, row), axes in self.facts.parts.items():
+            for dim, axis in enumerate(axes, start=1):
+                if (key, dim, row) not in rows and (key, dim) not in self.facts.kept:
+                    ax.pin(axis, why.format(key, dim))
 
     def _keep_one_part(self) -> None:
         """Of a basis that a view has made a product, align the largest part alone.
@@ -165,16 +204,17 @@ class Derivation:
         Features of one part are found by their values over all of the other: where both may be
         reordered, neither is found.
         """
-        for segment in (s for own in self.facts.own.values() for a in own for s in ax.resolve(a)):
+        every = (*self.facts.own.values(), *self.facts.parts.values())
+        for segment in (s for own in every for a in own for s in ax.resolve(a)):
             free = [f for f in segment if isinstance(f, Basis) and f.piece and not f.pins]
             for basis in sorted(free, key=lambda f: f.size)[:-1]:
                 ax.pin(((basis,),), "groups of features, whose order stays")
 
 
-def _idle(program: Program) -> set[str]:
-    """Values of which nobody wants more than sizes."""
+def _wanted(program: Program) -> set[str]:
+    """Values, parameters among them, of which an output needs more than sizes."""
     wanted = set(program.outputs)
     for node in reversed(program.nodes):
         if node.name in wanted and not operation(node).sizes:
             wanted.update(node.refs())
-    return {node.name for node in program.nodes} - wanted
+    return wanted

@@ -44,6 +44,7 @@ class Facts:
     program : the operations
     axes, static, sources : of values, by name; of several tensors a list for each
     own : the axes of each parameter by its key, whatever names it has
+    parts : for each part of a parameter that falls apart, by key and row, all axes but the first
     uses : of parameters' axes
     kept : axes of parameters that no map may touch, and why
     limits : axes, and what limits them
@@ -58,6 +59,7 @@ class Facts:
         self.static: set[str] = set()
         self.sources: dict[str, list[list[Axis]] | list[list[list[Axis]]]] = {}
         self.own: dict[str, list[Axis]] = {}
+        self.parts: dict[tuple[str, int], list[Axis]] = {}
         self.uses: dict[Use, None] = {}
         self.kept: dict[tuple[str, int], str] = {}
         self.limits: list[tuple[list[Axis], Limit]] = []
@@ -120,24 +122,46 @@ class Facts:
         features allows them maps of ``group`` only.
         """
         if rows is not None:
-            key = self.program.parameters.get(argument.name)
-            if key is None:
+            assert role is not None
+            places = self._in_rows(argument, dim)
+            for key, place in places:
+                self.uses[Use(key, place, role, axis, rows)] = None
+            if not places:
                 ax.pin(axis, f"{node.name}: grouped weights that are computed")
-            else:
-                assert role is not None
-                self.uses[Use(key, dim, role, axis, rows)] = None
+            elif argument.name not in self.program.parameters:
+                self.restrict([axis], "weights that are computed", node)
             return
         if role is Role.SCALE and self.is_weight(argument):
             self.restrict([axis], why or f"scaled feature by feature in {node.name}", node, group)
         for source in self.sources_of(argument):
             for basis in ax.bases(source[dim]):
                 assert basis.origin is not None
+                key, place, row = basis.origin
                 if role is None:
-                    self.kept[basis.origin] = why
+                    self.kept[key, place] = why
+                elif row is None:
+                    self.uses[Use(key, place, role)] = None
                 else:
-                    self.uses[Use(*basis.origin, role)] = None
+                    own = self.parts[key, row][place - 1]
+                    self.uses[Use(key, place, role, own, (row, row + 1))] = None
         if role is None:
             ax.pin(self.axes_of(argument)[dim], why)
+
+    def _in_rows(self, argument: Any, dim: int) -> list[tuple[str, int]]:
+        """The parameters whose rows a weight has, and their axis for one of it; none if unknown."""
+        key = self.program.parameters.get(argument.name)
+        if key is not None:
+            return [(key, dim)]
+        found = []
+        for source in self.sources_of(argument):
+            if ax.is_inert(source[dim]):
+                continue
+            rows, own = ax.resolve(source[0]), ax.resolve(source[dim])
+            origins = [_origin(axis) for axis in (rows, own)]
+            if None in origins or origins[0] != (origins[1][0], 0, None):  # type: ignore[index]
+                return []
+            found.append(origins[1][:2])  # type: ignore[index]
+        return found
 
     def effect(self, axes: list[Axis], group: Group, node: Node) -> None:
         """Record that an operation commutes with no more than a group allows.
@@ -168,3 +192,10 @@ class Facts:
         """The sources of a static node's value; a rule that gives none leaves the node unknown."""
         if node.name in self.static:
             self.sources[node.name] = sources
+
+
+def _origin(axis: Axis) -> tuple[str, int, int | None] | None:
+    """Which axis of a parameter a whole axis is."""
+    whole = len(axis) == 1 and len(axis[0]) == 1
+    factor = axis[0][0] if whole else None
+    return factor.origin if isinstance(factor, ax.Basis) and not factor.piece else None

@@ -138,7 +138,8 @@ class Linear:
     """The weight of a linear operation, its axes that read and write, and its bias.
 
     ``groups`` are those of a convolution. A feature is read at ``inner`` elements in a row, as
-    often as ``outer`` says, where positions were flattened into the axis.
+    often as ``outer`` says, where positions were flattened into the axis. Of a weight that is
+    one of several ``parts`` of a parameter, this is the parameter.
     """
 
     weight: str
@@ -148,6 +149,7 @@ class Linear:
     groups: int = 1
     outer: int = 1
     inner: int = 1
+    parts: int = 1
 
     def along(self, features: Tensor, size: Sequence[int]) -> Tensor:
         """A number for each feature (features,) that is read, to multiply a weight of some size."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis, Basis
 from ccamerge.graph.folds import Fold, Linear, NormFold, PerFeature, ScaleFold
+from ccamerge.graph.parts import Part
 from ccamerge.graph.rewriting import Rewriting, marked, moved, place_of
 from ccamerge.graph.rules import operation
 from ccamerge.graph.rules.shapes import CASTS, KEPT
@@ -128,24 +129,30 @@ def _built(node: Node, new: Rewriting, axes: tuple[int, int]) -> _Site | None:
     found = _weight(node.args[1], new)
     if found is None or (len(found[1]) != 2 and node.op not in _CONVOLUTIONS):
         return None
-    weight, order = found
+    weight, order, parts = found
     key = new.key(bias)
     if key is not None and len(new.shapes[bias.name]) != 1:
         key = None
-    linear = Linear(weight, order[1], order[0], key)
+    linear = Linear(weight, order[1], order[0], key, parts=parts)
     owns = key is not None or bias is None
     return _Site(linear, *axes, shifts=key is not None, owns=owns)
 
 
-def _weight(argument: Any, new: Rewriting) -> tuple[str, list[int]] | None:
-    """The parameter that a weight is, and which of its axes each axis of the weight is."""
+def _weight(argument: Any, new: Rewriting) -> tuple[str, list[int], int] | None:
+    """The parameter that a weight is, and which of its axes each axis of the weight is.
+
+    Last, how many such weights the parameter holds, each a part of it.
+    """
     steps: list[Node] = []
-    while (node := new.node_of(argument)) is not None:
+    part: Part | None = None
+    while part is None and (node := new.node_of(argument)) is not None:
         if operation(node).move is None or new.uses[node.name] != 1:
             return None
-        steps.append(node)
-        argument = node.args[0]
-    key = new.key(argument)
+        part = new.parts.get(node.name)
+        if part is None:
+            steps.append(node)
+            argument = node.args[0]
+    key = new.key(argument) if part is None else part.key
     if key is None:
         return None
     own = [Basis(size) for size in new.shapes[argument.name]]
@@ -158,7 +165,8 @@ def _weight(argument: Any, new: Rewriting) -> tuple[str, list[int]] | None:
     order = [[i for i, basis in enumerate(own) if axis == ((basis,),)] for axis in axes]
     if len(order) != len(own) or any(len(places) != 1 for places in order):
         return None
-    return key, [places[0] for places in order]
+    first = int(part is not None)  # the axis of the parts comes before those of each
+    return key, [first + places[0] for places in order], part.count if part is not None else 1
 
 
 # Folding -----------------------------------------------------------------------------------
@@ -177,7 +185,12 @@ def _scale(node: Node, new: Rewriting) -> ScaleFold | None:
         if step is None or step.shape is None or new.uses[step.name] != 1:
             continue
         site = _site(step, new)
-        if site is None or not site.owns or new.shapes.get(value.name) != node.shape:
+        if (
+            site is None
+            or not site.owns
+            or site.linear.parts > 1
+            or new.shapes.get(value.name) != node.shape
+        ):
             continue
         axes, basis = marked(step.shape, site.writes)
         for move in reversed(path):
@@ -212,8 +225,9 @@ class _Norm:
         if end is None or self._gain is None:
             return None
         readers = self._readers(end, *marked(self._shape, len(self._shape) - 1))
-        if not readers:
+        if not readers or any(readers.count(r) != r.parts for r in readers if r.parts > 1):
             return None
+        readers = list(dict.fromkeys(readers))  # the parts of a parameter at once
         keeps = self._bias is not None and any(reader.bias is None for reader in readers)
         found = NormFold(self._gain, self._bias, keeps, tuple(readers))
         if state is not None and not found.fits(state):

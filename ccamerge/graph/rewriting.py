@@ -7,6 +7,7 @@ from collections import Counter
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis, Basis
+from ccamerge.graph.parts import parts_of
 from ccamerge.graph.rules import operation
 from ccamerge.graph.tracing.program import Node, Program, Ref
 
@@ -19,6 +20,7 @@ class Rewriting:
     users : for each value the operations that read it, in order
     uses : how often each value is read, outputs included
     nodes : the operations by name
+    parts : those that take a part of a parameter which falls apart
     parameters, shapes : of the new program; may be added to
     """
 
@@ -32,6 +34,7 @@ class Rewriting:
             for name in dict.fromkeys(refs):
                 self.users.setdefault(name, []).append(node)
         self.nodes = {node.name: node for node in program.nodes}
+        self.parts = parts_of(program)
         self.parameters, self.shapes = dict(program.parameters), dict(program.shapes)
         self._aliases = Counter(program.parameters.values())
         self._outputs = frozenset(program.outputs)

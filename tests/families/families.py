@@ -111,6 +111,13 @@ def _mistral() -> Built:
     return _grouped("Mistral", sliding_window=6)
 
 
+@family("Mixtral", "transformers", every=10, some=100)
+def _mixtral() -> Built:
+    model, batch = _grouped("Mixtral", num_local_experts=3, num_experts_per_tok=2)
+    model.config._experts_implementation = "eager"  # others run in single precision only
+    return model, batch
+
+
 @family("Qwen2", "transformers", every=75, some=100)
 def _qwen2() -> Built:
     return _grouped("Qwen2")

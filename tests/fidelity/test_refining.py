@@ -1,4 +1,4 @@
-"""Training towards the ensemble: closer, within its budget, and nothing changed that must not be."""
+"""Training towards the ensemble: closer, within its budget, and nothing else is changed."""
 
 from __future__ import annotations
 

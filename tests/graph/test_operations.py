@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ccamerge
+from ccamerge.graph.derivation import UNUSED
 from tests import models as M
 from tests.moved import mapped_copy
 
@@ -58,14 +59,15 @@ class Standardised(nn.Conv2d):
 class BatchStandardised(nn.Conv2d):
     """The same by a BatchNorm of the weight, with a gain for each output."""
 
-    def __init__(self, *sizes: int) -> None:
-        super().__init__(*sizes)
+    def __init__(self, *sizes: int, groups: int = 1) -> None:
+        super().__init__(*sizes, groups=groups)
         self.gain = nn.Parameter(torch.rand(sizes[1]) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = self.weight.reshape(1, len(self.weight), -1)
         weight = F.batch_norm(flat, None, None, weight=self.gain * 0.7, training=True, eps=1e-3)
-        return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
+        weight = weight.reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, groups=self.groups)
 
 
 class SplitAttention(nn.Module):
@@ -95,6 +97,68 @@ class Experts(nn.Module):
         share /= share.sum(-1, keepdim=True)  # in place, one of two new tensors
         hidden = torch.einsum("...i,...eih->...eh", x, self.up[chosen]).relu()
         return (torch.einsum("beh,beho->beo", hidden, self.down[chosen]) * share[..., None]).sum(1)
+
+
+class ExpertsInOrder(nn.Module):
+    """Experts in one tensor, each run for all rows after a norm, and taken out by its number."""
+
+    def __init__(self, taken: tuple[int, ...] = (0, 1)) -> None:
+        super().__init__()
+        self.inner, self.norm, self.outer = nn.Linear(6, 5), nn.RMSNorm(5), nn.Linear(5, 3)
+        self.up, self.down = (nn.Parameter(torch.randn(2, *s)) for s in ((8, 5), (8, 5)))
+        self.taken = taken
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.inner(x)
+        h = self.norm(stream)
+        made = [F.linear(h, self.up[i]).relu() @ self.down[i] for i in self.taken]
+        return self.outer(F.rms_norm(stream + torch.stack(made).sum(0), [5]))
+
+
+class Constants(nn.Module):
+    """What a function makes of an input, two layers and a constant that no state holds."""
+
+    def __init__(self, call: Callable[..., Tensor], value: Tensor, *layers: nn.Module) -> None:
+        super().__init__()
+        self.call, self.layers = call, nn.ModuleList(layers)
+        self.value = nn.Buffer(value, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x, self.value.to(x.dtype), *self.layers)
+
+
+class Learned(nn.Module):
+    """What a function makes of an input, a learned tensor and layers."""
+
+    def __init__(
+        self, call: Callable[..., Tensor], size: Sequence[int], *layers: nn.Module
+    ) -> None:
+        super().__init__()
+        self.call, self.layers = call, nn.ModuleList(layers)
+        self.own = nn.Parameter(torch.randn(*size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x, self.own, *self.layers)
+
+
+def _without_some(x: Tensor, own: Tensor, first: nn.Module, last: nn.Module) -> Tensor:
+    bias = own.clone()
+    bias[5:].zero_()
+    return last(F.linear(x, first.weight, bias).relu())
+
+
+class HalfBiased(nn.Module):
+    """A bias that is learned for some features, and zero for others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8, bias=False), nn.Linear(8, 3)
+        self.bias = nn.Parameter(torch.randn(5))
+        self.zeros = nn.Buffer(torch.zeros(3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.cat([self.bias, self.zeros.to(x.dtype)])
+        return self.last(F.linear(x, self.first.weight, bias).relu())
 
 
 class Blur(nn.Module):
@@ -467,6 +531,100 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, str]]
         {"layers.0": "general", "layers.1": "general", "layers.2": "general"},
     ),
     "chosen experts": (Experts, ROWS, {"up": "general"}),
+    "experts, each for itself": (
+        ExpertsInOrder,
+        ROWS,
+        {"inner": "orthogonal", "up": "general", "up#2": "general"},
+    ),
+    "bias of zeros for some": (HalfBiased, ROWS, {"first": "general", "first#2": "general"}),
+    "bias put to zero for some": (
+        lambda: Learned(_without_some, (8,), nn.Linear(6, 8, bias=False), nn.Linear(8, 3)),
+        ROWS,
+        {"layers.0": "general", "layers.0#2": "general"},
+    ),
+    "divided by a number that is computed": (
+        lambda: Constants(
+            lambda x, c, a, b: b(a(x).relu() / (c * 3).sqrt()),
+            torch.tensor(2.0),
+            *(nn.Linear(6, 8), nn.Linear(8, 3)),
+        ),
+        ROWS,
+        {"layers.0": "general"},
+    ),
+    "one kernel for each channel, all alike": (
+        lambda: Constants(
+            lambda x, k, a, b: b(F.conv2d(a(x).relu(), k, groups=8)),
+            torch.tensor([1.0, 2.0, 1.0]).expand(8, 1, 1, 3).clone() / 4,
+            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(8, 3, 1),
+        ),
+        IMAGES,
+        {"layers.0": "permutation"},
+    ),
+    "layers of constants": (
+        lambda: Constants(
+            lambda x, c, a, b, e: e((x + b(a(c).relu())).tanh()),
+            torch.linspace(-1, 1, 10).view(5, 2),
+            nn.Linear(2, 8),
+            nn.Linear(8, 6),
+            nn.Linear(6, 3),
+        ),
+        SEQUENCES,
+        {"layers.0": "general"},
+    ),
+    "convolutions of constants": (
+        lambda: Constants(
+            lambda x, c, a, b, e: e(a(x) + b(c)),
+            torch.linspace(-1, 1, 72).view(1, 2, 6, 6),
+            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(2, 8, 1),
+            nn.Conv2d(8, 3, 1),
+        ),
+        IMAGES,
+        {"layers.0": "general"},
+    ),
+    "a layer of learned tokens": (
+        lambda: Learned(
+            lambda x, own, a, b, e: e((a(own) + b(x)).relu()),
+            (5, 7),
+            *(nn.Linear(7, 8), nn.Linear(6, 8), nn.Linear(8, 3)),
+        ),
+        SEQUENCES,
+        {"layers.0": "general"},
+    ),
+    "learned image, resized": (
+        lambda: Learned(
+            lambda x, own, a, b: b((a(x) + F.interpolate(own, (6, 6), mode="bicubic")).relu()),
+            (1, 8, 3, 3),
+            *(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 3, 1)),
+        ),
+        IMAGES,
+        {"layers.0": "general"},
+    ),
+    "bounded by learned numbers": (
+        lambda: Learned(
+            lambda x, own, a, b: b(torch.clamp(a(x), -own.square(), own.square() + 1)),
+            (1,),
+            *(nn.Linear(6, 8), nn.Linear(8, 3)),
+        ),
+        ROWS,
+        {"layers.0": "general"},
+    ),
+    "weights standardised, in groups": (
+        _layers(lambda: BatchStandardised(8, 8, 1, groups=2), nn.ReLU),
+        IMAGES,
+        {"0": "permutation", "0#2": "permutation", "2": "permutation", "2#2": "permutation"},
+    ),
+    "one expert of two": (
+        lambda: ExpertsInOrder((1,)),
+        ROWS,
+        {"inner": "signed permutation", "up": "general"},
+    ),
+    "one expert twice": (
+        lambda: ExpertsInOrder((0, 1, 1)),
+        ROWS,
+        {"inner": "signed permutation", "up": "general"},
+    ),
     "product over named axes": (
         lambda: Net(
             lambda x, a, b: torch.tensordot(a(x).relu(), b.weight, ([2], [1])),
@@ -527,3 +685,21 @@ def test_states_of_both_directions_that_are_read_together_stay_as_they_are() -> 
     found = ccamerge.spaces(model, torch.randn(SEQUENCES))
     assert not found.spaces
     assert any("read together" in note for space in found.fixed for note in space.notes)
+
+
+def test_constants_that_differ_between_features_fix_them() -> None:
+    torch.manual_seed(0)
+    model = Constants(
+        lambda x, k, a, b: b(F.conv2d(a(x).relu(), k, groups=8)),
+        torch.linspace(-1, 1, 24).view(8, 1, 1, 3),
+        *(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 3, 1)),
+    )
+    assert len(ccamerge.spaces(model, torch.randn(IMAGES))) == 0
+
+
+def test_a_parameter_that_no_output_depends_on_is_said_to_be_unused() -> None:
+    torch.manual_seed(0)
+    model = Net(lambda x, a, b: (b(h := a(x)), h)[1], nn.Linear(6, 3), nn.Linear(3, 2))
+    pinned = ccamerge.spaces(model, torch.randn(ROWS)).pinned
+    unused = {key for (key, _), why in pinned.items() if why == UNUSED}
+    assert unused == {"layers.1.weight", "layers.1.bias"}

@@ -160,10 +160,16 @@ def _put_where(node: Node, d: Facts) -> list[Axis] | None:
 def _scattered(node: Node, d: Facts) -> list[Axis] | None:
     """A part of a tensor replaced by another tensor."""
     into, part = node.args[:2]
-    if node.shape is None or not d.is_tensor(part) or any(map(d.is_weight, (into, part))):
+    if node.shape is None or not d.is_tensor(part) or d.is_weight(part):
         return None
     axes, own = operand_axes(node, d), d.axes_of(part)
     dim = dims_of(node.named("dim", 0), len(axes))[0]
+    if sources := d.sources_of(into):
+        rest = [ax.inert(ax.axis_size(axis)) for axis in own]
+        if not d.is_static(part) or node.op != "aten.slice_scatter":
+            return None
+        moved = [[*s[:dim], _replaced(node, s[dim], rest[dim]), *s[dim + 1 :]] for s in sources]
+        d.made_of(node, moved)
     if node.op == "aten.select_scatter":
         ax.pin(axes[dim], f"one feature alone in {node.name}")
         own = [*own[:dim], ax.inert(1), *own[dim:]]

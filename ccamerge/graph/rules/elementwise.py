@@ -25,12 +25,23 @@ def elementwise(*names: str, commutes: Group = PERMUTATION, **facts: Any) -> Non
 
 def _elementwise(node: Node, d: Facts) -> list[Axis] | None:
     tensors = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, Ref)]
+    bounds = [t for t in tensors if t is not node.args[0]]
+    if node.op.startswith("aten.clamp") and all(_number(t, d) for t in bounds):
+        for bound in bounds:
+            for dim, axis in enumerate(d.axes_of(bound)):
+                d.use(bound, dim, None, axis, node, "a single element")
+        tensors = tensors[:1]
     if len(tensors) != 1 or tensors[0] is not node.args[0]:
         return several(node, d) if node.op == "aten.pow" else None  # a tensor as a bound
     axes = operand_axes(node, d)
     d.effect(axes, operation(node).commutes, node)
     d.made_of(node, d.sources_of(node.args[0]))
     return axes
+
+
+def _number(argument: Ref, d: Facts) -> bool:
+    """Whether a value is one number that does not depend on the input."""
+    return d.is_static(argument) and all(ax.axis_size(a) == 1 for a in d.axes_of(argument))
 
 
 elementwise("relu", "leaky_relu", commutes=POSITIVE, smooth=True)

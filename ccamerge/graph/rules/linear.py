@@ -25,11 +25,17 @@ def dense(node: Node, d: Facts) -> list[Axis] | None:
     x, weight = operand_axes(node, d), node.args[1]
     if len(d.axes_of(weight)) != 2:
         return None
+    bias = operation(node).place(node, "bias")
+    layer = bias is not None or not d.sources_of(node.args[0])
+    if layer and d.is_static(Ref(node.name)):  # of learned tokens or constants: values like others
+        d.static.discard(node.name)
+        for dim, axis in enumerate(x):
+            d.use(node.args[0], dim, Role.WRITE, axis, node)
     d.features_of(weight, 0)
     rows = [f"x{i}" for i in range(len(x) - 1)]
-    bias = operation(node).place(node, "bias")
     spec = [[*rows, "in"], ["out", "in"]]
-    return contract(node, d, [*node.args[:2]], spec, [*rows, "out"], bias)
+    weights = frozenset([1]) if layer else frozenset([0, 1])
+    return contract(node, d, [*node.args[:2]], spec, [*rows, "out"], bias, weights)
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot", tap="write")
@@ -116,8 +122,11 @@ def contract(
     letters: list[Letters],
     result: Letters,
     bias: Any = None,
+    among: frozenset[int] | None = None,
 ) -> list[Axis] | None:
     """A sum of products, as ``einsum`` has it; of weights it reads the axes that it sums over.
+
+    Weights are ``among`` some operands, by number, or all of them.
 
     A letter of one operand and the result is written by it; one of two operands and the result is
     multiplied feature by feature.
@@ -128,7 +137,9 @@ def contract(
     if any(len(set(own)) != len(own) for own in letters):
         return None  # a diagonal
     static = d.is_static(Ref(node.name))
-    if not any(map(d.is_weight, operands)):
+    held = {i for i, operand in enumerate(operands) if d.is_weight(operand)}
+    held &= held if among is None else among
+    if not held:
         for axis in (axis for own in every for axis in own):
             ax.pin(ax.pieces(axis), f"groups of features, multiplied by features in {node.name}")
     places: dict[str, list[tuple[int, int]]] = {}
@@ -144,7 +155,7 @@ def contract(
             ax.unify(full[0], axis, node.name)
         axes[letter] = next((axis for axis in full if not ax.is_inert(axis)), full[0])
         d.restrict([a for a in found if ax.axis_size(a) != size], "one feature beside many", node)
-        weights = [d.is_weight(operands[index]) and not static for index, _ in at]
+        weights = [index in held and not static for index, _ in at]
         for (index, dim), weight in zip(at, weights, strict=True):
             role = Role.READ
             if letter in result:
@@ -209,10 +220,11 @@ def convolution(node: Node, d: Facts) -> list[Axis] | None:
     """With (input, weight, bias, stride, padding, dilation, groups), channels on axis 1."""
     x, weight = operand_axes(node, d), d.axes_of(node.args[1])
     groups = node.argument(6, "groups", 1)
-    if node.shape is None or len(x) != len(weight) or d.is_static(node.args[0]):
+    if node.shape is None or len(x) != len(weight) or d.sources_of(node.args[0]):
         return None
     if not isinstance(groups, int):
         return None  # one for each sample
+    d.static.discard(node.name)  # made of constants, it is a value like others
     weight[0] = d.features_of(node.args[1], 0)
     _positions(node, d, x)
     for dim in range(2, len(weight)):

@@ -59,10 +59,14 @@ def _pool(node: Node, d: Facts) -> list[Axis] | None:
         return None
     spatial = next((int(c) for c in node.op if c.isdigit()), 2)
     kept, gone = axes[: len(axes) - spatial], axes[len(axes) - spatial :]
-    for axis in gone:
-        ax.pin(axis, f"pooled over by {node.name}")
+    why = f"pooled over by {node.name}"
+    for dim, axis in enumerate(gone, start=len(kept)):
+        ax.pin(axis, why)
+        d.use(node.args[0], dim, None, axis, node, why)
     d.effect(kept, operation(node).commutes, node)
-    return [*kept, *(ax.inert(size) for size in node.shape[len(kept) :])]
+    after = [ax.inert(size) for size in node.shape[len(kept) :]]
+    d.made_of(node, [[*source[: len(kept)], *after] for source in d.sources_of(node.args[0])])
+    return [*kept, *after]
 
 
 _WITH_PLACES = ("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices")

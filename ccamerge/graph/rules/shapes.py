@@ -42,14 +42,14 @@ def _shape_alone(node: Node, d: Facts) -> list[Axis]:
 
 @rule("zeros", "zeros_like", "new_zeros")
 @rule("ones", "ones_like", "new_ones", "full", "full_like", "new_full", "fill", "scalar_tensor")
-@rule("empty", "empty_like", "new_empty", "empty_permuted")
+@rule("zero", "empty", "empty_like", "new_empty", "empty_permuted")
 def _one_number(node: Node, d: Facts) -> list[Axis] | None:
     """The same number everywhere, whatever features it meets; of zeros any map is allowed."""
     value = node.args[1] if node.op == "aten.fill" else None
     if node.shape is None or (isinstance(value, Ref) and d.is_weight(value)):
         return None
     axes = [ax.idle(size) for size in node.shape]
-    zeros = "zeros" in node.op or (value == 0 and not isinstance(value, Ref))
+    zeros = "zero" in node.op or (value == 0 and not isinstance(value, Ref))
     if not zeros:
         d.restrict(axes, "one number for many features", node)
     d.made_of(node, [])

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ccamerge.core.brief import Brief
 from ccamerge.graph.tracing.batches import batch_size, model_device, moved
+from ccamerge.graph.tracing.experts import write_out_experts
 from ccamerge.graph.tracing.exporting import Free, export, implied_arguments, structure
 from ccamerge.graph.tracing.functional import functional
 from ccamerge.graph.tracing.modules import copied
@@ -368,6 +369,7 @@ def trace(
     """
     limits = limits_of(model)
     model = copied(model, who).eval()
+    write_out_experts(model)
     args, kwargs = moved((args, kwargs or {}), model_device(model))
     implied = implied_arguments(model, kwargs)
     kwargs = {**implied, **kwargs}
