@@ -20,6 +20,9 @@ from ccamerge.graph.tracing.program import Program
 _BYTES = 256 << 20
 """What the ensemble's predictions may take; of large outputs fewer inputs are used."""
 
+_SAME = 1e-5
+"""Relative spread of predictions that is rounding."""
+
 _LIKE = 0.8
 """Share of inputs that the ensemble gives one of three or more classes, from which on they are
 taken to show that class alone."""
@@ -106,9 +109,15 @@ class Judge:
     def alike(self) -> str:
         """Why these inputs cannot tell how networks differ on others; empty if they may."""
         rows = [row for e in self._examples for row in _rows(e)]
-        if len(rows) > 1 and all(torch.equal(row, rows[0]) for row in rows[1:]):
+        logs = self.reading.mean == "probabilities"
+        if len(rows) > 1 and all(row.shape == rows[0].shape for row in rows):
+            spread = torch.stack(rows).double().exp() if logs else torch.stack(rows).double()
+            alike = spread.std(0).norm() <= _SAME * spread.norm() / len(rows) ** 0.5
+        else:
+            alike = torch.tensor(False)
+        if bool(alike):
             return f"all {len(rows)} held-out inputs give the ensemble the same prediction"
-        if self.reading.mean == "probabilities" and len(self.reading.leaves) == 1:
+        if logs and len(self.reading.leaves) == 1:
             targets = [e.target[0] for e in self._examples]
             if all(t.dim() == 2 and t.shape[-1] > 2 for t in targets):
                 classes = torch.cat([t.argmax(-1) for t in targets]).bincount()
@@ -201,10 +210,11 @@ def _rows(examples: Examples) -> list[Tensor]:
     return list(first)
 
 
-def closer(candidate: Tensor, other: Tensor) -> bool:
+def closer(candidate: Tensor, other: Tensor, trials: int = 1) -> bool:
     """Whether a network is closer than another by more than chance: distances (units,) of both.
 
-    Student's t of the paired differences, one-sided at 95 %.
+    Student's t of the paired differences, one-sided at 95 %; of so many ``trials``, as one of them
+    will look closer by chance, together (Bonferroni).
     """
     difference = candidate - other
     count = len(difference)
@@ -213,4 +223,7 @@ def closer(candidate: Tensor, other: Tensor) -> bool:
     if not bool(other.isfinite().all()):
         return True
     mean, deviation = float(difference.mean()), float(difference.std())
-    return mean < 0 and -mean * math.sqrt(count) > float(stdtrit(count - 1, 0.95)) * deviation
+    return (
+        mean < 0
+        and -mean * math.sqrt(count) > float(stdtrit(count - 1, 1 - 0.05 / trials)) * deviation
+    )

@@ -177,7 +177,6 @@ class Trainer:
                     bar.update(int(100 * min(1, done)) - bar.n)
                     if not math.isfinite(result.progress[-1][2]):
                         break
-            self._look(result, fixed, own, seen / self._count, time.perf_counter() - begun)
         except KeyboardInterrupt:
             if title != "refine":
                 raise
@@ -185,6 +184,7 @@ class Trainer:
             warnings.warn(message, RuntimeWarning, stacklevel=6)
         finally:
             bar.close()
+        self._look(result, fixed, own, seen / self._count, time.perf_counter() - begun)
         return result
 
     def _look(

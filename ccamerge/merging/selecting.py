@@ -39,6 +39,10 @@ _SAME = 1e-6
 """Difference of distances below which a merge is as near as the reference: of equal models."""
 
 
+_TELLING = 30
+"""Held-out inputs below which a merge says that they are few."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Option:
     """A network that might be handed over: its distances (units,), and how it is made.
@@ -90,15 +94,25 @@ def selected(
         judge = Judge(networks, statistics.held, reading, _weights(settings, len(networks)))
         options = _options(networks, merged, shares, settings, reference, judge)
         asked = options[_ASKED]
-        doubt, chosen, steps = judge.alike(), asked, list[tuple[float, float, float]]()
+        few = ""
+        doubt, chosen, steps = (
+            judge.alike() if choose else "",
+            asked,
+            list[tuple[float, float, float]](),
+        )
         if choose:
             chosen = options[f"models[{reference}]"]
             if not doubt:
-                better = [o for o in options.values() if closer(o.distances, chosen.distances)]
+                others = [o for o in options.values() if o is not chosen]
+                trials = len(others)
+                better = [o for o in others if closer(o.distances, chosen.distances, trials)]
                 chosen = min([*better, chosen], key=lambda o: o.mean)
                 if not better and torch.allclose(asked.distances, chosen.distances, _SAME, _SAME):
                     chosen = asked
-    if settings.refine and not merged.alone:
+            if not doubt and judge.size < _TELLING:
+                few = f"only {judge.size} inputs are held out of {statistics.samples + judge.size}"
+                few += ", which tell little: give more"
+    if settings.refine and not merged.alone and not (choose and doubt):
         with watch("refine"):
             trained = _refined(networks, statistics, options, settings, reference, judge, progress)
         steps = trained.progress
@@ -110,7 +124,7 @@ def selected(
     with watch("judge the result"):
         result = merged if chosen is asked else chosen.made()
         found = _fidelity(networks, result, reading, judge, reference, options, chosen)
-    return result, dataclasses.replace(found, doubt=doubt, progress=steps)
+    return result, dataclasses.replace(found, doubt=doubt or few, progress=steps)
 
 
 def _refined(
