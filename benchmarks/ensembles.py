@@ -29,7 +29,7 @@ from typing import Any
 
 import cases
 import torch
-from ensemble_cases import PARTS, Case, Scores, Task, chosen, samples
+from ensemble_cases import MEMBER, PARTS, Case, Scores, Task, chosen, samples
 from layout import record, surroundings, table, verdict
 from torch import Tensor, nn
 
@@ -188,7 +188,7 @@ def networks(found: Figures) -> dict[str, Scores]:
     """Scores by what has them, in the order of the table."""
     members = found["members"]
     columns = {
-        "a member (mean)": {
+        MEMBER: {
             key: statistics.fmean(own[key] for own in members)
             for key, value in members[0].items()
             if not isinstance(value, list)
@@ -204,7 +204,11 @@ def networks(found: Figures) -> dict[str, Scores]:
 
 
 def shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}" if abs(value) >= 20 else f"{value:.3f}"
+    if value is None:
+        return ""
+    if abs(value) >= 20:
+        return f"{value:.1f}"
+    return f"{value:.3f}" if value >= 0.1 or not value else f"{value:.2g}"
 
 
 def score_table(every: Mapping[str, Figures]) -> str:
@@ -212,7 +216,7 @@ def score_table(every: Mapping[str, Figures]) -> str:
     rows = []
     for name, found in every.items():
         own = networks(found)
-        for key in own["a member (mean)"]:
+        for key in own[MEMBER]:
             values = [own.get(head, {}).get(key) for head in heads]
             rows.append([f"{name}: {key}", *map(shown, values)])
     return table(["", *heads], rows)
@@ -250,7 +254,9 @@ def notes(every: Mapping[str, Figures]) -> str:
     """What was wanted, what failed, and what was warned of."""
     lines = []
     for name, found in every.items():
-        for key, (way, bound) in found["wanted"].items():
+        columns = networks(found)
+        for key, (way, goal) in found["wanted"].items():
+            bound = columns[goal][key] if isinstance(goal, str) else goal
             reached = {
                 label: row["scores"][key]
                 for label, row in found["merged"].items()
@@ -261,7 +267,8 @@ def notes(every: Mapping[str, Figures]) -> str:
                 + verdict(value >= bound if way == "least" else value <= bound)
                 for label, value in reached.items()
             )
-            lines.append(f"- {name}: {key} at {way} {bound:g} wanted: {told}.")
+            of = f" ({goal})" if isinstance(goal, str) else ""
+            lines.append(f"- {name}: {key} at {way} {shown(bound)}{of} wanted: {told}.")
         for label, row in found["merged"].items():
             if "error" in row:
                 lines.append(f"- {name}, {label}: {row['error']}")
@@ -274,7 +281,12 @@ def text_of(every: Mapping[str, Figures]) -> str:
     for name, found in every.items():
         if "by class" in found["ensemble"]:
             parts.append(class_table(name, found))
-    return "\n\n".join([*parts, cost_table(every), notes(every)])
+    parts += [cost_table(every), notes(every)]
+    by_place: dict[str, list[str]] = {}
+    for name, found in every.items():
+        by_place.setdefault(found["taken"], []).append(name)
+    parts += [f"{'; '.join(names)}, taken on:\n{place}" for place, names in by_place.items()]
+    return "\n\n".join(parts)
 
 
 def main() -> None:
@@ -292,15 +304,16 @@ def main() -> None:
     if FILE.exists() and not given.quick:
         every = json.loads(FILE.read_text())
     parts = given.only or ([] if given.record and every else list(PARTS))
-    command = " ".join(["python benchmarks/ensembles.py", *sys.argv[1:]])
+    taken_on = surroundings(" ".join(["python benchmarks/ensembles.py", *sys.argv[1:]]))
     for part in parts:
         for case in PARTS[part](given.quick):
             print(case.name, flush=True)
             every[case.name] = measured(case, {label: ROWS[label] for label in given.rows})
+            every[case.name]["taken"] = taken_on
             if not given.quick:
                 FILE.parent.mkdir(exist_ok=True)
                 FILE.write_text(json.dumps(every, indent=1) + "\n")
-    text = text_of(every) + "\n\nTaken on:\n" + surroundings(command)
+    text = text_of(every)
     print("\n" + text + "\n", flush=True)
     if given.record and not given.quick:
         record("ensembles", text)
