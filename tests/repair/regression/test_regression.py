@@ -54,6 +54,23 @@ class _Odd(nn.Module):
         return self.last(torch.relu(self.line(x.flatten(2))).mean(2))
 
 
+class _Scalar(nn.Module):
+    """One number for each input, as regressors give it, with and without an axis of its own."""
+
+    def __init__(self, squeezed: bool) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Linear(12, 16), nn.CELU(), nn.Linear(16, 8), nn.CELU(), nn.Linear(8, 1)
+        )
+        self.squeezed = squeezed
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.network(x)
+        return output.squeeze(-1) if self.squeezed else output
+
+
+CASES["one output"] = (lambda: _Scalar(False), (12,))
+CASES["one output, squeezed"] = (lambda: _Scalar(True), (12,))
 CASES["odd"] = (_Odd, (3, 8, 8))
 CASES["grouped"] = (M.GroupedConv, (3, 8, 8))
 
@@ -156,7 +173,10 @@ def test_weights_of_zero_leave_the_other_model() -> None:
         torch.testing.assert_close(result.model(data[0]), models[0](data[0]), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["odd", "grouped", "depthwise", "dense", "bottleneck"])
+ALL_FITTED = ["odd", "grouped", "depthwise", "dense", "bottleneck", "one output"]
+
+
+@pytest.mark.parametrize("name", [*ALL_FITTED, "one output, squeezed"])
 def test_every_linear_operation_is_fitted(name: str) -> None:
     build, shape = CASES[name]
     result = merge(_models(build), _data(shape), repair="regression", progress=False)
