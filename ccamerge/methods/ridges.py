@@ -74,7 +74,7 @@ def held_out_errors(space: Space, collected: Statistics, reference: int) -> Arra
         )
         raise ValueError(message)
     others = [i for i in range(collected.models) if i != reference]
-    errors = []
+    errors: list[list[float]] = []
     for k in used:
         train, test = collected.pooled(space, without=k), folds[k]
         own, wanted = train.cov_tensor(reference), test.cov_tensor(reference)
