@@ -71,6 +71,14 @@ def test_held_out_r2_is_that_of_the_features(folds: int, reference: int, n: int)
     np.testing.assert_allclose(_r2(data, reference), best, rtol=1e-9, atol=1e-12)
 
 
+def test_the_ridge_of_wide_spaces_is_chosen_by_some_features_and_judged_by_all() -> None:
+    x, y = related(2, n=500, d=150, noise=0.5)
+    data = _split(x, y, y)  # the naive one is of three models
+    every = [_naive(data, 1, 0, ridge) for ridge in RIDGES]
+    assert np.ptp(every) > 0.1
+    np.testing.assert_allclose(_r2(data), [max(every)] * 2, rtol=1e-9)
+
+
 def test_r2_by_the_map_is_that_of_the_features() -> None:
     rng = np.random.default_rng(3)
     x, y = related(2, n=80, d=6)
@@ -179,6 +187,24 @@ def test_an_empty_fold_beside_one_with_data_changes_nothing() -> None:
     assert _r2([*data, empty]) == _r2(data)
     two = _split(*related(2, n=50, d=4))
     assert _r2([*two, empty]) == _r2(two)
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_a_ridge_below_rounding_errors_is_passed_over(folds: int) -> None:
+    """A covariance that is not positive definite by as much as a device may round it."""
+    x, y = related(2, n=400, d=6)
+    y[:, 5] = y[:, 0] + y[:, 1]
+    data = _split(x, y, folds=folds)
+    collected = _collected(data)
+    for fold, moments in enumerate(collected.matched["test"]):
+        state = moments.state_dict()
+        state["m2.1.1"] = state["m2.1.1"] - 1e-3 * np.trace(state["m2.1.1"]) / 6 * np.eye(6)
+        collected.matched["test"][fold] = ccamerge.Moments.from_state(state)
+    space = _space(data)
+    (without,) = linear_r2(space, collected, 0, [1e-4])
+    assert math.isnan(without)
+    assert linear_r2(space, collected, 0) == linear_r2(space, collected, 0, RIDGES[1:])
+    assert linear_r2(space, collected, 0)[0] > 0.1
 
 
 def test_a_space_of_one_feature_has_the_square_of_the_correlation() -> None:
