@@ -32,6 +32,8 @@ def report(count: int = 3, name: str = "layer{}.conv", missing: bool = False) ->
                 [{} if missing else {"condition": float(10 ** rng.uniform(1, 9))}] * 2,
                 [7, 7, 7],
                 "maps mix features" if i % 2 else "",
+                [math.nan, math.nan] if missing else [float(v) for v in rng.uniform(0, 1, 2)],
+                [] if missing else [float(v) for v in rng.uniform(-2, 1, 2)],
             )
         )
         repaired.append(Repaired(f"tap{i}", rng.uniform(), 1.0))

@@ -107,6 +107,7 @@ def _few(found: Spaces, statistics: Statistics) -> dict[str, int]:
 
 def _space_report(space: Space, aligned: Aligned) -> SpaceReport:
     others = [s for i, s in enumerate(aligned.solutions[space.name]) if i != aligned.reference]
+    explained = aligned.explained.get(space.name, ())
     return SpaceReport(
         name=space.name,
         size=space.size,
@@ -120,6 +121,8 @@ def _space_report(space: Space, aligned: Aligned) -> SpaceReport:
         details=[s.details for s in others],
         widths=[len(s.feature_map.forward) for s in aligned.solutions[space.name]],
         approximate=_approximate(space, [s.feature_map for s in others]),
+        explained=[e.by_best for e in explained],
+        explained_by_map=[e.by_map for e in explained],
     )
 
 

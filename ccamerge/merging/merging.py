@@ -84,6 +84,7 @@ class MergeResult(Brief):
             "samples": self.report.samples,
             "spaces": self.spaces,
             "correlation": {s.name: s.mean_correlation for s in self.report.spaces},
+            "R2": {s.name: s.mean_explained for s in self.report.spaces},
         }
 
     @property

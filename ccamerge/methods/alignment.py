@@ -22,6 +22,7 @@ from ccamerge.graph.maps import MappedParameters
 from ccamerge.graph.space import Space, Spaces
 from ccamerge.graph.tracing.batches import moved
 from ccamerge.methods import METHODS, Alignment, Method, Solution, Solutions
+from ccamerge.methods.explained_variance import Explained, explained_variance
 from ccamerge.methods.heads import solve_heads
 from ccamerge.methods.ridges import ridges_of
 
@@ -37,6 +38,7 @@ class Aligned(Brief):
     ridges : for each space, the ridge; None where gamma was given or the method takes none
     method, options, gamma, mode, reference : as they were asked for
     on_cpu : methods that solved on the CPU what was collected on a device
+    explained : for each space, how much of the reference's features each other model's explain
     """
 
     solutions: Solutions
@@ -48,6 +50,7 @@ class Aligned(Brief):
     mode: Mode
     reference: int
     on_cpu: tuple[str, ...] = ()
+    explained: Mapping[str, Sequence[Explained]] = dataclasses.field(default_factory=dict)
 
     def _parts(self) -> Mapping[str, Any]:
         return {
@@ -363,7 +366,7 @@ def align(
             solved = entry.solve(alignment(own, name in on_cpu), **chosen(entry))
             check_solutions(name, solved, own, widths)
             solutions.update({space.name: _carried(space, solved[space.name]) for space in own})
-    return Aligned(
+    aligned = Aligned(
         {space.name: solutions[space.name] for space in found.spaces},
         {name: m.name for name, m in methods.items()},
         {space.name: ridges.get(space.name) for space in found.spaces},
@@ -374,3 +377,8 @@ def align(
         reference,
         tuple(name for name in used if name in on_cpu),
     ).to(memory_of(resolve(collected.device)))
+    explained = {
+        space.name: explained_variance(space, collected, aligned.maps[space.name], reference)
+        for space in found.spaces
+    }
+    return dataclasses.replace(aligned, explained=explained)

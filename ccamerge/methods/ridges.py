@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ccamerge.collection.statistics import Statistics
 from ccamerge.config.patterns import by_pattern
@@ -21,6 +20,7 @@ from ccamerge.config.settings import DEFAULT_RIDGE, RidgeChoice
 from ccamerge.core.canonical import cca_batch
 from ccamerge.core.determined import ROUNDING, determined, projected
 from ccamerge.graph.space import Space, Spaces
+from ccamerge.methods.explained_variance import squared_error
 
 Array = np.ndarray[Any, Any]
 
@@ -74,7 +74,7 @@ def held_out_errors(space: Space, collected: Statistics, reference: int) -> Arra
         )
         raise ValueError(message)
     others = [i for i in range(collected.models) if i != reference]
-    errors = []
+    errors: list[list[float]] = []
     for k in used:
         train, test = collected.pooled(space, without=k), folds[k]
         own, wanted = train.cov_tensor(reference), test.cov_tensor(reference)
@@ -92,18 +92,10 @@ def held_out_errors(space: Space, collected: Statistics, reference: int) -> Arra
         solved = cca_batch(problems, ridge=list(GRID), device=collected.device)
         for i, sweep in zip(varying, solved, strict=True):
             cross, square = test.cov_tensor(reference, i), test.cov_tensor(i)
-            errors.append(
-                [
-                    _error(wanted, square, cross, torch.as_tensor(result.map))
-                    + _error(square, wanted, cross.T, torch.as_tensor(result.inverse))
-                    for result in sweep
-                ]
-            )
+            errors.append([])
+            for result in sweep:
+                forward, inverse = torch.as_tensor(result.map), torch.as_tensor(result.inverse)
+                there = squared_error(wanted, square, cross, forward) / wanted.trace()
+                back = squared_error(square, wanted, cross.T, inverse) / square.trace()
+                errors[-1].append(float(there) + float(back))
     return np.array(errors).reshape(-1, len(GRID))
-
-
-def _error(wanted: Tensor, own: Tensor, cross: Tensor, forward: Tensor) -> float:
-    """``E |x - y T|^2 / E |x|^2`` from covariances; ``cross`` (p, q) with rows of x."""
-    explained = 2 * (cross * forward.T).sum()
-    mapped = (forward * (own @ forward)).sum()
-    return float(1 + (mapped - explained) / wanted.trace())

@@ -91,13 +91,18 @@ def _png(figure: Figure) -> str:
 
 
 def _spaces(report: Report) -> _Table:
-    header = ("space", "size", "method", "ridge", "correlation", "condition", "maps", "notes")
+    header = (
+        *("space", "size", "method", "ridge", "R2", "R2 by map", "correlation", "condition"),
+        *("maps", "notes"),
+    )
     rows = [
         (
             s.name,
             str(s.size),
             s.method,
             _number(s.ridge),
+            _number(s.mean_explained, ".3f"),
+            _number(s.mean_explained_by_map, ".3f"),
             _number(s.mean_correlation, ".3f"),
             _number(s.condition, ".1e"),
             f"approximate: {s.approximate}" if s.approximate else f"exact under {s.exact}",
@@ -105,7 +110,7 @@ def _spaces(report: Report) -> _Table:
         )
         for s in report.spaces
     ]
-    return _Table(header, rows, (1, 3, 4, 5))
+    return _Table(header, rows, (1, 3, 4, 5, 6, 7))
 
 
 def _fixed(report: Report) -> _Table:

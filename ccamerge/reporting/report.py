@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import statistics
 from collections import Counter
 from collections.abc import Collection
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 _ENDS = {"network output"}
 """Notes of spaces that nobody expects to be aligned."""
 
+UNLIKE = 0.4
+"""Mean R2 below which models will hardly merge: three Pangolin networks on DNA have 0.30, and their
+merge is far from what they agree in; ResNet20s from different seeds, or of different data, have
+0.47 to 0.48 and lose a few points. Above it nothing is promised."""
+
 _SHOWN = 3
 """Names that a line shows before it counts the rest."""
 
@@ -33,6 +39,9 @@ class SpaceReport(Brief):
     ``correlations`` holds, for each model but the reference, the canonical correlations (CCA) or
     those of matched features (other methods), best first; ``details`` what the method adds.
     ``approximate`` says why mapping a model changes its function; empty if it does not.
+    ``explained`` and ``explained_by_map`` hold, for each model but the reference, R2 of the
+    reference's features from the model's: by the best linear map, on data held out, and by the map
+    that was used (see `ccamerge.methods.explained_variance`).
     """
 
     name: str
@@ -45,12 +54,24 @@ class SpaceReport(Brief):
     details: list[dict[str, Any]]
     widths: list[int]
     approximate: str = ""
+    explained: list[float] = dataclasses.field(default_factory=list)
+    explained_by_map: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def mean_correlation(self) -> float:
         """Over features and models; NaN where the method gives none."""
         values = [c for row in self.correlations for c in row]
         return statistics.fmean(values) if values else float("nan")
+
+    @property
+    def mean_explained(self) -> float:
+        """R2 by the best linear maps, mean over models; NaN where nothing is known."""
+        return _mean_of_known(self.explained)
+
+    @property
+    def mean_explained_by_map(self) -> float:
+        """R2 by the maps that were used, mean over models; NaN where nothing is known."""
+        return _mean_of_known(self.explained_by_map)
 
     @property
     def condition(self) -> float:
@@ -133,17 +154,19 @@ class Report(Brief):
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [
-            ("space", "size", "method", "correlation", "condition", "exact under")
+            ("space", "size", "method", "R2", "by map", "correlation", "condition", "exact under")
         ]
         for s in self.spaces:
-            correlation = (
-                "" if s.mean_correlation != s.mean_correlation else f"{s.mean_correlation:.3f}"
+            explained, by_map, correlation = (
+                "" if math.isnan(value) else f"{value:.3f}"
+                for value in (s.mean_explained, s.mean_explained_by_map, s.mean_correlation)
             )
-            condition = "" if s.condition != s.condition else f"{s.condition:.1e}"
+            condition = "" if math.isnan(s.condition) else f"{s.condition:.1e}"
             size = str(s.size)
             if set(s.widths) != {s.size}:
                 size = f"{', '.join(map(str, s.widths))} to {size}"
-            rows.append((s.name, size, s.method, correlation, condition, s.exact))
+            own = (s.name, size, s.method, explained, by_map, correlation, condition, s.exact)
+            rows.append(own)
         return rows
 
     def _repair_line(self) -> str | None:
@@ -223,6 +246,29 @@ class Report(Brief):
         size = sum(self.untied.values()) / 2**20
         return f"untied: {', '.join(self.untied)}; the file grows by {size:.2f} MiB"
 
+    @property
+    def explained(self) -> float:
+        """R2 by the best linear maps, mean over spaces by their sizes; NaN where not known.
+
+        Spaces with fewer samples than features do not count: what is there may be unseen.
+        """
+        known = [
+            (s.mean_explained, s.size)
+            for s in self.spaces
+            if s.name not in self.few and not math.isnan(s.mean_explained)
+        ]
+        size = sum(size for _, size in known)
+        return sum(value * size for value, size in known) / size if size else math.nan
+
+    def unlike_line(self) -> str | None:
+        """That the models are so unlike that little can come of merging them."""
+        if not self.explained < UNLIKE:
+            return None
+        return (
+            f"these models will hardly merge: the others' features explain {self.explained:.0%} of "
+            "the variance of the reference's (R2, mean over spaces by size)"
+        )
+
     def few_line(self) -> str | None:
         """Spaces of which there were fewer samples than features."""
         if not self.few:
@@ -246,6 +292,7 @@ class Report(Brief):
             self._reference_line(),
             self._not_held_line(),
             self.few_line(),
+            self.unlike_line(),
             self._fallback_line(),
             self._repair_line(),
             self._fit_line(),
@@ -261,7 +308,7 @@ class Report(Brief):
         lines = [self.settings()]
         lines += [
             "  ".join(
-                cell.rjust(w) if i in (1, 3, 4) else cell.ljust(w)
+                cell.rjust(w) if i in (1, 3, 4, 5, 6) else cell.ljust(w)
                 for i, (cell, w) in enumerate(zip(row, widths, strict=True))
             ).rstrip()
             for row in rows
@@ -283,6 +330,12 @@ class Report(Brief):
             lines += ["", "Not aligned:"]
             lines += [f"- `{name}`: {'; '.join(why)}" for name, why in self.fixed.items()]
         return "\n".join(lines)
+
+
+def _mean_of_known(values: Collection[float]) -> float:
+    """Mean of those that are not NaN; NaN without any."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan
 
 
 def _reasons(items: Collection[tuple[str, str]]) -> str:

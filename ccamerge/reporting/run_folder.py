@@ -138,12 +138,18 @@ def _report(path: Path, found: dict[str, Any]) -> Any:
     spaces = []
     for place, space in enumerate(found["spaces"]):
         _check(space.get("approximate", ""), str, f"report.spaces[{place}].approximate", path)
+        explained = {}
+        for key in ("explained", "explained_by_map"):
+            values = space.get(key, [])
+            _check(values, [_NUMBER], f"report.spaces[{place}].{key}", path)
+            explained[key] = [_number(value) for value in values]
         details = [
             {**row, "condition": _number(row["condition"])} if "condition" in row else row
             for row in space["details"]
         ]
         rows = [[_number(c) for c in row] for row in space["correlations"]]
-        spaces.append(_made(SpaceReport, {**space, "correlations": rows, "details": details}))
+        own = {"correlations": rows, "details": details, **explained}
+        spaces.append(_made(SpaceReport, {**space, **own}))
     lists: dict[str, Any] = {
         "spaces": spaces,
         "repaired": [

@@ -61,10 +61,13 @@ def test_nulls_are_read_as_missing_numbers(folder: Path) -> None:
     made = reports.report()
     made.spaces[0].details[0]["condition"] = float("inf")
     made.spaces[0].correlations[0][0] = float("nan")
+    made.spaces[0].explained[1] = float("nan")
     (folder / "report.json").write_text(to_json(content(report=made.to_dict())))
     space = read_record(folder).report.spaces[0]
     assert space.details[0]["condition"] != space.details[0]["condition"]
     assert space.mean_correlation != space.mean_correlation
+    assert space.explained[1] != space.explained[1]
+    assert space.mean_explained == space.explained[0]
     assert main(["report", str(folder), "--quiet"]) == 0
 
 
@@ -72,7 +75,8 @@ def test_reports_of_before_memory_was_measured(folder: Path) -> None:
     old = reports.report().to_dict()
     del old["peak_bytes"]
     for space in old["spaces"]:
-        del space["approximate"]
+        for key in ("approximate", "explained", "explained_by_map"):
+            del space[key]
     (folder / "report.json").write_text(json.dumps(content(report=old)))
     assert read_record(folder).report.peak_bytes == {}
     assert main(["report", str(folder), "--quiet"]) == 0
@@ -130,6 +134,9 @@ BROKEN_REPORTS = {
     ),
     to_json(content(report={**reports.report().to_dict(), "peak_bytes": {"solve": "1"}})): (
         "report.peak_bytes['solve']: expected int, got \"1\""
+    ),
+    to_json(content()).replace('"explained": [', '"explained": ["x", ', 1): (
+        'report.spaces[0].explained[0]: expected int or float or null, got "x"'
     ),
     to_json(content()).replace('"notes": [', '"notes": [7, ', 1): (
         "report.spaces[0].notes[0]: expected str, got 7"

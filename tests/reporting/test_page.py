@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import math
 import sys
 from html.parser import HTMLParser
 
@@ -113,15 +114,15 @@ def test_every_name_number_and_reason_is_there(case: str) -> None:
     found = page(case)
     for space in made.report.spaces:
         assert space.name in found.cells
-        row = found.cells[found.cells.index(space.name) :][:8]
+        row = found.cells[found.cells.index(space.name) :][:10]
         assert row[1:3] == [str(space.size), space.method]
         assert row[3] == ("" if space.ridge is None else f"{space.ridge:.4g}")
-        known = space.mean_correlation == space.mean_correlation
-        assert row[4] == (f"{space.mean_correlation:.3f}" if known else "")
-        assert row[5] == (f"{space.condition:.1e}" if space.condition > 0 else "")
+        means = (space.mean_explained, space.mean_explained_by_map, space.mean_correlation)
+        assert row[4:7] == ["" if math.isnan(mean) else f"{mean:.3f}" for mean in means]
+        assert row[7] == (f"{space.condition:.1e}" if space.condition > 0 else "")
         exact = f"exact under {space.exact}"
-        assert row[6] == (f"approximate: {space.approximate}" if space.approximate else exact)
-        assert row[7] == "; ".join(space.notes)
+        assert row[8] == (f"approximate: {space.approximate}" if space.approximate else exact)
+        assert row[9] == "; ".join(space.notes)
     for name, why in made.report.fixed.items():
         assert found.cells[found.cells.index(name) + 1] == "; ".join(why)
     for axis, why in made.report.pinned.items():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import itertools
@@ -95,8 +96,29 @@ def test_heat_map_has_the_mean_correlations_over_depth() -> None:
         rows = np.array(space.correlations)
         assert set(np.round(image[:, i], 12)) == set(np.round(rows.mean(0), 12))
         assert (np.diff(image[:, i]) <= 0).all()  # best first, on top
-    drawn = line.lines[0].get_ydata()
-    np.testing.assert_allclose(drawn, [s.mean_correlation for s in made.spaces], rtol=1e-12)
+    found = {drawn.get_label(): drawn.get_ydata() for drawn in line.lines}
+    expected = {
+        "mean correlation": [s.mean_correlation for s in made.spaces],
+        "R2 by the best linear map": [s.mean_explained for s in made.spaces],
+        "R2 by the map used": [s.mean_explained_by_map for s in made.spaces],
+    }
+    assert list(found) == list(expected)
+    for label, values in expected.items():
+        np.testing.assert_allclose(found[label], values, rtol=1e-12)
+    styles = {(drawn.get_linestyle(), drawn.get_marker()) for drawn in line.lines}
+    assert len(styles) == 3  # told apart without colour
+
+
+def test_r2_is_drawn_without_correlations() -> None:
+    made = reports.report(3)
+    made.spaces[:] = [
+        dataclasses.replace(space, correlations=[[], []], explained_by_map=[-7.0, 0.5])
+        for space in made.spaces
+    ]
+    figure = plots.draw(made)["correlations"]
+    (line,) = figure.axes
+    assert len(line.lines) == 2
+    assert -1.1 < line.get_ylim()[0] < -1  # a map that is far off leaves room for the rest
 
 
 def test_bars_and_lines_show_the_numbers() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -9,6 +10,7 @@ import torch
 import ccamerge
 from ccamerge.reporting.report import Report, SpaceReport
 from tests import models as M
+from tests import reports
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,9 @@ def test_the_table(report: Report) -> None:
         "space",
         "size",
         "method",
+        "R2",
+        "by",
+        "map",
         "correlation",
         "condition",
         "exact",
@@ -68,8 +73,9 @@ def test_the_table(report: Report) -> None:
     assert [line.split()[0] for line in lines[2:7]] == ["a", "a#2", "b", "b#2", "c"]
     assert lines[7].startswith("aligned: ")
     assert lines[8].startswith("not aligned: ")
-    assert lines[9].startswith("repair: averaging kept ")
-    assert lines[10].startswith("time: collect ")
+    assert lines[9].startswith("these models will hardly merge: ")
+    assert lines[10].startswith("repair: averaging kept ")
+    assert lines[11].startswith("time: collect ")
     starts = {
         line.index(space.exact) for line, space in zip(lines[2:], report.spaces, strict=False)
     }
@@ -80,7 +86,7 @@ def test_markdown(report: Report) -> None:
     lines = report.to_markdown().splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + len(report.spaces)
-    assert {line.count("|") for line in table} == {7}
+    assert {line.count("|") for line in table} == {9}
     assert "- `fc`: network output" in lines
 
 
@@ -101,3 +107,50 @@ def test_methods_without_conditions_leave_the_cell_empty() -> None:
     models = [M.randomise(M.MLP(), s) for s in range(2)]
     result = ccamerge.merge(models, [torch.randn(64, 12)], method="average", progress=False)
     assert "nan" not in str(result.report)
+
+
+def _space(name: str, size: int, explained: list[float], by_map: list[float]) -> SpaceReport:
+    return dataclasses.replace(
+        SpaceReport(name, size, "cca", 0.3, "permutation", [], [[]], [{}], [size] * 3),
+        explained=explained,
+        explained_by_map=by_map,
+    )
+
+
+def test_how_alike_the_models_are() -> None:
+    """In a column each, means over the models of which something is known."""
+    unknown = _space("c", 500, [math.nan, math.nan], [])
+    spaces = [
+        _space("a", 10, [0.2, 0.4], [-1.5, 0.5]),
+        _space("b", 30, [math.nan, 0.1], [0.1, 0.1]),
+    ]
+    made = dataclasses.replace(reports.report(), spaces=[*spaces, unknown])
+    assert [s.mean_explained for s in spaces] == pytest.approx([0.3, 0.1])
+    assert [s.mean_explained_by_map for s in spaces] == pytest.approx([-0.5, 0.1])
+    assert math.isnan(unknown.mean_explained)
+    assert math.isnan(unknown.mean_explained_by_map)
+    rows = [line.split() for line in str(made).splitlines()[2:5]]
+    assert [row[3:5] for row in rows[:2]] == [["0.300", "-0.500"], ["0.100", "0.100"]]
+    assert rows[2][:4] == ["c", "500", "cca", "permutation"]
+    assert "| a | 10 | cca | 0.300 | -0.500 |" in made.to_markdown()
+    assert made.explained == pytest.approx((0.3 * 10 + 0.1 * 30) / 40)
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_models_that_are_unlike_are_named(few: bool) -> None:
+    """Not by spaces of which too little was seen."""
+    spaces = [_space("a", 10, [0.5], [0.1]), _space("b", 30, [0.1], [0.1])]
+    made = dataclasses.replace(reports.report(), spaces=spaces, few={"b": 20} if few else {})
+    line = (
+        "these models will hardly merge: the others' features explain 20% of the variance of the "
+        "reference's (R2, mean over spaces by size)"
+    )
+    assert (line in made.outcomes()) is not few
+    assert made.explained == pytest.approx(0.5 if few else 0.2)
+
+
+def test_nothing_is_said_where_nothing_is_known() -> None:
+    made = dataclasses.replace(reports.report(), spaces=[_space("a", 10, [math.nan], [])])
+    assert math.isnan(made.explained)
+    assert made.unlike_line() is None
+    assert dataclasses.replace(made, spaces=[]).unlike_line() is None
