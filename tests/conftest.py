@@ -49,16 +49,18 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _exactly_as_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _exactly_as_asked(request: pytest.FixtureRequest) -> Iterator[None]:
     """Merges are of all the data, and what is asked for: what most tests state.
 
-    Those of ``fidelity`` and whole commands have the defaults that users have.
+    Modules that are marked ``as_users_do`` have the defaults that users have; so have commands that
+    run in processes of their own.
     """
-    if request.node.get_closest_marker("as_users_do") is None:
-        for name, value in {"holdout": 0.0, "select": "none"}.items():
-            setting = dataclasses.replace(TABLE[name], usual=value)
-            monkeypatch.setitem(TABLE, name, setting)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("as_users_do") is None:
+            for name, value in {"holdout": 0.0, "select": "none"}.items():
+                patch.setitem(TABLE, name, dataclasses.replace(TABLE[name], usual=value))
+        yield
 
 
 @pytest.fixture

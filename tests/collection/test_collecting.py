@@ -188,7 +188,7 @@ def test_loading_another_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.safetensors: not a file of collected moments"):
         Statistics.load(path)
     save_file({"w": torch.zeros(2)}, path, {"format": "ccamerge-moments-3"})
-    with pytest.raises(ValueError, match=r"'ccamerge-moments-3', but .*-5': collect again"):
+    with pytest.raises(ValueError, match=r"'ccamerge-moments-3', but .*-6': collect again"):
         Statistics.load(path)
     with pytest.raises(FileNotFoundError, match=r"absent\.safetensors: no such file"):
         Statistics.load(tmp_path / "absent.safetensors")
