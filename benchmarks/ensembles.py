@@ -38,10 +38,13 @@ import ccamerge
 Figures = dict[str, Any]
 
 ROWS: dict[str, dict[str, Any]] = {
-    "merged": {},
-    "permutation": {"method": "permutation"},
+    "handed over": {},
+    "refined": {"refine": True},
+    "CCA": {"select": "none"},
+    "permutation": {"method": "permutation", "select": "none"},
 }
-"""Merges: keyword arguments of `ccamerge.merge` by label. The first is the default."""
+"""Keyword arguments of `ccamerge.merge` by label. The first are the defaults: what is handed over
+may be a member itself; the last two are merges, however far from the ensemble they are."""
 
 HELD = 10
 """One of so many inputs tells when training stops."""

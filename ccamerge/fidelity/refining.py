@@ -24,7 +24,7 @@ from ccamerge.config.settings import Refine
 from ccamerge.fidelity.judging import Examples, Judge, error_of
 from ccamerge.graph.networks.network import Network
 
-EPOCHS = 30
+EPOCHS = 20
 """Epochs at most, if nothing else is asked for."""
 
 BATCH = 64
@@ -33,7 +33,7 @@ BATCH = 64
 RATES = (1e-3, 3e-4)
 """Learning rates of Adam that are tried."""
 
-_STARTS = 3
+_STARTS = 2
 """Networks from which training is tried."""
 
 _TRIED = 0.1
