@@ -69,7 +69,7 @@ class HeldOut:
         if self._apart is None and size > 1:
             self._apart = are_apart(program, state, leaves)
         take = min(due, size // 2)
-        if self._apart and take and size - take > 1:
+        if self._apart and take:
             places = [(2 * k + 1) * size // (2 * take) for k in range(take)]
             held = rows(leaves, places)
             rest = rows(leaves, sorted(set(range(size)) - set(places)))
