@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class HeldOut:
             return leaves
         early = min(_EARLY, self._seen // 4)
         due = min(_MOST, max(int(self._share * self._seen), early)) - self._taken
-        if due < 1:
+        if due < 1 or not size:
             return leaves
         if self._apart is None and size > 1:
             self._apart = are_apart(program, state, leaves)
@@ -90,8 +90,16 @@ class HeldOut:
         self._taken += size
 
 
-def are_apart(program: Program, state: Mapping[str, Tensor], leaves: Sequence[Any]) -> bool:
-    """Whether a network makes of some samples what it makes of them among others."""
+def are_apart(
+    program: Program,
+    state: Mapping[str, Tensor],
+    leaves: Sequence[Any],
+    read: Callable[[Any], Any] | None = None,
+) -> bool:
+    """Whether a network makes of some samples what it makes of them among others.
+
+    ``read`` makes of its outputs what is looked at instead.
+    """
     if not program.samples_first(leaves):
         return False
     size = batch_size(leaves)
@@ -100,7 +108,9 @@ def are_apart(program: Program, state: Mapping[str, Tensor], leaves: Sequence[An
     if not program.accepts(some):
         return False
     with torch.inference_mode():
-        whole, part = (pytree.tree_leaves(program.run(state, x)) for x in (list(leaves), some))
+        outputs = [program.run(state, x) for x in (list(leaves), some)]
+        seen = outputs if read is None else [read(output) for output in outputs]
+    whole, part = map(pytree.tree_leaves, seen)
     close = max(_SAME, _ROUNDING * program.eps)
     for one, other in zip(whole, part, strict=True):
         if not isinstance(one, Tensor):
