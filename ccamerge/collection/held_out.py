@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,12 +27,16 @@ _BYTES = 128 << 20
 _SAME = 1e-3
 """Relative difference of outputs up to which a batch's parts are taken for what the whole gives."""
 
+_ROUNDING = 4
+"""The same in units of the coarsest precision of the values, where that is more."""
+
 
 class HeldOut:
     """Takes some inputs out of batches as they go by.
 
     Of a batch whose samples do not depend on each other, which is tried, some samples are taken,
-    spread over it; of others whole batches, but never the first.
+    spread over it, two at least, since a forward may do other things with one; of others whole
+    batches, but never the first.
 
     Parameters
     ----------
@@ -64,12 +68,12 @@ class HeldOut:
             return leaves
         early = min(_EARLY, self._seen // 4)
         due = min(_MOST, max(int(self._share * self._seen), early)) - self._taken
-        if due < 1:
+        if due < 1 or not size:
             return leaves
         if self._apart is None and size > 1:
             self._apart = are_apart(program, state, leaves)
         take = min(due, size // 2)
-        if self._apart and take:
+        if self._apart and take > 1 and size - take > 1:
             places = [(2 * k + 1) * size // (2 * take) for k in range(take)]
             held = rows(leaves, places)
             rest = rows(leaves, sorted(set(range(size)) - set(places)))
@@ -86,8 +90,16 @@ class HeldOut:
         self._taken += size
 
 
-def are_apart(program: Program, state: Mapping[str, Tensor], leaves: Sequence[Any]) -> bool:
-    """Whether a network makes of some samples what it makes of them among others."""
+def are_apart(
+    program: Program,
+    state: Mapping[str, Tensor],
+    leaves: Sequence[Any],
+    read: Callable[[Any], Any] | None = None,
+) -> bool:
+    """Whether a network makes of some samples what it makes of them among others.
+
+    ``read`` makes of its outputs what is looked at instead.
+    """
     if not program.samples_first(leaves):
         return False
     size = batch_size(leaves)
@@ -96,19 +108,28 @@ def are_apart(program: Program, state: Mapping[str, Tensor], leaves: Sequence[An
     if not program.accepts(some):
         return False
     with torch.inference_mode():
-        whole, part = (pytree.tree_leaves(program.run(state, x)) for x in (list(leaves), some))
+        outputs = [program.run(state, x) for x in (list(leaves), some)]
+        seen = outputs if read is None else [read(output) for output in outputs]
+    whole, part = map(pytree.tree_leaves, seen)
+    close = max(_SAME, _ROUNDING * program.eps)
     for one, other in zip(whole, part, strict=True):
         if not isinstance(one, Tensor):
             continue
-        if one.dim() < 1 or len(one) != size or len(other) != len(places):
+        if one.dim() < 1 or len(one) != size:
             return False
         own = one[torch.tensor(places, device=one.device)]
-        if own.is_floating_point():
-            if not bool((own - other).norm() <= _SAME * own.norm().clamp_min(1e-30)):
-                return False
-        elif not torch.equal(own, other):
+        if own.shape != other.shape or not _alike(own, other, close):
             return False
     return True
+
+
+def _alike(one: Tensor, other: Tensor, close: float) -> bool:
+    """Whether two outputs are the same but for rounding; what is infinite must be so in both."""
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    difference = torch.where(one == other, 0.0, one - other).double().norm()
+    size = torch.where(one.isfinite(), one, 0.0).double().norm()
+    return bool(difference <= close * size)
 
 
 def rows(leaves: Sequence[Any], places: Sequence[int]) -> list[Any]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from ccamerge.collection.held_out import rows
 from ccamerge.collection.tokens import Tokens
 from ccamerge.fidelity.reading import Reading
 from ccamerge.graph.networks.network import Network
@@ -41,6 +43,12 @@ class Examples:
         """The number of inputs."""
         return batch_size(self.leaves)
 
+    def some(self, places: Sequence[int], program: Program) -> Examples:
+        """Some of the inputs; they, and predictions, must have samples on their first axes."""
+        leaves = rows(self.leaves, places)
+        tokens = Tokens.of(program, leaves, self.target[0].device)
+        return Examples(leaves, rows(self.target, places), tokens)
+
 
 class Judge:
     """The ensemble's predictions of some inputs, and each member's distance from them.
@@ -67,7 +75,7 @@ class Judge:
             self._examples.append(examples)
             for own, prediction in zip(members, predictions, strict=True):
                 own.append(self._errors(prediction, examples))
-        self._scale = self._variance()
+        self._scale = self._variance(networks[0].program.eps)
         self.members = [self._scaled(own) for own in members]
 
     @property
@@ -87,8 +95,8 @@ class Judge:
                 found.append(self._errors(self.reading.predictions(output), examples))
         return self._scaled(found)
 
-    def of_outputs(self, outputs: Sequence[Any]) -> Tensor:
-        """As `distances`, from what a network returns for `calls`."""
+    def of_outputs(self, outputs: Iterable[Any]) -> Tensor:
+        """As `distances`, from what a network returns for each of `inputs`."""
         return self._scaled(
             [
                 self._errors(self.reading.predictions(moved(output, e.target[0].device)), e)
@@ -96,10 +104,10 @@ class Judge:
             ]
         )
 
-    @property
-    def scales(self) -> list[float]:
-        """What errors of each leaf are divided by."""
-        return [float(scale) for scale in self._scale[:, 0]]
+    def loss(self, prediction: Sequence[Tensor], examples: Examples) -> Tensor:
+        """The mean distance of a prediction from the ensemble's of some examples, to train by."""
+        errors = self._errors(prediction, examples)
+        return (errors / self._scale.to(errors.device, copy=True)).mean()
 
     @property
     def inputs(self) -> list[list[Any]]:
@@ -108,38 +116,43 @@ class Judge:
 
     def alike(self) -> str:
         """Why these inputs cannot tell how networks differ on others; empty if they may."""
-        rows = [row for e in self._examples for row in _rows(e)]
         logs = self.reading.mean == "probabilities"
-        if len(rows) > 1 and all(row.shape == rows[0].shape for row in rows):
-            spread = torch.stack(rows).double().exp() if logs else torch.stack(rows).double()
-            alike = spread.std(0).norm() <= _SAME * spread.norm() / len(rows) ** 0.5
-        else:
-            alike = torch.tensor(False)
-        if bool(alike):
-            return f"all {len(rows)} held-out inputs give the ensemble the same prediction"
+        count = len(self._examples[0].target)
+        every = [
+            [row for e in self._examples for row in _units(e.target[place], e.size)]
+            for place in range(count)
+        ]
+        units = len(every[0])
+        if all(map(functools.partial(_spread_is_rounding, logs=logs), every)):
+            return f"all {units} held-out inputs give the ensemble the same prediction"
         if logs and len(self.reading.leaves) == 1:
             targets = [e.target[0] for e in self._examples]
             if all(t.dim() == 2 and t.shape[-1] > 2 for t in targets):
                 classes = torch.cat([t.argmax(-1) for t in targets]).bincount()
-                if len(rows) > 1 and float(classes.max()) >= _LIKE * len(rows):
+                if units > 1 and float(classes.max()) >= _LIKE * units:
                     return (
-                        f"the ensemble takes {int(classes.max())} of {len(rows)} held-out inputs "
+                        f"the ensemble takes {int(classes.max())} of {units} held-out inputs "
                         f"for class {int(classes.argmax())} of {targets[0].shape[-1]}"
                     )
         return ""
 
     def _errors(self, prediction: Sequence[Tensor], examples: Examples) -> Tensor:
         """The error (leaves, units) of a prediction, not yet scaled."""
-        rows = []
-        for found, target in zip(prediction, examples.target, strict=True):
-            if found.shape != target.shape:
-                message = f"outputs of shape {tuple(found.shape)} beside {tuple(target.shape)}"
-                raise ValueError(message)
-            rows.append(_by_unit(error_of(self.reading, found, target), examples))
-        return torch.stack(rows).double()
+        check_alike(prediction, examples.target)
+        errors = [
+            _by_unit(error_of(self.reading, found, target), examples)
+            for found, target in zip(prediction, examples.target, strict=True)
+        ]
+        if len({len(error) for error in errors}) > 1:  # one of them is of the batch as a whole
+            errors = [error.mean()[None] for error in errors]
+        return torch.stack([error.double() for error in errors])
 
-    def _variance(self) -> Tensor:
-        """What errors of each leaf are divided by (leaves, 1)."""
+    def _variance(self, eps: float) -> Tensor:
+        """What errors of each leaf are divided by (leaves, 1).
+
+        Its variance; of what is the same for all inputs, but for a rounding of ``eps``, its mean
+        square.
+        """
         count = len(self._examples[0].target)
         if self.reading.mean == "probabilities":
             return torch.ones(count, 1, dtype=torch.float64)
@@ -148,7 +161,9 @@ class Judge:
             targets = [e.target[place].double() for e in self._examples]
             alike = len({t.shape[1:] for t in targets}) == 1 and all(t.dim() for t in targets)
             every = torch.cat(targets) if alike else torch.cat([t.flatten() for t in targets])
-            found.append(float(every.var(0, correction=0).mean()) if every.numel() else 0.0)
+            variance = float(every.var(0, correction=0).mean()) if every.numel() else 0.0
+            square = float(every.square().mean()) if every.numel() else 0.0
+            found.append(variance if variance > eps**2 * square else square)
         largest = max(found)
         floor = 1e-12 * largest if largest > 0 else 1.0
         return torch.tensor(found, dtype=torch.float64).clamp_min(floor)[:, None]
@@ -168,9 +183,11 @@ def predicted(
     """For each batch, as far as memory allows, the examples and each member's prediction."""
     taken = 0
     for leaves in batches:
-        there = moved(leaves, networks[0].device)
-        with torch.no_grad():  # training reads them: they must not be inference's
+        with torch.inference_mode(False), torch.no_grad():  # training reads them
+            there = [_plain(x) for x in moved(leaves, networks[0].device)]
             own = [reading.predictions(n.program.run(n.state, there)) for n in networks]
+            for prediction in own[1:]:
+                check_alike(prediction, own[0])
             target = reading.combined(own, weights)
         taken += sum(x.nbytes for x in target)
         if taken > _BYTES and taken > sum(x.nbytes for x in target):
@@ -202,12 +219,35 @@ def _by_unit(error: Tensor, examples: Examples) -> Tensor:
     return error.flatten(1).mean(1) if error.dim() > 1 else error
 
 
-def _rows(examples: Examples) -> list[Tensor]:
+def _units(target: Tensor, size: int) -> list[Tensor]:
     """The ensemble's prediction of each unit."""
-    first = examples.target[0]
-    if first.dim() == 0 or len(first) != examples.size:
-        return [first]
-    return list(first)
+    return [target] if target.dim() == 0 or len(target) != size else list(target)
+
+
+def _spread_is_rounding(rows: Sequence[Tensor], logs: bool) -> bool:
+    """Whether several predictions are the same."""
+    if len(rows) < 2 or any(row.shape != rows[0].shape for row in rows):
+        return False
+    spread = torch.stack(list(rows)).double()
+    spread = spread.exp() if logs else spread
+    return bool(spread.std(0).norm() <= _SAME * spread.norm() / len(rows) ** 0.5)
+
+
+def check_alike(found: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """ValueError unless predictions have the shapes of others."""
+    shapes = [[tuple(x.shape) for x in every] for every in (found, others)]
+    if shapes[0] != shapes[1]:
+        one, other = (", ".join(map(str, own)) for own in shapes)
+        message = (
+            f"predictions of shape {one} beside {other}: all networks' predictions of an input "
+            "must have one shape (see ensemble)"
+        )
+        raise ValueError(message)
+
+
+def _plain(value: Any) -> Any:
+    """A tensor that training may keep; those made in inference mode are copied."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def closer(candidate: Tensor, other: Tensor, trials: int = 1) -> bool:

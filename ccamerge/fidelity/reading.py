@@ -95,16 +95,16 @@ class Reading:
         self, members: Sequence[Sequence[Tensor]], weights: Sequence[float]
     ) -> list[Tensor]:
         """The ensemble's prediction, from each member's."""
-        if self.mean == "outputs":
-            return [
-                torch.stack([w * x for w, x in zip(weights, own, strict=True)]).sum(0)
-                for own in zip(*members, strict=True)
+        pairs = [(w, own) for w, own in zip(weights, members, strict=True) if w > 0]
+        (share, first), others = pairs[0], pairs[1:]
+        logs = self.mean == "probabilities"
+        total = [x + math.log(share) if logs else share * x for x in first]
+        for share, own in others:  # one after the other: they may be large
+            total = [
+                torch.logaddexp(sum_, x + math.log(share)) if logs else sum_ + share * x
+                for sum_, x in zip(total, own, strict=True)
             ]
-        logs = [math.log(w) if w > 0 else -math.inf for w in weights]
-        return [
-            torch.stack([x + log for log, x in zip(logs, own, strict=True)]).logsumexp(0)
-            for own in zip(*members, strict=True)
-        ]
+        return total
 
 
 def reading_of(program: Program, given: Ensemble | None) -> Reading | None:

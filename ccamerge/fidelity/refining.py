@@ -12,16 +12,16 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ccamerge.collection.held_out import are_apart, rows
+from ccamerge.collection.held_out import are_apart
 from ccamerge.config.kinds import limit_of
 from ccamerge.config.settings import Refine
-from ccamerge.fidelity.judging import Examples, Judge, error_of
+from ccamerge.fidelity.judging import Examples, Judge
+from ccamerge.graph.folds import BatchNormFold
 from ccamerge.graph.networks.network import Network
 
 EPOCHS = 20
@@ -38,7 +38,7 @@ _STARTS = 3
 """Networks from which training is tried, the others than the closest by the best rate."""
 
 _TRIED = 0.1
-"""Share of the budget for each trial; together they take half as much as the training."""
+"""Share of the training that each trial takes; a budget in seconds is for all of them together."""
 
 _CHECKS = 20
 """How often at least the held-out inputs are looked at."""
@@ -66,6 +66,11 @@ class Refined:
     rate: float
     progress: list[tuple[float, float, float]]
 
+    @property
+    def closer(self) -> bool:
+        """Whether any training came closer than its start."""
+        return bool(self.progress) and self.distance < self.progress[0][2]
+
 
 @dataclasses.dataclass(frozen=True)
 class _Limit:
@@ -78,6 +83,10 @@ class _Limit:
     def of(cls, refine: Refine) -> _Limit:
         found = limit_of(refine) if isinstance(refine, str) else None
         return cls(*(found or (EPOCHS, "epochs")))
+
+    def beside(self, trials: int) -> _Limit:
+        """That of the training beside so many trials: all of it in epochs."""
+        return self.share(1 / (1 + trials * _TRIED)) if self.unit == "seconds" else self
 
     def share(self, part: float) -> _Limit:
         least = 1.0 if self.unit == "epochs" else 0.0
@@ -109,89 +118,83 @@ class Trainer:
         progress: bool,
     ) -> None:
         self._program, self._judge = network.program, judge
-        self._examples, self._progress, self._seed = examples, progress, seed
+        self._examples = [e for e in examples if e.size]
+        self._progress, self._seed = progress, seed
         self._trained = _trainable(network)
-        state = network.state
-        self._apart = all(
-            are_apart(self._program, state, e.leaves) for e in examples[:1] if e.size > 1
-        )
-        self._count = sum(e.size for e in examples)
+        several = [e.leaves for e in self._examples if e.size > 1][:1]
+        read = judge.reading.predictions
+        self._apart = all(are_apart(self._program, network.state, x, read) for x in several)
+        self._count = sum(e.size for e in self._examples)
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def train(self, starts: Sequence[Start], refine: Refine) -> Refined:
         """Try the starts and rates for a while, and train the best of them to the end.
 
         Ctrl-C ends it with the best so far, and a warning.
+
+        Raises
+        ------
+        ValueError
+            If the predictions have no gradients.
         """
-        limit = _Limit.of(refine)
-        trials: list[tuple[float, Start, float]] = []
+        runs = [Refined(starts[0].name, dict(starts[0].state), math.inf, 0.0, [])]
+        if not self._trained or not self._examples:
+            return runs[0]
+        others = starts[1:_STARTS]
+        limit = _Limit.of(refine).beside(len(RATES) + len(others))
+
+        def run(start: Start, rate: float, title: str) -> None:
+            runs.append(Refined(start.name, dict(start.state), math.inf, rate, []))
+            self._run(runs[-1], limit.share(_TRIED) if title == "try" else limit, title)
+
         try:
             for rate in RATES:
-                trials.append((self._tried(starts[0], rate, limit), starts[0], rate))
-            _, _, rate = min(trials, key=lambda trial: trial[0])
-            for start in starts[1:_STARTS]:
-                trials.append((self._tried(start, rate, limit), start, rate))
-            _, start, rate = min(trials, key=lambda trial: trial[0])
-            return self._run(start, rate, limit, "refine")
+                run(starts[0], rate, "try")
+            fastest = min(runs, key=lambda one: one.distance).rate
+            for start in others:
+                run(start, fastest, "try")
+            best = min(runs, key=lambda one: one.distance)
+            run(next(s for s in starts if s.name == best.name), best.rate, "refine")
         except KeyboardInterrupt:
-            warnings.warn(
-                "refinement was interrupted before it began", RuntimeWarning, stacklevel=5
-            )
-            start = starts[0]
-            own = float(self._judge.distances(self._program, start.state).mean())
-            return Refined(start.name, dict(start.state), own, 0.0, [(0.0, 0.0, own)])
+            message = "refinement was interrupted; the best network so far is kept"
+            warnings.warn(message, RuntimeWarning, stacklevel=5)
+        return min(runs, key=lambda one: one.distance)
 
-    def _tried(self, start: Start, rate: float, limit: _Limit) -> float:
-        """How close a short training comes."""
-        return self._run(start, rate, limit.share(_TRIED), "try").distance
-
-    def _run(self, start: Start, rate: float, limit: _Limit, title: str) -> Refined:
-        """Train from a start; the best that the held-out inputs saw."""
-        fixed = {key: value.detach().clone() for key, value in start.state.items()}
+    def _run(self, result: Refined, limit: _Limit, title: str) -> None:
+        """Train from the result's state; it is given the best that the held-out inputs saw."""
+        fixed = {key: value.detach().clone() for key, value in result.state.items()}
         wide = {key: torch.promote_types(fixed[key].dtype, torch.float32) for key in self._trained}
         own = {key: fixed[key].to(wide[key], copy=True) for key in self._trained}
         for value in own.values():
             value.requires_grad_()
         begun = time.perf_counter()
-        result = Refined(start.name, fixed, math.inf, rate, [])
         self._look(result, fixed, own, 0.0, 0.0)
-        if not own:
-            return result
-        optimiser = torch.optim.Adam(own.values(), lr=rate)
+        optimiser = torch.optim.Adam(own.values(), lr=result.rate)
         generator = torch.Generator().manual_seed(self._seed)
-        steps, seen, looked = 0, 0, 0.0
-        bar = tqdm(total=100, desc=title, unit="%", disable=not self._progress, leave=False)
-        try:
-            for leaves, target in self._steps(generator):
-                done = limit.passed(seen / self._count, time.perf_counter() - begun)
-                if done >= 1:
-                    break
-                for group in optimiser.param_groups:  # a warm-up, then half a cosine down to zero
-                    group["lr"] = (
-                        rate * min(1, (steps + 1) / 10) * (1 + math.cos(math.pi * done)) / 2
-                    )
-                loss = self._loss({**fixed, **_as(own, fixed)}, leaves, target)
+        steps, seen, looked, done = 0, 0, 0.0, 0.0
+        with tqdm(total=100, desc=title, unit="%", disable=not self._progress, leave=False) as bar:
+            for examples in self._steps(generator):
+                # A warm-up, then half a cosine down to zero.
+                factor = min(1, (steps + 1) / 10) * (1 + math.cos(math.pi * done)) / 2
+                for group in optimiser.param_groups:
+                    group["lr"] = result.rate * factor
+                loss = self._loss({**fixed, **_as(own, fixed)}, examples)
                 optimiser.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(own.values(), 1.0)
                 optimiser.step()
-                steps, seen = steps + 1, seen + len(leaves[0]) if self._apart else seen + 1
-                done = limit.passed(seen / self._count, time.perf_counter() - begun)
-                if done >= looked + 1 / _CHECKS:
-                    looked = done
-                    self._look(result, fixed, own, seen / self._count, time.perf_counter() - begun)
-                    bar.set_postfix({"held out": f"{result.progress[-1][2]:.4g}"})
-                    bar.update(int(100 * min(1, done)) - bar.n)
-                    if not math.isfinite(result.progress[-1][2]):
-                        break
-        except KeyboardInterrupt:
-            if title != "refine":
-                raise
-            message = "refinement was interrupted; the best network so far is kept"
-            warnings.warn(message, RuntimeWarning, stacklevel=6)
-        finally:
-            bar.close()
-        self._look(result, fixed, own, seen / self._count, time.perf_counter() - begun)
-        return result
+                steps, seen = steps + 1, seen + examples.size
+                epochs, seconds = seen / self._count, time.perf_counter() - begun
+                done = min(1.0, limit.passed(epochs, seconds))
+                if done < 1 and done < looked + 1 / _CHECKS:
+                    continue
+                looked = done
+                self._look(result, fixed, own, epochs, seconds)
+                bar.set_postfix({"held out": f"{result.progress[-1][2]:.4g}"})
+                bar.update(int(100 * done) - bar.n)
+                if done == 1 or not math.isfinite(result.progress[-1][2]):
+                    return
 
     def _look(
         self,
@@ -206,34 +209,31 @@ class Trainer:
         distance = float(self._judge.distances(self._program, state).mean())
         result.progress.append((epochs, seconds, distance))
         if distance < result.distance:
-            result.distance = distance
             result.state = {key: x.clone() if key in own else x for key, x in state.items()}
+            result.distance = distance
 
-    def _loss(
-        self, state: Mapping[str, Tensor], leaves: list[Any], target: Sequence[Tensor]
-    ) -> Tensor:
+    def _loss(self, state: Mapping[str, Tensor], examples: Examples) -> Tensor:
         """The mean distance of a step's predictions."""
-        reading = self._judge.reading
-        found = reading.predictions(self._program.run(state, leaves))
-        errors = [
-            error_of(reading, one, other).mean() / scale
-            for one, other, scale in zip(found, target, self._judge.scales, strict=True)
-        ]
-        return torch.stack(errors).mean()
+        output = self._program.run(state, examples.leaves)
+        loss = self._judge.loss(self._judge.reading.predictions(output), examples)
+        if not loss.requires_grad:
+            message = "refine: no gradients lead from the predictions to what may be trained"
+            raise ValueError(message)
+        return loss
 
-    def _steps(self, generator: torch.Generator) -> Iterator[tuple[list[Any], list[Tensor]]]:
-        """Inputs and predictions of step after step, without end."""
+    def _steps(self, generator: torch.Generator) -> Iterator[Examples]:
+        """Examples of step after step, without end."""
         while True:
             for place in torch.randperm(len(self._examples), generator=generator).tolist():
                 examples = self._examples[place]
-                if not self._apart:
-                    yield examples.leaves, examples.target
-                    continue
                 order = torch.randperm(examples.size, generator=generator)
                 for own in order.split(BATCH):
+                    if not self._apart:
+                        yield examples
+                        break
                     if len(own) > 1 or len(order) == 1:
-                        places = own.tolist()
-                        yield rows(examples.leaves, places), rows(examples.target, places)
+                        some = examples.some(own.tolist(), self._program)
+                        yield some if self._program.accepts(some.leaves) else examples
 
 
 def _as(own: Mapping[str, Tensor], fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -242,13 +242,22 @@ def _as(own: Mapping[str, Tensor], fixed: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def _trainable(network: Network) -> list[str]:
-    """The parameters of the program that training may change: none that is frozen or limited."""
+    """The parameters of the program that training may change: none that is frozen or limited.
+
+    The bias that a folded BatchNorm leaves is free if one that went into it is.
+    """
     named = dict(network.model.named_parameters(remove_duplicate=False))
+    free = {key for key, value in named.items() if value.requires_grad}
     buffers = {key for key, _ in network.model.named_buffers(remove_duplicate=False)}
-    found = []
-    for key in dict.fromkeys(network.program.parameters.values()):
-        value = network.state[key]
-        frozen = key in buffers or (key in named and not named[key].requires_grad)
-        if value.is_floating_point() and not frozen and key not in network.program.limits:
-            found.append(key)
-    return found
+    fixed = buffers | (named.keys() - free)
+    for fold in network.spaces.folds:
+        if isinstance(fold, BatchNormFold):
+            shifts = [key for key in (fold.bias, fold.beta) if key is not None] or [fold.weight]
+            fixed = fixed - {fold.folded} if free & set(shifts) else fixed | {fold.folded}
+    return [
+        key
+        for key in dict.fromkeys(network.program.parameters.values())
+        if network.state[key].is_floating_point()
+        and key not in fixed
+        and key not in network.program.limits
+    ]

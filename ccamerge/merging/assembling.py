@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from ccamerge.graph.space import Role, Slot, Spaces
 from ccamerge.graph.tracing.modules import copied, extra_state, tensors_of
 from ccamerge.graph.tracing.plain import put_back, take_plain
 from ccamerge.merging.averaging import average
-from ccamerge.merging.loading import load_merged
+from ccamerge.merging.loading import load_merged, running_statistics
 from ccamerge.merging.paper import reset_statistics, unfolded_spaces
 from ccamerge.methods.alignment import Aligned
 from ccamerge.methods.weights import Shares
@@ -51,11 +52,20 @@ def member(networks: Sequence[Network], index: int) -> Merged:
     return Merged(model, {}, alone=True)
 
 
-def loaded(networks: Sequence[Network], reference: int, state: dict[str, Tensor]) -> Merged:
-    """A network of the reference's architecture with parameters of its folded program."""
+def loaded(
+    networks: Sequence[Network],
+    reference: int,
+    state: dict[str, Tensor],
+    inputs: Sequence[list[Any]],
+) -> Merged:
+    """A network of the reference's architecture with parameters of its folded program.
+
+    BatchNorms that are put back get their running statistics from some inputs.
+    """
     network, who = networks[reference], f"models[{reference}]"
     model = copied(network.model, who).eval()
-    load_merged(model, state, network.spaces, {})
+    running = running_statistics(network.spaces, state, inputs, network.device)
+    load_merged(model, state, network.spaces, running)
     not_held: dict[str, str] = {}
     original = network.parameters.model
     if original is not network.model:
@@ -66,14 +76,12 @@ def loaded(networks: Sequence[Network], reference: int, state: dict[str, Tensor]
     return Merged(model, {}, not_held, state=state)
 
 
-def plain_average(
-    networks: Sequence[Network], reference: int, shares: Shares
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The mean of the models' parameters as they stand, and what was taken from the reference."""
+def plain_average(networks: Sequence[Network], reference: int, shares: Shares) -> dict[str, Tensor]:
+    """The mean of the models' parameters as they stand."""
     order = [reference, *(i for i in range(len(networks)) if i != reference)]
     states = [networks[i].state for i in order]
     first = networks[reference]
-    return average(states, lambda _: [shares.default[i] for i in order], _used(first))
+    return average(states, lambda _: [shares.default[i] for i in order], _used(first))[0]
 
 
 def assembled(

@@ -66,6 +66,9 @@ def examined(settings: Settings, models: int, reference: int) -> tuple[Settings,
             "repair='regression' needs norm='fold': the paper's norm resets statistics instead"
         )
         problems.append(("repair", ValueError(message)))
+    if found.refine and found.holdout == 0:
+        message = "refine needs inputs that are held out to judge by: holdout must be above 0"
+        problems.append(("refine", ValueError(message)))
     _attempt(problems, "weights", check_t, found.weights, found.t, reference)
     _attempt(problems, "method", check_methods, found.method, found.mode)
     options = found.options

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ccamerge.graph.folds import BatchNormFold
+from ccamerge.graph.operations import features_dim
 from ccamerge.graph.space import Spaces
+from ccamerge.graph.tracing.lockstep import lockstep
 from ccamerge.graph.tracing.modules import tensors_of
+from ccamerge.repair.repairing import channel_statistics, walked_inputs
 
 
 def load_merged(
@@ -32,6 +37,28 @@ def load_merged(
         for key in owner.values():
             targets[key].copy_(state[key])
     _forget(model)
+
+
+def running_statistics(
+    spaces: Spaces, state: Mapping[str, Tensor], inputs: Sequence[list[Any]], device: torch.device
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Means and variances (channels,) of what BatchNorms that were folded were folded into.
+
+    By the names of the operations; of as many of the inputs as memory allows.
+    """
+    program = spaces.program
+    names = {fold.node for fold in spaces.folds if isinstance(fold, BatchNormFold)}
+    dims = {node.name: features_dim(node) for node in program.nodes if node.name in names}
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    if not dims or not inputs:
+        return found
+    with torch.inference_mode():
+        batches = walked_inputs([program], inputs, device=device)
+        for name, values in lockstep([(program, state, leaves) for leaves in batches]):
+            if name in dims:
+                mean, std = channel_statistics(values, dims[name])
+                found[name] = (mean, std**2)
+    return found
 
 
 def _forget(model: nn.Module) -> None:

@@ -281,12 +281,7 @@ def merge(
             aligned = _aligned(networks, statistics, settings, reference, shares)
         _check_fit(aligned, networks, reference)
     aligned = aligned.to(memory_of(where))
-    chosen: dict[str, str] = {}
-    if not isinstance(settings.weights, Mapping):
-        unmoved = frozenset(name for name, own in aligned.methods.items() if own == "average")
-        shares, chosen = with_agreement(
-            shares, found.attention, aligned.solutions, reference, unmoved
-        )
+    shares, chosen = _agreed(shares, aligned, found, settings)
     merged = assembled(networks, statistics, aligned, shares, settings, watch)
     merged, fidelity = selected(
         networks, statistics, merged, shares, settings, reference, watch, progress
@@ -356,6 +351,16 @@ def _aligned(
         reference=reference,
         weights=own,
     )
+
+
+def _agreed(
+    shares: Shares, aligned: Aligned, found: Spaces, settings: Settings
+) -> tuple[Shares, dict[str, str]]:
+    """Shares in which queries and keys count where the models agree, and where they do not."""
+    if isinstance(settings.weights, Mapping):
+        return shares, {}
+    unmoved = frozenset(name for name, own in aligned.methods.items() if own == "average")
+    return with_agreement(shares, found.attention, aligned.solutions, aligned.reference, unmoved)
 
 
 def _check_fit(aligned: Aligned, networks: Sequence[Network], reference: int) -> None:

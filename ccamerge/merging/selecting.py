@@ -3,63 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ccamerge.collection.statistics import Statistics
 from ccamerge.config.settings import Settings, normalised
 from ccamerge.core.stopwatch import Stopwatch
 from ccamerge.fidelity.judging import Judge, closer, predicted
-from ccamerge.fidelity.reading import Reading, reading_of
+from ccamerge.fidelity.reading import reading_of
 from ccamerge.fidelity.refining import Refined, Start, Trainer
 from ccamerge.graph.networks.network import Network
-from ccamerge.graph.tracing.batches import model_device, moved
-from ccamerge.graph.tracing.exporting import results_of
-from ccamerge.merging.assembling import Merged, loaded, member, plain_average
+from ccamerge.merging.assembling import Merged, member
+from ccamerge.merging.candidates import ASKED, AVERAGE, Candidates, Option
 from ccamerge.methods.weights import Shares
 from ccamerge.reporting.fidelity import Candidate, Fidelity
-
-POINTS = (0.25, 0.5, 0.75)
-"""Where between the reference and the merge candidates lie."""
 
 _FEW = 8
 """Inputs of which none is held out if they are fewer: nothing can be told of a merge then."""
 
-
-Made = Callable[[], Merged]
-
-
 _SAME = 1e-6
 """Difference of distances below which a merge is as near as the reference: of equal models."""
 
-
 _TELLING = 30
 """Held-out inputs below which a merge says that they are few."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Option:
-    """A network that might be handed over: its distances (units,), and how it is made.
-
-    ``state`` are its parameters of the reference's program, where that is known.
-    """
-
-    name: str
-    distances: Tensor
-    made: Made
-    state: Mapping[str, Tensor] | None = None
-    t: float | None = None
-
-    @property
-    def mean(self) -> float:
-        """The mean distance."""
-        return float(self.distances.mean())
 
 
 def selected(
@@ -79,70 +47,100 @@ def selected(
     """
     choose = settings.select == "fidelity" and not merged.alone
     reading = reading_of(networks[reference].program, settings.ensemble)
-    if reading is None or settings.holdout == 0:
-        return merged, None
-    if not statistics.held:
-        if choose and statistics.samples < _FEW:
-            message = (
-                f"{statistics.samples} inputs are too few to hold any out and tell whether a merge "
-                f"is closer to the ensemble: models[{reference}] itself is handed over"
-            )
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
-            return member(networks, reference), None
-        return merged, None
+    if reading is None or settings.holdout == 0 or not statistics.held:
+        few = reading is not None and settings.holdout != 0 and statistics.samples < _FEW
+        return _unjudged(networks, statistics, merged, settings, reference, choose and few), None
+    weights, own = _weights(settings, len(networks)), f"models[{reference}]"
     with watch("judge"):
-        judge = Judge(networks, statistics.held, reading, _weights(settings, len(networks)))
-        options = _options(networks, merged, shares, settings, reference, judge)
-        asked = options[_ASKED]
-        few = ""
-        doubt, chosen, steps = (
-            judge.alike() if choose else "",
-            asked,
-            list[tuple[float, float, float]](),
-        )
+        judge = Judge(networks, statistics.held, reading, weights)
+        candidates = Candidates(networks, reference, statistics, merged, judge)
+        options = candidates.options(shares, settings)
+        doubt, chosen = judge.alike() if choose else "", options[ASKED]
         if choose:
-            chosen = options[f"models[{reference}]"]
-            if not doubt:
-                others = [o for o in options.values() if o is not chosen]
-                trials = len(others)
-                better = [o for o in others if closer(o.distances, chosen.distances, trials)]
-                chosen = min([*better, chosen], key=lambda o: o.mean)
-                if not better and torch.allclose(asked.distances, chosen.distances, _SAME, _SAME):
-                    chosen = asked
-            if not doubt and judge.size < _TELLING:
-                few = f"only {judge.size} inputs are held out of {statistics.samples + judge.size}"
-                few += ", which tell little: give more"
-    if settings.refine and not merged.alone and not (choose and doubt):
+            chosen = options[own] if doubt else _closest(options, own)
+    steps: list[tuple[float, float, float]] = []
+    if settings.refine and not merged.alone and not doubt:
+        starts = list(options.values()) if choose else [options[ASKED]]
         with watch("refine"):
-            trained = _refined(networks, statistics, options, settings, reference, judge, progress)
-        steps = trained.progress
-        made = functools.partial(loaded, networks, reference, trained.state)
-        own = judge.distances(networks[reference].program, trained.state)
-        if own.mean() < chosen.mean:
-            chosen = _Option(f"{trained.name}, refined", own, made)
-            options[chosen.name] = chosen
+            trained = _trained(candidates, starts, weights, settings, progress)
+            better, steps = _refined(candidates, trained), trained.progress
+        # Training has looked at the held-out inputs all the time: chance must be ruled out again.
+        sure = not choose or _is_closer(better, options[own], len(options))
+        if better.mean < chosen.mean and sure:
+            chosen = options[better.name] = better
     with watch("judge the result"):
-        result = merged if chosen is asked else chosen.made()
-        found = _fidelity(networks, result, reading, judge, reference, options, chosen)
-    return result, dataclasses.replace(found, doubt=doubt or few, progress=steps)
+        result = chosen.made()
+        fidelity = _fidelity(candidates, result, options, chosen)
+    if choose and not doubt and judge.size < _TELLING:
+        doubt = f"only {judge.size} inputs are held out of {statistics.samples + judge.size}"
+        doubt += ", which tell little: give more"
+    return result, dataclasses.replace(fidelity, doubt=doubt, progress=steps)
 
 
-def _refined(
+def _unjudged(
     networks: Sequence[Network],
     statistics: Statistics,
-    options: Mapping[str, _Option],
+    merged: Merged,
     settings: Settings,
     reference: int,
-    judge: Judge,
+    few: bool,
+) -> Merged:
+    """What is handed over where no inputs, or no outputs, are there to judge by."""
+    if settings.refine and not merged.alone:
+        why = "no inputs are held out" if not statistics.held else "its outputs are no numbers"
+        message = f"the merged network is not refined: {why}, by which that could be judged"
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
+    if not few:
+        return merged
+    message = (
+        f"{statistics.samples} inputs are too few to hold any out and tell whether a merge is "
+        f"closer to the ensemble: models[{reference}] itself is handed over"
+    )
+    warnings.warn(message, RuntimeWarning, stacklevel=5)
+    return member(networks, reference)
+
+
+def _is_closer(option: Option, other: Option, trials: int) -> bool:
+    return closer(option.distances, other.distances, trials)
+
+
+def _closest(options: Mapping[str, Option], reference: str) -> Option:
+    """The closest of those that are closer than the reference, else that.
+
+    A merge that is as near as the reference, as those of equal models are, is preferred to it.
+    """
+    own, asked = options[reference], options[ASKED]
+    others = [option for option in options.values() if option is not own]
+    better = [option for option in others if _is_closer(option, own, len(others))]
+    if not better and torch.allclose(asked.distances, own.distances, _SAME, _SAME):
+        return asked
+    return min([*better, own], key=lambda option: option.mean)
+
+
+def _trained(
+    candidates: Candidates,
+    options: Sequence[Option],
+    weights: Sequence[float],
+    settings: Settings,
     progress: bool,
 ) -> Refined:
-    """The best that training makes of the candidates that are closest."""
-    weights = _weights(settings, len(networks))
-    examples = [e for e, _ in predicted(networks, statistics.inputs, judge.reading, weights)]
-    trainer = Trainer(networks[reference], examples, judge, settings.seed, progress)
-    able = [option for option in options.values() if option.state is not None]
-    starts = [Start(o.name, o.state or {}) for o in sorted(able, key=lambda o: o.mean)]
-    return trainer.train(starts, settings.refine)
+    """The best that training makes of the options that are closest."""
+    judge, inputs = candidates.judge, candidates.statistics.inputs
+    examples = [e for e, _ in predicted(candidates.networks, inputs, judge.reading, weights)]
+    trainer = Trainer(candidates.first, examples, judge, settings.seed, progress)
+    able = sorted((o for o in options if o.state is not None), key=lambda option: option.mean)
+    return trainer.train([Start(o.name, o.state or {}) for o in able], settings.refine)
+
+
+def _refined(candidates: Candidates, trained: Refined) -> Option:
+    """What training came to, judged as users have it; infinitely far if that is nothing."""
+    name = f"{trained.name}, refined"
+    if not trained.closer:
+        nothing = torch.full((1,), torch.inf, dtype=torch.float64)
+        return Option(name, nothing, lambda: candidates.merged)
+    of_merge = trained.name == ASKED or trained.name.startswith("t = ")
+    made = candidates.made(trained.state, merged=of_merge)
+    return Option(name, candidates.of_module(made), lambda: made)
 
 
 def _weights(settings: Settings, count: int) -> tuple[float, ...]:
@@ -151,102 +149,27 @@ def _weights(settings: Settings, count: int) -> tuple[float, ...]:
     return normalised([1.0] * count if given is None or isinstance(given, Mapping) else given)
 
 
-_ASKED = "merge"
-_AVERAGE = "plain average"
-
-
-def _options(
-    networks: Sequence[Network],
-    merged: Merged,
-    shares: Shares,
-    settings: Settings,
-    reference: int,
-    judge: Judge,
-) -> dict[str, _Option]:
-    """All candidates by name; models of other widths than the reference are none."""
-    first = networks[reference]
-    found: dict[str, _Option] = {}
-
-    def add(name: str, distances: Tensor, made: Made, *more: Any) -> None:
-        found[name] = _Option(name, distances, made, *more)
-
-    for index, network in enumerate(networks):
-        if network.parameters.shapes == first.parameters.shapes:
-            own = judge.members[index]
-            add(f"models[{index}]", own, functools.partial(member, networks, index), network.state)
-    if merged.alone:
-        add(_ASKED, _of_module(judge, merged, first), lambda: merged)
-        return found
-    if len(found) == len(networks):
-        mean, taken = plain_average(networks, reference, shares)
-
-        def averaged() -> Merged:
-            made = loaded(networks, reference, mean)
-            made.from_reference |= taken
-            return made
-
-        add(_AVERAGE, judge.distances(first.program, mean), averaged, mean)
-    if merged.state is None:
-        add(_ASKED, _of_module(judge, merged, first), lambda: merged)
-        return found
-    state = merged.state
-    add(_ASKED, judge.distances(first.program, state), lambda: merged, state)
-    if settings.t is None and settings.select == "fidelity" and not first.program.limits:
-        for t in POINTS:
-            between = _between(first.state, state, t)
-            made = functools.partial(loaded, networks, reference, between)
-            add(f"t = {t:g}", judge.distances(first.program, between), made, between, t)
-    return found
-
-
-def _between(one: Mapping[str, Tensor], other: Mapping[str, Tensor], t: float) -> dict[str, Tensor]:
-    """The point of the way from one network's parameters to another's."""
-    return {
-        key: value
-        if torch.equal(value, one[key]) or not value.is_floating_point()
-        else torch.lerp(one[key].double(), value.double(), t).to(value.dtype)
-        for key, value in other.items()
-    }
-
-
-def _of_module(judge: Judge, merged: Merged, network: Network) -> Tensor:
-    """The distances of a network as users have it."""
-    device = model_device(merged.model)
-    outputs = []
-    with torch.inference_mode():
-        for leaves in judge.inputs:
-            copies = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
-            args, kwargs = pytree.tree_unflatten(moved(copies, device), network.program.input_spec)
-            outputs.append(results_of(merged.model(*args, **kwargs)))
-    return judge.of_outputs(outputs)
-
-
 def _fidelity(
-    networks: Sequence[Network],
-    result: Merged,
-    reading: Reading,
-    judge: Judge,
-    reference: int,
-    options: Mapping[str, _Option],
-    chosen: _Option,
+    candidates: Candidates, result: Merged, options: Mapping[str, Option], chosen: Option
 ) -> Fidelity:
     """What is told of all candidates, and of the network that is handed over as it is."""
+    judge = candidates.judge
     members = [float(own.mean()) for own in judge.members]
     best = min(range(len(members)), key=members.__getitem__)
-    own = _of_module(judge, result, networks[reference])
+    own = candidates.of_module(result)
     difference = own - judge.members[best]
     count = len(difference)
     error = float(difference.std()) / count**0.5 if count > 1 else float("inf")
-    average = options.get(_AVERAGE)
+    average = options.get(AVERAGE)
     return Fidelity(
-        unit=reading.unit,
-        reading=f"{reading.mean}, {reading.why}",
+        unit=judge.reading.unit,
+        reading=f"{judge.reading.mean}, {judge.reading.why}",
         inputs=judge.size,
         members=members,
         average=None if average is None else average.mean,
         merged=float(own.mean()),
         error=error,
-        reference=reference,
+        reference=candidates.reference,
         chosen=chosen.name,
         candidates=[Candidate(o.name, o.mean, o.t) for o in options.values()],
     )

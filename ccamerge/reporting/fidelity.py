@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 
 from ccamerge.core.brief import Brief
+
+_SAME = 1e-4
+"""Relative difference of distances that is rounding; its square is that of distances of nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +66,14 @@ class Fidelity(Brief):
     @property
     def disappoints(self) -> bool:
         """Whether there is a merge, but a model is handed over, or what is further than most."""
-        merges = any(not c.name.startswith("models[") for c in self.candidates)
-        itself = self.chosen.startswith("models[")
-        return merges and (itself or self.merged > statistics.fmean(self.members))
+        merges = any(not _is_model(c.name) for c in self.candidates)
+        further = self.merged > statistics.fmean(self.members) and not self._as_close
+        return merges and (_is_model(self.chosen) or further)
+
+    @property
+    def _as_close(self) -> bool:
+        """Whether the network is as close as the closest member, but for rounding."""
+        return math.isclose(self.merged, self.members[self.best], rel_tol=_SAME, abs_tol=_SAME**2)
 
     def verdict(self) -> str:
         """Closer to the ensemble than any member, than the mean member, or not, and by how much."""
@@ -72,13 +81,15 @@ class Fidelity(Brief):
         name = f"models[{self.best}]"
         own = f"{self.merged:.3g}"
         where = f"({self.unit}; {self.inputs} held-out inputs)"
-        if self.chosen.startswith("models["):
+        if _is_model(self.chosen):
             text = f"the network handed over is {self.chosen} itself, {own} from the ensemble"
-            others = [c for c in self.candidates if not c.name.startswith("models[")]
+            others = [c for c in self.candidates if not _is_model(c.name)]
             if others:
                 found = min(others, key=lambda c: c.distance)
                 text += f"; the best merge, {found.name}, came out at {found.distance:.3g}"
             return f"{text} {where}"
+        if self._as_close:
+            return f"as close to the ensemble as {name}, the closest: {own} {where}"
         if self.merged < best:
             less = 1 - self.merged / best
             sure = "" if best - self.merged > 2 * self.error else ", within chance"
@@ -86,11 +97,11 @@ class Fidelity(Brief):
                 f"closer to the ensemble than any member: {own}, {less:.0%} less than {name}, "
                 f"the closest ({best:.3g}){sure} {where}"
             )
-        more = self.merged / best - 1 if best > 0 else float("inf")
         if self.merged < mean:
+            more = f", {self.merged / best - 1:.0%} more" if best > 0 else ""
             return (
                 f"closer to the ensemble than the mean member: {own} beside {mean:.3g}, but not "
-                f"than {name} ({best:.3g}), {more:.0%} more {where}"
+                f"than {name} ({best:.3g}){more} {where}"
             )
         return (
             f"FURTHER from the ensemble than the mean member: {own} beside {mean:.3g}; {name} is "
@@ -113,4 +124,11 @@ class Fidelity(Brief):
                 f"refined for {epochs:g} epochs in {seconds:.1f} s: from {self.progress[0][2]:.3g} "
                 f"to {min(step[2] for step in self.progress):.3g} (last {last:.3g})"
             )
+        if _is_model(self.chosen) and any(not _is_model(c.name) for c in self.candidates):
+            found.append("what else is said here is of the merge, which is not handed over")
         return found
+
+
+def _is_model(name: str) -> bool:
+    """Whether a candidate is one of the models, as it was given."""
+    return name.startswith("models[") and name.endswith("]")

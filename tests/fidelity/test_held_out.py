@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
-from ccamerge import collect
+from ccamerge import collect, spaces
+from ccamerge.collection.held_out import are_apart
 from tests import models as M
 
 
@@ -118,3 +119,76 @@ def test_held_out_inputs_are_saved_with_the_statistics(tmp_path: Any) -> None:
 def test_a_share_that_makes_no_sense_is_refused(wrong: float) -> None:
     with pytest.raises(ValueError, match="holdout"):
         collect(_pair(), [torch.randn(64, 12)], progress=False, holdout=wrong)
+
+
+class _Graph(nn.Module):
+    """Nodes, and pairs of them that are joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        joined = torch.zeros_like(hidden).index_add(0, edges[:, 1], hidden[edges[:, 0]])
+        return self.last(hidden + joined)
+
+
+def test_a_graph_with_as_many_edges_as_nodes_is_not_split() -> None:
+    models = [M.randomise(_Graph(), seed) for seed in range(2)]
+    sizes = [(30, 30), (30, 60)] * 10
+    data = [(torch.randn(n, 12), torch.randint(0, n, (e, 2))) for n, e in sizes]
+    found = collect(models, data, progress=False, holdout=0.1)
+    assert found.held
+    assert {len(leaves[0]) for leaves in found.held} == {30}
+
+
+class _Pairs(nn.Module):
+    """How well each of one kind goes with each of another (samples, samples)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(12, 8), nn.Linear(6, 8)
+        self.last = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.last(self.one(x).relu()) @ self.two(y).relu().T
+
+
+@pytest.mark.parametrize("size", [2, 20])
+def test_what_compares_samples_is_not_split(size: int) -> None:
+    models = [M.randomise(_Pairs(), seed) for seed in range(2)]
+    data = [(torch.randn(size, 12), torch.randn(size, 6)) for _ in range(20)]
+    found = collect(models, data, progress=False, holdout=0.1)
+    assert {len(leaves[0]) for leaves in found.held} == {size}
+
+
+class _Squeezed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 16), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu()).squeeze()
+
+
+@pytest.mark.parametrize("size", [2, 3, 12])
+def test_no_input_is_held_out_alone_of_a_larger_batch(size: int) -> None:
+    models = [M.randomise(_Squeezed(), seed) for seed in range(2)]
+    data = [torch.randn(size, 12) for _ in range(20)]
+    found = collect(models, data, progress=False, holdout=0.1)
+    assert found.held
+    assert all(len(leaves[0]) > 1 for leaves in found.held)
+
+
+def test_outputs_that_are_never_finite_are_apart_all_the_same() -> None:
+    """Classes that are masked for some inputs have scores of minus infinity."""
+
+    class Masked(M.MLP):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).masked_fill(x[:, :5] > 1, -torch.inf)
+
+    model, data = M.randomise(Masked(), 0), torch.randn(40, 12)
+    program = spaces(model, torch.full((8, 12), -1.0)).program
+    assert not bool(model(data).isfinite().all())
+    assert are_apart(program, model.state_dict(), [data])

@@ -167,14 +167,16 @@ class Program(Brief):
     def samples_first(self, leaves: Sequence[Any]) -> bool:
         """Whether all tensors among some inputs have samples on their first axis, and only there.
 
-        False if the number of samples is frozen.
+        False if the number of samples is frozen, or two first axes may differ in their lengths, as
+        those of nodes and edges.
         """
         tensors = [name for name in self.inputs if self.sizes.get(name)]
         first = [self.sizes[name][0] for name in tensors]
         rest = [size for name in tensors for size in self.sizes[name][1:]]
         lengths = {x.shape[0] for x in leaves if isinstance(x, Tensor) and x.dim()}
         used = {s for size in rest if not isinstance(size, int) for s in size.free_symbols}
-        return len(lengths) == 1 and not any(isinstance(s, int) or s in used for s in first)
+        free = not any(isinstance(s, int) or s in used for s in first)
+        return len(lengths) == 1 and free and len(set(first)) == 1
 
     def few(self, leaves: list[Any]) -> list[Any]:
         """Four samples of some inputs, if each of their tensors has them on its first axis alone.
