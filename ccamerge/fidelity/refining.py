@@ -36,7 +36,7 @@ RATES = (1e-3, 3e-4)
 _STARTS = 3
 """Networks from which training is tried."""
 
-_TRIED = 0.1
+TRIED = 0.1
 """Share of the budget for each trial; together they take as much as the training."""
 
 _CHECKS = 20
@@ -126,7 +126,7 @@ class Trainer:
         try:
             pairs = [(start, rate) for start in starts[:_STARTS] for rate in RATES]
             for start, rate in pairs:
-                tried = self._run(start, rate, limit.share(_TRIED), "try")
+                tried = self._run(start, rate, limit.share(TRIED), "try")
                 trials.append((tried.distance, start, rate))
             _, start, rate = min(trials, key=lambda trial: trial[0])
             return self._run(start, rate, limit, "refine")
