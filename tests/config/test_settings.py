@@ -20,6 +20,8 @@ from ccamerge.config.reader import load_config
 from ccamerge.config.settings import TABLE, Settings
 from ccamerge.reporting.report import Report
 
+pytestmark = pytest.mark.as_users_do
+
 OTHERS = ("models", "data", "reference", "statistics", "aligned", "progress", "device")
 """Arguments of `merge` that depend on what is at hand."""
 
@@ -109,10 +111,11 @@ def test_the_readme_has_each_with_its_default() -> None:
 
 
 def test_the_report_says_what_was_asked_for() -> None:
-    """All but what it says otherwise: shares for t, a ridge for each space, and a proof."""
+    """All but what it says otherwise: shares for t, a ridge for each space, proof and fidelity."""
     fields = set(Report.__annotations__)
-    assert set(TABLE) - fields == {"ridge", "t", "seed", "prove"}
-    assert "proved" in fields
+    judged = {"select", "ensemble", "holdout", "refine"}
+    assert set(TABLE) - fields == {"ridge", "t", "seed", "prove", *judged}
+    assert {"proved", "fidelity"} <= fields
 
 
 def test_neither_torch_nor_numpy_for_the_table(tmp_path: Path) -> None:
