@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import ccamerge
+from ccamerge.checkpoints.reading import save_state
 from ccamerge.cli.demo import comparison
+from ccamerge.cli.demo.networks import ResNet20
 from ccamerge.cli.demo.outcome import table
 from ccamerge.cli.demo.refinement import refined_member
 from tests.projects import run
@@ -130,3 +132,33 @@ def test_a_member_is_refined_towards_the_ensemble(monkeypatch: pytest.MonkeyPatc
     for network, state in zip(networks, before, strict=True):
         for key, value in network.state_dict().items():
             assert torch.equal(value, state[key])
+
+
+IMAGES = """
+import numpy as np
+
+MEAN, STD = [0.5] * 3, [0.25] * 3
+
+
+def load(split, count):
+    random = np.random.default_rng(len(split))
+    images = random.integers(0, 256, (count or 40, 32, 32, 3), dtype=np.uint8)
+    return images, random.integers(0, 10, len(images))
+"""
+
+
+@pytest.mark.slow
+def test_demo_of_checkpoints(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for seed in range(2):
+        torch.manual_seed(seed)
+        save_state(ResNet20().state_dict(), tmp_path / f"resnet20-{seed}.safetensors")
+    (tmp_path / "cifar10.py").write_text(IMAGES)
+    folder = tmp_path / "demo"
+    options = ["--data", tmp_path, "--zoo", tmp_path, "--samples", "60", "--out", folder]
+    status, out, _ = run(capsys, "demo", *options, "--quiet")
+    assert status == 0
+    assert "ResNet20, seeds 0, 1  2" in out
+    assert (folder / "demo.png").is_file()
+    (found,) = json.loads((folder / "demo.json").read_text())
+    assert list(found["merged"]) == list(comparison.WITH_NORM)
+    assert len(found["ensemble"]["classes"]) == 10
