@@ -47,7 +47,7 @@ def main() -> None:
     networks = [trained(seed, x[:1200], y[:1200]) for seed in range(3)]
 
     calibration = x[:1200].split(200)  # no labels are needed to merge
-    average = ccamerge.merge(networks, calibration, method="average", repair="none")
+    average = ccamerge.merge(networks, calibration, method="average", repair="none", select="none")
     merged = ccamerge.merge(networks, calibration)
 
     test = [(x[1200:], y[1200:])]

@@ -175,7 +175,7 @@ class Settings:
         default=None,
         metadata={
             "kind": ChoiceOrFunction(get_args(Mean)),
-            "words": "what of the models is averaged, probabilities or outputs; default: guessed",
+            "words": 'what is averaged: this, outputs, or "module:function"; default: guessed',
             "example": "probabilities",
         },
     )

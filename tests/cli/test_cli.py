@@ -1,4 +1,4 @@
-"""The command line: its parser and help, `inspect`, `info` and `demo`."""
+"""The command line: its parser and help, `inspect`, `info`, and what `demo` refuses."""
 
 from __future__ import annotations
 
@@ -245,16 +245,6 @@ def test_threads_are_set(capsys):
     finally:
         ccamerge.set_num_threads(before)
         torch.set_num_threads(torch_before)
-
-
-@pytest.mark.slow
-def test_demo(capsys, tmp_path):
-    status, out, _ = run(
-        capsys, "demo", "--models", "2", "--widths", "8", "--out", tmp_path / "demo", "--quiet"
-    )
-    assert status == 0
-    assert "cca" in out.lower()
-    assert {"demo.json", "demo.png"} <= {p.name for p in (tmp_path / "demo").iterdir()}
 
 
 def test_demo_without_its_extra(capsys, tmp_path, monkeypatch):

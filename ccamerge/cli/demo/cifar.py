@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ccamerge.checkpoints.reading import load_into
-from ccamerge.cli.demo.comparison import compare, probabilities
+from ccamerge.cli.demo.comparison import compare, logits
 from ccamerge.cli.demo.networks import ResNet20
 from ccamerge.cli.demo.outcome import present
 from ccamerge.collection.collecting import collect
@@ -54,7 +54,7 @@ def run(
     train, test = load_images(data, "train", samples), load_images(data, "test", None)
     held_out = list(zip(test[0].split(500), test[1].split(500), strict=True))
     bar = tqdm(networks, desc="evaluate", unit="net", disable=quiet)
-    outputs = [probabilities(network, held_out) for network in bar]
+    outputs = [logits(network, held_out) for network in bar]
     start = time.perf_counter()
     moments = collect(networks, train[0].split(BATCH), pairs="all", progress=not quiet, seed=seed)
     seconds = {"collect": time.perf_counter() - start}  # of all networks at once

@@ -11,21 +11,23 @@ from ccamerge.cli.demo.comparison import Comparison
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """Test accuracy in percent, a row for each set of networks, with the seconds it took."""
+    """Test accuracy in percent, a row for each set of networks.
+
+    "base" is the mean of the networks; the seconds are those of collecting and of the CCA merge.
+    """
     labels = list(dict.fromkeys(label for c in comparisons for label in c.merged))
-    header = ["networks", "N", "base", "ensemble", *labels, "collect", "CCA merge"]
+    header = ["networks", "N", "base", "ensemble", *labels, "seconds"]
     rows = [header]
     for c in comparisons:
-        base = sum(c.base) / len(c.base)
+        base = sum(own.accuracy for own in c.base) / len(c.base)
         rows.append(
             [
                 c.title,
                 str(c.models),
                 f"{100 * base:.1f}",
-                f"{100 * c.ensemble:.1f}",
-                *(f"{100 * c.merged[x]:.1f}" if x in c.merged else "" for x in labels),
-                f"{c.seconds['collect']:.2f} s",
-                f"{c.seconds['CCA']:.2f} s",
+                f"{100 * c.ensemble.accuracy:.1f}",
+                *(f"{100 * c.merged[x].accuracy:.1f}" if x in c.merged else "" for x in labels),
+                f"{c.seconds['collect'] + c.seconds['CCA']:.2f}",
             ]
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]

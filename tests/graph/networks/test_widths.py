@@ -194,7 +194,7 @@ def test_trained_networks_merge_into_either_width(
     from ccamerge.cli.demo import digits
 
     monkeypatch.setattr(digits, "EPOCHS", 4)
-    train, test = digits.digits(0)
+    train, _, test = digits.digits(0)
     networks = [digits.train_network(width, seed, *train) for seed, width in enumerate((64, 128))]
     result = ccamerge.merge(
         networks, train[0].split(256), reference=reference, repair=repair, progress=False
