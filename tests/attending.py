@@ -221,8 +221,10 @@ class Gains(Attention):
 class Pooled(Attention):
     """Queries that a layer makes of a parameter, the same for all inputs."""
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, bias: bool = True, **given: Any) -> None:
         super().__init__(**given)
+        if not bias:
+            self.q = nn.Linear(10, self.q.out_features, bias=False)
         self.latent = nn.Parameter(torch.randn(1, 2, 10))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

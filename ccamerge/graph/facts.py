@@ -61,6 +61,7 @@ class Facts:
         self.own: dict[str, list[Axis]] = {}
         self.parts: dict[tuple[str, int], list[Axis]] = {}
         self.uses: dict[Use, None] = {}
+        self._roles: dict[tuple[str, int, tuple[int, int] | None], dict[Role, bool]] = {}
         self.kept: dict[tuple[str, int], str] = {}
         self.limits: list[tuple[list[Axis], Limit]] = []
         self.effects: list[tuple[list[Axis], Group]] = []
@@ -139,13 +140,23 @@ class Facts:
                 key, place, row = basis.origin
                 if role is None:
                     self.kept[key, place] = why
-                elif row is None:
-                    self.uses[Use(key, place, role)] = None
-                else:
+                    continue
+                own, found = self.own[key][place], Use(key, place, role)
+                if row is not None:
                     own = self.parts[key, row][place - 1]
-                    self.uses[Use(key, place, role, own, (row, row + 1))] = None
+                    found = Use(key, place, role, own, (row, row + 1))
+                self.uses[found] = None
+                self._several_roles(found, own, basis.size < ax.axis_size(own), node)
         if role is None:
             ax.pin(self.axes_of(argument)[dim], why)
+
+    def _several_roles(self, use: Use, axis: Axis, piece: bool, node: Node) -> None:
+        """Leave permutations where pieces of an axis have several roles: a use names all of it."""
+        own = self._roles.setdefault((use.parameter, use.dim, use.rows), {})
+        own[use.role] = own.get(use.role, False) or piece
+        if len(own) > 1 and any(own.values()):
+            why = "parts of it have several roles"
+            self.restrict([axis], f"{use.parameter} axis {use.dim}: {why}", node)
 
     def _in_rows(self, argument: Any, dim: int) -> list[tuple[str, int]]:
         """The parameters whose rows a weight has, and their axis for one of it; none if unknown."""

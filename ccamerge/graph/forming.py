@@ -53,10 +53,11 @@ class _Forming:
             for basis in self._order
         }
         pins = {basis: basis.pins for basis in self._order}
+        moving = _of_inputs(self.program)
         computed = {
             basis
             for basis, taps in self._taps.items()
-            if any(tap.kind in ("write", "norm") for tap in taps)
+            if any(tap.kind in ("write", "norm") and tap.node in moving for tap in taps)
         }
         found = settled(attended, others, pins, computed)
         self._attention, self._closed = found.heads, found.closed
@@ -80,10 +81,13 @@ class _Forming:
                 self._slots.setdefault(basis, {}).setdefault(slot)
 
     def _follow(self, table: Basis, features: Basis) -> None:
-        """Let a basis of one element for each block of features be no space of its own."""
-        del self._order[table]
+        """Let a basis of one element for each block of features be no space of its own.
+
+        No parameter has it where all elements are alike, as in zeros that stand for a table.
+        """
+        self._order.pop(table, None)
         held = self._slots.setdefault(features, {})
-        for slot in self._slots.pop(table):
+        for slot in self._slots.pop(table, {}):
             held[dataclasses.replace(slot, blocks=table.size)] = None
 
     def spaces(self, folds: tuple[Fold, ...], unfolded: Program) -> Spaces:
@@ -225,6 +229,15 @@ class _Forming:
                 if reasons:
                     pinned[key, dim] = "; ".join(dict.fromkeys(reasons))
         return pinned
+
+
+def _of_inputs(program: Program) -> set[str]:
+    """Values that depend on the inputs by more than their sizes, and these."""
+    found = set(program.inputs)
+    for node in program.nodes:
+        if not (node.scalar or operation(node).sizes) and not found.isdisjoint(node.refs()):
+            found.add(node.name)
+    return found
 
 
 def _meet(largest: Group, groups: Iterable[Group]) -> Group:

@@ -135,26 +135,31 @@ def test_padding_with_a_number_leaves_permutations(value: float) -> None:
     assert all(check.passed for check in ccamerge.verify(Padded(), x))
 
 
-def test_zeros_that_stand_for_a_bias_meet_any_features() -> None:
-    """As keys have them in BEiT, between the biases of queries and values."""
+class Joined(nn.Module):
+    """A bias that is learned at both ends, and constant between, as that of keys in BEiT."""
 
-    class Joined(nn.Module):
-        def __init__(self, among: float) -> None:
-            super().__init__()
-            self.inputs, self.outputs = nn.Linear(6, 12, bias=False), nn.Linear(12, 4)
-            self.first, self.last = (nn.Parameter(torch.randn(4)) for _ in range(2))
-            self.register_buffer("middle", torch.full((4,), among), persistent=False)
+    def __init__(self, among: Tensor) -> None:
+        super().__init__()
+        self.inputs, self.outputs = nn.Linear(6, 12, bias=False), nn.Linear(12, 4)
+        self.first, self.last = (nn.Parameter(torch.randn(4)) for _ in range(2))
+        self.register_buffer("middle", among, persistent=False)
 
-        def forward(self, x: Tensor) -> Tensor:
-            bias = torch.cat([self.first, self.middle, self.last])
-            return self.outputs(torch.tanh(nn.functional.linear(x, self.inputs.weight, bias)))
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.cat([self.first, self.middle, self.last])
+        return self.outputs(torch.tanh(nn.functional.linear(x, self.inputs.weight, bias)))
 
-    x = torch.randn(8, 6)
-    checks = ccamerge.verify(Joined(0.0), x)
+
+@pytest.mark.parametrize(
+    ("among", "held"),
+    [(torch.zeros(4), 12), (torch.full((4,), 0.5), 12), (torch.linspace(-1, 1, 4), 8)],
+    ids=["zeros", "alike", "different"],
+)
+def test_constants_meet_features_that_they_do_not_tell_apart(among: Tensor, held: int) -> None:
+    torch.manual_seed(0)
+    model, x = Joined(among), torch.randn(8, 6)
+    checks = ccamerge.verify(model, x)
     assert all(check.passed for check in checks), "\n".join(map(str, checks))
-    for among, held in ((0.0, 12), (0.5, 8)):
-        found = spaces(Joined(among), x)
-        assert sum(space.size for space in found) == held
+    assert sum(space.size for space in spaces(model, x)) == held
 
 
 class Positions(nn.Module):
@@ -176,13 +181,10 @@ def test_what_a_network_makes_of_constants_is_added_to_features() -> None:
     checks = ccamerge.verify(model, x)
     assert all(check.passed for check in checks), "\n".join(map(str, checks))
     found = spaces(model, x)
-    (space,) = found
-    held = {(slot.parameter, slot.dim) for slot in space.slots}
-    assert {("table.2.weight", 0), ("table.2.bias", 0)} <= held
-    between = "its features are never computed: it lies between parameters"
-    for place in [("table.0.weight", 0), ("table.0.bias", 0), ("table.2.weight", 1)]:
-        assert between in found.pinned[place]
-    maps = {space.name: FeatureMap.permutation(torch.randperm(space.size))}
+    held = [{(slot.parameter, slot.dim) for slot in space.slots} for space in found]
+    assert {("table.2.weight", 0), ("table.2.bias", 0), ("inputs.weight", 0)} <= held[0]
+    assert held[1] == {("table.0.weight", 0), ("table.0.bias", 0), ("table.2.weight", 1)}
+    maps = {space.name: FeatureMap.permutation(torch.randperm(space.size)) for space in found}
     other = mapped_copy(model, found, maps)
     for repair in ("none", "regression"):
         merged = ccamerge.merge(

@@ -8,7 +8,7 @@ from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
 from ccamerge.graph.facts import Facts
 from ccamerge.graph.operations import operation, rule
-from ccamerge.graph.rules.shared import broadcast, dims_of, operand_axes, split_evenly
+from ccamerge.graph.rules.shared import dims_of, operand_axes, split_evenly
 from ccamerge.graph.space import KERNEL, Role
 from ccamerge.graph.tracing.program import Node, Ref
 
@@ -27,15 +27,23 @@ def dense(node: Node, d: Facts) -> list[Axis] | None:
         return None
     bias = operation(node).place(node, "bias")
     layer = bias is not None or not d.sources_of(node.args[0])
-    if layer and d.is_static(Ref(node.name)):  # of learned tokens or constants: values like others
-        d.static.discard(node.name)
-        for dim, axis in enumerate(x):
-            d.use(node.args[0], dim, Role.WRITE, axis, node)
+    if layer:
+        _of_constants(node, d, node.args[0])
     d.features_of(weight, 0)
     rows = [f"x{i}" for i in range(len(x) - 1)]
     spec = [[*rows, "in"], ["out", "in"]]
     weights = frozenset([1]) if layer else frozenset([0, 1])
     return contract(node, d, [*node.args[:2]], spec, [*rows, "out"], bias, weights)
+
+
+def _of_constants(node: Node, d: Facts, x: Any) -> bool:
+    """Whether a layer reads learned tokens or constants ``x``: it makes features of them, too."""
+    if not d.is_static(Ref(node.name)):
+        return False
+    d.static.discard(node.name)
+    for dim, axis in enumerate(d.axes_of(x)):
+        d.use(x, dim, Role.WRITE, axis, node)
+    return True
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot", tap="write")
@@ -55,8 +63,10 @@ def _addmm(node: Node, d: Facts) -> list[Axis] | None:
     more = [] if node.op == "aten.addmm" else ["x"]
     if node.shape is None or not d.is_tensor(node.args[0]):
         return None
+    weights = frozenset([1]) if _of_constants(node, d, node.args[1]) else None
     spec = [[*more, "row", "in"], [*more, "in", "out"]]
-    return contract(node, d, [*node.args[1:3]], spec, [*more, "row", "out"], node.args[0])
+    result = [*more, "row", "out"]
+    return contract(node, d, [*node.args[1:3]], spec, result, node.args[0], weights)
 
 
 @rule("einsum", tap="write")
@@ -181,7 +191,6 @@ def contract(
         for source in d.sources_of(operand)
     ]
     if bias is not None:
-        every_source += [broadcast(source, node.shape) for source in d.sources_of(bias)]
         _added(node, d, bias, out)
     d.made_of(node, every_source)
     return out
@@ -190,13 +199,11 @@ def contract(
 def _added(node: Node, d: Facts, bias: Any, out: list[Axis]) -> None:
     """A bias of the last axis, or of several of the last ones."""
     own = d.axes_of(bias)
-    static = d.is_static(Ref(node.name))  # whoever reads it says what it is
     d.restrict(out[: len(out) - 1], "one number added to many features", node)
     for dim in range(1, len(own) + 1):
         if ax.axis_size(own[-dim]) == ax.axis_size(out[-dim]):
             d.same_feature(bias, len(own) - dim, out[-dim], node)
-            if not static:
-                d.use(bias, len(own) - dim, Role.WRITE, out[-dim], node)
+            d.use(bias, len(own) - dim, Role.WRITE, out[-dim], node)
         else:
             ax.pin(own[-dim], f"one for many in {node.name}")
 

@@ -47,6 +47,10 @@ def _einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhij,bhjd->bhid", weights, v)
 
 
+def _zeros_added(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return A.softmaxed(q, k, v, torch.zeros(q.shape[1], q.shape[2], k.shape[2]).to(q))
+
+
 def _single(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).softmax(-1, dtype=torch.float32).to(q.dtype) @ v
 
@@ -81,6 +85,10 @@ FOUND: dict[str, tuple[Build, tuple[str, Any, bool, bool]]] = {
     "table": (lambda: A.Biased(heads=3), ("general", GENERAL, True, False)),
     "slopes": (lambda: A.Biased(slopes=True, heads=3), ("general", GENERAL, True, False)),
     "made table": (lambda: A.Made(heads=3), ("general", GENERAL, True, False)),
+    "table of zeros": (
+        lambda: A.Attention(mix=_zeros_added),
+        ("general", GENERAL, True, False),
+    ),
     "table and mask": (lambda: A.Masked(heads=3), ("general", GENERAL, True, False)),
     "biases of features": (A.Gated, ("general", GENERAL, False, False)),
     "given slopes": (
@@ -337,8 +345,10 @@ def test_positions_that_see_nothing() -> None:
     [
         lambda: A.Attention(size=1),
         A.Latents,
+        A.Pooled,
+        lambda: A.Pooled(bias=False),
     ],
-    ids=["heads of one feature", "given queries"],
+    ids=["heads of one feature", "given queries", "constant queries", "constant products"],
 )
 def test_odd_attention_keeps_its_function(build: Build) -> None:
     model, x = _network(build), _inputs()
