@@ -37,7 +37,7 @@ tenfold from that for a potential."""
 _STARTS = 3
 """Networks from which training is tried, the others than the closest by the best rate."""
 
-TRIED = 0.1
+_TRIED = 0.1
 """Share of the training that each trial takes; a budget in seconds is for all of them together."""
 
 _CHECKS = 20
@@ -86,7 +86,7 @@ class _Limit:
 
     def beside(self, trials: int) -> _Limit:
         """That of the training beside so many trials: all of it in epochs."""
-        return self.share(1 / (1 + trials * TRIED)) if self.unit == "seconds" else self
+        return self.share(1 / (1 + trials * _TRIED)) if self.unit == "seconds" else self
 
     def share(self, part: float) -> _Limit:
         least = 1.0 if self.unit == "epochs" else 0.0
@@ -146,7 +146,7 @@ class Trainer:
 
         def run(start: Start, rate: float, title: str) -> None:
             runs.append(Refined(start.name, dict(start.state), math.inf, rate, []))
-            self._run(runs[-1], limit.share(TRIED) if title == "try" else limit, title)
+            self._run(runs[-1], limit.share(_TRIED) if title == "try" else limit, title)
 
         try:
             for rate in RATES:

@@ -11,7 +11,7 @@ from ccamerge.config.settings import Mean
 from ccamerge.core.device import memory_of, resolve
 from ccamerge.fidelity.judging import Judge, predicted
 from ccamerge.fidelity.reading import reading_of
-from ccamerge.fidelity.refining import RATES, TRIED, Start, Trainer
+from ccamerge.fidelity.refining import Start, Trainer
 from ccamerge.graph.networks.network import networks_of
 from ccamerge.graph.networks.parameters import same_architecture
 from ccamerge.merging.assembling import loaded
@@ -41,6 +41,6 @@ def refined_member(
     closest = min(range(len(models)), key=lambda i: float(judge.members[i].mean()))
     examples = [own for own, _ in predicted(networks, statistics.inputs, reading, weights)]
     trainer = Trainer(networks[closest], examples, judge, seed=0, progress=False)
-    limit = seconds / (1 + TRIED * len(RATES))
     start = Start(f"models[{closest}]", networks[closest].state)
-    return loaded(networks, closest, trainer.train([start], f"{limit:.3f} s").state).model
+    trained = trainer.train([start], f"{seconds:.3f} s")
+    return loaded(networks, closest, trained.state, statistics.inputs).model
