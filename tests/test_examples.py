@@ -43,6 +43,7 @@ def test_mlp() -> None:
     assert list(found) == [*(f"network {i}" for i in range(3)), "ensemble", "average", "merged"]
     assert found["average"] < 80
     assert found["merged"] > 94
+    assert found["merged"] > 2 + max(found[f"network {i}"] for i in range(3))
 
 
 def test_resnets() -> None:
