@@ -124,7 +124,8 @@ class Fidelity(Brief):
             epochs, seconds, last = self.progress[-1]
             found.append(
                 f"refined for {epochs:g} epochs of {self.trained} inputs in {seconds:.1f} s: "
-                f"from {self.progress[0][2]:.3g} to {min(step[2] for step in self.progress):.3g} (last {last:.3g})"
+                f"from {self.progress[0][2]:.3g} to {min(step[2] for step in self.progress):.3g} "
+                f"(last {last:.3g})"
             )
         if _is_model(self.chosen) and any(not _is_model(c.name) for c in self.candidates):
             found.append("what else is said here is of the merge, which is not handed over")
