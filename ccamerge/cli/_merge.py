@@ -21,6 +21,7 @@ from ccamerge.cli._shared import (
     load_models,
     note,
     seed_everything,
+    show_progress,
     to_json,
 )
 from ccamerge.config.model import Config
@@ -129,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
         reference=config.reference,
         statistics=moments,
         device=device or "cpu",
+        progress=show_progress(args),
         **vars(settings),
     )
     times = {**result.report.seconds, "collect": seconds}
@@ -183,7 +185,8 @@ def _write(args: argparse.Namespace, config: Config, state: dict[str, Tensor], r
         save_state(state, partial / "model.safetensors", metadata)
         (partial / "config.yml").write_text(config.to_yaml(out), encoding="utf-8")
         (partial / "report.json").write_text(to_json(record) + "\n", encoding="utf-8")
-        card = model_card(config, merged, report.to_markdown(), used, out)
+        chosen = "merge" if report.fidelity is None else report.fidelity.chosen
+        card = model_card(config, merged, report.to_markdown(), used, out, chosen)
         (partial / "README.md").write_text(card, encoding="utf-8")
         _replace(partial, out)
     except BaseException:

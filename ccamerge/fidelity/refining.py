@@ -57,7 +57,7 @@ class Refined:
     """What training came to.
 
     ``progress`` has epochs, seconds and mean held-out distance of each look; the first is of the
-    start, called ``name``.
+    start, called ``name``. ``inputs`` is the number that was trained on.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Refined:
     distance: float
     rate: float
     progress: list[tuple[float, float, float]]
+    inputs: int = 0
 
     @property
     def closer(self) -> bool:
@@ -159,7 +160,8 @@ class Trainer:
         except KeyboardInterrupt:
             message = "refinement was interrupted; the best network so far is kept"
             warnings.warn(message, RuntimeWarning, stacklevel=5)
-        return min(runs, key=lambda one: one.distance)
+        best = min(runs, key=lambda one: one.distance)
+        return dataclasses.replace(best, inputs=self._count)
 
     def _run(self, result: Refined, limit: _Limit, title: str) -> None:
         """Train from the result's state; it is given the best that the held-out inputs saw."""

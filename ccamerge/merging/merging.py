@@ -85,6 +85,7 @@ class MergeResult(Brief):
             "spaces": self.spaces,
             "correlation": {s.name: s.mean_correlation for s in self.report.spaces},
             "R2": {s.name: s.mean_explained for s in self.report.spaces},
+            "chosen": None if self.report.fidelity is None else self.report.fidelity.chosen,
         }
 
     @property
@@ -197,8 +198,9 @@ def merge(
     holdout : share of the inputs that nothing but this judgement sees; default a tenth, of few
         inputs up to a quarter, 1,024 at most. 0 for none; then nothing is judged or chosen.
     refine : whether to train the network towards the ensemble's predictions of the kept inputs,
-        without labels, until the held-out ones get no better: True, or for how long, "60s" or
-        "5 epochs"
+        without labels, until the held-out ones get no better: True, or for how long, "60s" in all
+        or "5 epochs" after the trials of starts and rates. From the best candidates; with
+        ``select="none"`` from the merge that is asked for.
     statistics : the ``statistics`` of an earlier result, or what `collect` returned: no data is
         read
     aligned : the ``aligned`` of an earlier result: nothing is solved

@@ -58,12 +58,13 @@ def selected(
         doubt, chosen = judge.alike() if choose else "", options[ASKED]
         if choose:
             chosen = options[own] if doubt else _closest(options, own)
-    steps: list[tuple[float, float, float]] = []
+    steps, inputs = list[tuple[float, float, float]](), 0
     if settings.refine and not merged.alone and not doubt:
         starts = list(options.values()) if choose else [options[ASKED]]
         with watch("refine"):
             trained = _trained(candidates, starts, weights, settings, progress)
             better, steps = _refined(candidates, trained), trained.progress
+            inputs = trained.inputs
         # Training has looked at the held-out inputs all the time: chance must be ruled out again.
         sure = not choose or _is_closer(better, options[own], len(options))
         if better.mean < chosen.mean and sure:
@@ -74,7 +75,7 @@ def selected(
     if choose and not doubt and judge.size < _TELLING:
         doubt = f"only {judge.size} inputs are held out of {statistics.samples + judge.size}"
         doubt += ", which tell little: give more"
-    return result, dataclasses.replace(fidelity, doubt=doubt, progress=steps)
+    return result, dataclasses.replace(fidelity, doubt=doubt, progress=steps, trained=inputs)
 
 
 def _unjudged(

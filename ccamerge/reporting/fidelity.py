@@ -43,6 +43,7 @@ class Fidelity(Brief):
     candidates : what was chosen among, the merge that was asked for included
     doubt : why these inputs do not tell enough; empty if they do
     progress : of a refinement: epochs, seconds and distance of each step
+    trained : the number of inputs that a refinement used: those whose predictions fit into memory
     """
 
     unit: str
@@ -57,6 +58,7 @@ class Fidelity(Brief):
     candidates: list[Candidate]
     doubt: str = ""
     progress: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)
+    trained: int = 0
 
     @property
     def best(self) -> int:
@@ -121,8 +123,9 @@ class Fidelity(Brief):
         if self.progress:
             epochs, seconds, last = self.progress[-1]
             found.append(
-                f"refined for {epochs:g} epochs in {seconds:.1f} s: from {self.progress[0][2]:.3g} "
-                f"to {min(step[2] for step in self.progress):.3g} (last {last:.3g})"
+                f"refined for {epochs:g} epochs of {self.trained} inputs in {seconds:.1f} s: "
+                f"from {self.progress[0][2]:.3g} to {min(step[2] for step in self.progress):.3g} "
+                f"(last {last:.3g})"
             )
         if _is_model(self.chosen) and any(not _is_model(c.name) for c in self.candidates):
             found.append("what else is said here is of the merge, which is not handed over")

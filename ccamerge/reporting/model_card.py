@@ -62,6 +62,7 @@ def model_card(
     report: str,
     versions: Mapping[str, str],
     relative_to: Path,
+    chosen: str = "merge",
 ) -> str:
     """Write the README.md that goes beside a merged checkpoint.
 
@@ -72,6 +73,7 @@ def model_card(
     report : what happened, in Markdown
     versions : see `versions`
     relative_to : the folder of the card, from which its paths are meant
+    chosen : which candidate was handed over, see `ccamerge.reporting.fidelity.Fidelity`
 
     Returns
     -------
@@ -93,6 +95,8 @@ def model_card(
     apart = ""
     if isinstance(settings.weights, Mapping):
         apart = " Features and parameters that match a pattern of `weights` below have their own."
+    if chosen != "merge":
+        apart += f" What is handed over is the candidate {_code(chosen)}: see *What happened*."
     return f"""---
 library_name: pytorch
 tags:

@@ -270,3 +270,15 @@ def test_quantised_checkpoints_are_found_before_the_merge(capsys, both):
     text = fails(capsys, 2, "merge", "merge.yml", "merged", "--dry-run")
     assert text.startswith("merge.yml:3: models[0].model: ")
     assert "0.weight is int8, expected float32" in text
+
+
+@pytest.mark.as_users_do
+def test_refinement_shows_progress_only_to_people(capsys, project):
+    change(project, ("seed: 3", "seed: 3, refine: 1 epoch, select: none"))
+    status, _, err = run(capsys, "merge", "merge.yml", "merged")
+    assert status == 0
+    assert "held out=" not in err
+    assert "from the ensemble" in err.splitlines()[-1] or "to the ensemble" in err.splitlines()[-1]
+    report = json.loads((project / "merged/report.json").read_text())["report"]
+    assert report["fidelity"]["progress"]
+    assert run(capsys, "report", "merged")[0] == 0

@@ -202,6 +202,7 @@ def test_epochs_are_as_long_where_batches_stay_whole(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(refining.Trainer, "_loss", counted)
     result = _merged(_models(_AcrossSamples), _data(), select="none", refine="3 epochs")
     assert sum(steps) == (1 + 3) * result.report.samples
+    assert result.report.fidelity.trained == result.report.samples
     assert set(steps) == {50}
 
 

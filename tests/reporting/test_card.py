@@ -122,3 +122,10 @@ def test_versions():
     assert found["torch"] == torch.__version__
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert "unknown" not in found.values()
+
+
+def test_the_card_says_which_candidate_it_is_of(config, tmp_path):
+    merged = sources(config, (0.75, 0.25), tmp_path)
+    given = (config, merged, "", {"ccamerge": "1.2"}, tmp_path)
+    assert "`models[0]`" in model_card(*given, "models[0]")
+    assert "candidate" not in model_card(*given)
