@@ -58,7 +58,7 @@ INPUT = r"\S+: meets a fixed axis"
 """Rightful along axes that only read, which are the network's inputs, or that are its outputs too:
 of a weight that is tied."""
 OF_TABLE = (
-    r"written or read by no parameter|chosen from by \S+|reordered by \S+|cut apart by \S+"
+    r"written by no parameter|chosen from by \S+|reordered by \S+|cut apart by \S+"
     r"|one feature alone in \S+|padded by \S+|indices of \S+|\S+: a view cuts its features apart"
     rf"|{INPUT}"
 )

@@ -131,6 +131,13 @@ def pin(axis: Axis, reason: str) -> None:
             basis.pins.append(reason)
 
 
+def pin_free(axis: Axis, reason: str) -> None:
+    """Pin the bases that nothing pins yet: what did so before says more."""
+    for basis in bases(axis):
+        if not basis.pins:
+            basis.pins.append(reason)
+
+
 def pieces(axis: Axis) -> Axis:
     """An axis of the bases in an axis that a view has cut out of larger ones."""
     return tuple((basis,) for basis in bases(axis) if basis.piece)
@@ -208,8 +215,7 @@ def unify(a: Axis, b: Axis, where: str) -> None:
             longer, size = (a, size_b) if size_a > size_b else (b, size_a)
             cut = split(longer, size)
             if cut is None:
-                pin(a, f"{where}: axes of different structure meet")
-                pin(b, f"{where}: axes of different structure meet")
+                pin_free((*a, *b), f"{where}: axes of different structure meet")
                 return
             # A split basis may occur in both; a plain number is cut in this axis alone.
             parts = resolve(cut[0]) + resolve(cut[1])
@@ -238,8 +244,7 @@ def _unify_segments(a: Segment, b: Segment, where: str) -> None:
                 return
     sizes = [[f.size if isinstance(f, Basis) else f for f in s] for s in (a, b)]
     if sizes[0] != sizes[1]:
-        pin((a,), f"{where}: axes of different structure meet")
-        pin((b,), f"{where}: axes of different structure meet")
+        pin_free((a, b), f"{where}: axes of different structure meet")
         return
     for f, g in zip(a, b, strict=True):
         if isinstance(f, Basis) and isinstance(g, Basis):
@@ -255,8 +260,8 @@ def _unify_segments(a: Segment, b: Segment, where: str) -> None:
             assert isinstance(basis, Basis)
             if basis.root().idle:
                 freeze(((basis,),), f"{where}: meets a fixed axis")
-            elif not basis.root().pins:  # what fixed it before says more
-                pin(((basis,),), f"{where}: meets a fixed axis")
+            else:
+                pin_free(((basis,),), f"{where}: meets a fixed axis")
 
 
 def reshape(axes: list[Axis], shape: list[int], where: str) -> list[Axis]:

@@ -192,11 +192,11 @@ class Derivation:
         for key, axes in self.facts.own.items():
             for dim, axis in enumerate(axes):
                 if (key, dim) not in known:
-                    ax.pin(axis, why.format(key, dim))
+                    ax.pin_free(axis, why.format(key, dim))
         for (key, row), axes in self.facts.parts.items():
             for dim, axis in enumerate(axes, start=1):
                 if (key, dim, row) not in rows and (key, dim) not in self.facts.kept:
-                    ax.pin(axis, why.format(key, dim))
+                    ax.pin_free(axis, why.format(key, dim))
 
     def _keep_one_part(self) -> None:
         """Of a basis that a view has made a product, align the largest part alone.

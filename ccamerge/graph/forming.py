@@ -133,8 +133,8 @@ class _Forming:
         if reasons or basis in self._within:
             return reasons
         roles = {slot.role for slot in own}
-        if not (Role.WRITE in roles and Role.READ in roles):
-            return ["written or read by no parameter"]
+        if Role.WRITE not in roles:
+            return ["written by no parameter"]
         taps = self._taps.get(basis)
         if not taps:
             return ["its features are never computed: it lies between parameters"]

@@ -615,6 +615,22 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, str]]
         IMAGES,
         {"0": "permutation", "0#2": "permutation", "2": "permutation", "2#2": "permutation"},
     ),
+    "likeness, which nothing reads": (
+        lambda: Net(
+            lambda x, a, b: F.cosine_similarity(h := b(a(x).relu()), h.roll(1, 0)),
+            *(nn.Linear(6, 8), nn.Linear(8, 5)),
+        ),
+        ROWS,
+        {"layers.0": "general", "layers.1": "permutation"},
+    ),
+    "upsampled and joined": (
+        lambda: Net(
+            lambda x, a, b, e: e(torch.cat([b(a(x).relu()), x], 1)),
+            *(nn.Conv2d(3, 8, 2, 2), nn.ConvTranspose2d(8, 5, 2, 2), nn.Conv2d(8, 3, 1)),
+        ),
+        IMAGES,
+        {"layers.0": "general", "layers.1": "general"},
+    ),
     "one expert of two": (
         lambda: ExpertsInOrder((1,)),
         ROWS,
@@ -703,3 +719,14 @@ def test_a_parameter_that_no_output_depends_on_is_said_to_be_unused() -> None:
     pinned = ccamerge.spaces(model, torch.randn(ROWS)).pinned
     unused = {key for (key, _), why in pinned.items() if why == UNUSED}
     assert unused == {"layers.1.weight", "layers.1.bias"}
+
+
+def test_what_pins_an_axis_is_said_once() -> None:
+    torch.manual_seed(0)
+    model = Learned(
+        lambda x, own, a, b: b((a(x) + own.exp()[1]).relu()),
+        (2, 5),
+        *(nn.Linear(6, 5), nn.Linear(5, 3)),
+    )
+    found = ccamerge.spaces(model, torch.randn(ROWS))
+    assert found.pinned["own", 0] == "one feature alone in select"

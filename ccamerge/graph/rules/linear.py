@@ -273,7 +273,7 @@ def convolution(node: Node, d: Facts) -> list[Axis] | None:
     return [x[0], out, *(ax.inert(size) for size in node.shape[2:])]
 
 
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", tap="write")
 def _conv_transpose(node: Node, d: Facts) -> list[Axis] | None:
     x, weight = operand_axes(node, d), d.axes_of(node.args[1])
     groups = node.argument(6, "groups", 1)
