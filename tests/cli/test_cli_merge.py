@@ -274,7 +274,7 @@ def test_quantised_checkpoints_are_found_before_the_merge(capsys, both):
 
 @pytest.mark.as_users_do
 def test_refinement_shows_progress_only_to_people(capsys, project):
-    change(project, ("seed: 3", "seed: 3, refine: 1 epoch, select: none"))
+    change(project, ("seed: 3", "seed: 3, refine: 1 epoch, select: none, holdout: 0.1"))
     status, _, err = run(capsys, "merge", "merge.yml", "merged")
     assert status == 0
     assert "held out=" not in err
