@@ -284,7 +284,7 @@ def _merges(
         if (copied := moved(model, found, exact, len(every))) is not None:
             row["off"][kind] = away(before, outputs(copied, new))
             every.append(copied)
-    collected = ccamerge.collect(every, data, progress=False)
+    collected = ccamerge.collect(every, data, progress=False, holdout=0.0)
 
     def off(indices: list[int], **settings: Any) -> float:
         chosen = [every[index] for index in indices]

@@ -93,7 +93,7 @@ def run(given: Any, device: torch.device) -> tuple[str, dict[str, Any]]:
     tracing, spaces = wall(lambda: ccamerge.spaces(models[0], batches[0][:2]), device)
 
     def collect(some: tuple[Tensor, ...], **more: Any) -> Any:
-        return ccamerge.collect(models, some, **more, **settings)
+        return ccamerge.collect(models, some, holdout=0.0, **more, **settings)
 
     # Libraries are loaded and convolutions chosen before anything is timed.
     forward(models, batches[:2])

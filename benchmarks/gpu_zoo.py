@@ -102,7 +102,7 @@ def compare(
             {"label": label} | {n: {"accuracy": float(v)} for n, v in values.items()}
         )
     keep(found)
-    settings = {"progress": False, "pairs": "all", **options(device)}
+    settings = {"progress": False, "pairs": "all", "holdout": 0.0, **options(device)}
     spaces = ccamerge.spaces(zoo.models[0], zoo.batches[0][:2])
     ccamerge.collect(zoo.models, zoo.batches[:1], found=spaces, **settings)  # warms up
     found["collect"], collected = wall(

@@ -132,7 +132,9 @@ class Task:
 
     def collect(self, models: Sequence[nn.Module]) -> tuple[Statistics, float]:
         start = time.perf_counter()
-        collected = ccamerge.collect(models, self.calibration, pairs="all", progress=False)
+        collected = ccamerge.collect(
+            models, self.calibration, pairs="all", progress=False, holdout=0.0
+        )
         return collected, time.perf_counter() - start
 
     def merged(

@@ -72,7 +72,7 @@ def check_merges(zoo: cases.Zoo) -> list[str]:
     pooled = {n.name: [n.name] for n in inner} | {
         k: [t.name for t in v] for k, v in streams.items()
     }
-    result = ccamerge.merge(zoo.models, batches, gamma=baseline.GAMMA, progress=False)
+    result = ccamerge.merge(zoo.models, batches, gamma=baseline.GAMMA, holdout=0.0, progress=False)
     ours = {
         node_of(space, inner, streams): [m.forward.numpy() for m in result.maps[space.name]]
         for space in result.spaces.spaces
@@ -120,7 +120,12 @@ def merge_section(quick: bool) -> str:
     def ours(name: str, **settings: str) -> Callable[[], None]:
         def call() -> None:
             done = ccamerge.merge(
-                zoo.models, zoo.batches, gamma=baseline.GAMMA, progress=False, **settings
+                zoo.models,
+                zoo.batches,
+                gamma=baseline.GAMMA,
+                holdout=0.0,
+                progress=False,
+                **settings,
             )
             results[name] = done.model
             stages[name] = done.report.seconds

@@ -81,7 +81,13 @@ def collect(zoo: cases.Zoo, folder: Path, seed: int) -> dict[str, float]:
     for name, taken in (("pooled", found), ("last", last_taps(found))):
         start = time.perf_counter()
         collected = ccamerge.collect(
-            zoo.models, zoo.batches, pairs="all", found=taken, progress=False, seed=seed
+            zoo.models,
+            zoo.batches,
+            pairs="all",
+            found=taken,
+            progress=False,
+            seed=seed,
+            holdout=0.0,
         )
         times[name] = time.perf_counter() - start
         collected.save(folder / f"{name}.safetensors")
