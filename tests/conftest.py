@@ -49,18 +49,30 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _exactly_as_asked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Merges are of all the data, and what is asked for: what most tests state.
+EXACT = {"holdout": 0.0, "select": "none"}
+"""Defaults of merges that are of all the data, and what is asked for: what most tests state."""
 
-    Modules that are marked ``as_users_do`` have the defaults that users have; so have commands that
-    run in processes of their own.
+USUAL = {name: TABLE[name] for name in EXACT}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _exactly_as_asked() -> Iterator[None]:
+    """Other defaults than users have, for what modules set up, too.
+
+    Tests that are marked ``as_users_do`` have those, and so have commands in their own processes.
     """
     with pytest.MonkeyPatch.context() as patch:
-        if request.node.get_closest_marker("as_users_do") is None:
-            for name, value in {"holdout": 0.0, "select": "none"}.items():
-                patch.setitem(TABLE, name, dataclasses.replace(TABLE[name], usual=value))
+        for name, value in EXACT.items():
+            patch.setitem(TABLE, name, dataclasses.replace(TABLE[name], usual=value))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _as_users_do(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The defaults that users have, where a test or its module is marked so."""
+    if request.node.get_closest_marker("as_users_do") is not None:
+        for name, setting in USUAL.items():
+            monkeypatch.setitem(TABLE, name, setting)
 
 
 @pytest.fixture

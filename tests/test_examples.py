@@ -14,8 +14,6 @@ import torch
 import ccamerge
 from ccamerge.cli.demo.networks import mlp
 
-pytestmark = pytest.mark.as_users_do
-
 EXAMPLES = Path(__file__).parents[1] / "benchmarks" / "examples"
 SHARED = Path(os.environ.get("CCAMERGE_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -63,6 +61,7 @@ def test_resnets_says_what_is_missing(tmp_path: Path) -> None:
     assert str(tmp_path / "data" / "cifar10.py") in done.stderr
 
 
+@pytest.mark.as_users_do
 def test_the_readme_on_choosing(capsys: pytest.CaptureFixture[str]) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     section = readme[readme.index("## Never worse than picking one") :]
