@@ -34,7 +34,7 @@ RATES = (1e-3, 3e-4, 1e-4)
 """Learning rates of Adam that are tried, from the closest start: the best for a ResNet20 differs
 tenfold from that for a potential."""
 
-_STARTS = 3
+STARTS = 3
 """Networks from which training is tried, the others than the closest by the best rate."""
 
 _TRIED = 0.1
@@ -142,7 +142,7 @@ class Trainer:
         runs = [Refined(starts[0].name, dict(starts[0].state), math.inf, 0.0, [])]
         if not self._trained or not self._examples:
             return runs[0]
-        others = starts[1:_STARTS]
+        others = starts[1:STARTS]
         limit = _Limit.of(refine).beside(len(RATES) + len(others))
 
         def run(start: Start, rate: float, title: str) -> None:

@@ -13,7 +13,7 @@ from ccamerge.config.settings import Settings, normalised
 from ccamerge.core.stopwatch import Stopwatch
 from ccamerge.fidelity.judging import Judge, closer, predicted
 from ccamerge.fidelity.reading import reading_of
-from ccamerge.fidelity.refining import Refined, Start, Trainer
+from ccamerge.fidelity.refining import STARTS, Refined, Start, Trainer
 from ccamerge.graph.networks.network import Network
 from ccamerge.merging.assembling import Merged, member
 from ccamerge.merging.candidates import ASKED, AVERAGE, Candidates, Option
@@ -130,6 +130,10 @@ def _trained(
     examples = [e for e, _ in predicted(candidates.networks, inputs, judge.reading, weights)]
     trainer = Trainer(candidates.first, examples, judge, settings.seed, progress)
     able = sorted((o for o in options if o.state is not None), key=lambda option: option.mean)
+    # A member that is distilled is what users would do instead: the closest is always tried.
+    own = next((o for o in able if o.name.startswith("models[")), None)
+    if own is not None and able.index(own) > STARTS - 1:
+        able.insert(STARTS - 1, own)
     return trainer.train([Start(o.name, o.state or {}) for o in able], settings.refine)
 
 

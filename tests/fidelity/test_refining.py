@@ -105,7 +105,7 @@ def test_an_interrupt_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> 
             raise KeyboardInterrupt
         return real(self, *given)
 
-    monkeypatch.setattr(refining, "_STARTS", 1)
+    monkeypatch.setattr(refining, "STARTS", 1)
     monkeypatch.setattr(refining, "RATES", (1e-3,))
     monkeypatch.setattr(refining.Trainer, "_loss", interrupted)
     with pytest.warns(RuntimeWarning, match="interrupted"):

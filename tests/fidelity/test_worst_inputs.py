@@ -197,7 +197,7 @@ def test_epochs_are_as_long_where_batches_stay_whole(monkeypatch: pytest.MonkeyP
         steps.append(examples.size)
         return real(self, state, examples)
 
-    monkeypatch.setattr(refining, "_STARTS", 1)
+    monkeypatch.setattr(refining, "STARTS", 1)
     monkeypatch.setattr(refining, "RATES", (1e-3,))
     monkeypatch.setattr(refining.Trainer, "_loss", counted)
     result = _merged(_models(_AcrossSamples), _data(), select="none", refine="3 epochs")
