@@ -24,15 +24,15 @@ from ccamerge.fidelity.judging import Examples, Judge
 from ccamerge.graph.folds import BatchNormFold
 from ccamerge.graph.networks.network import Network
 
-EPOCHS = 20
-"""Epochs at most, if nothing else is asked for."""
+EPOCHS, STEPS = 20, 1000
+"""Epochs, or of few inputs as many as make so many steps, if nothing else is asked for."""
 
 BATCH = 64
 """Inputs of a step, where they are apart."""
 
-RATES = (1e-3, 3e-4, 1e-4)
-"""Learning rates of Adam that are tried, from the closest start: the best for a ResNet20 differs
-tenfold from that for a potential."""
+RATES = (1e-3, 3e-4, 1e-4, 1e-5)
+"""Learning rates of Adam that are tried, from the closest start: what trains a ResNet20 undoes a
+potential, whose energies are sums over atoms."""
 
 STARTS = 3
 """Networks from which training is tried, the others than the closest by the best rate."""
@@ -68,6 +68,11 @@ class Refined:
     inputs: int = 0
 
     @property
+    def reached(self) -> float:
+        """The least distance after training began; infinite if it did not."""
+        return min((own for _, _, own in self.progress[1:]), default=math.inf)
+
+    @property
     def closer(self) -> bool:
         """Whether any training came closer than its start."""
         return bool(self.progress) and self.distance < self.progress[0][2]
@@ -81,9 +86,10 @@ class _Limit:
     unit: str
 
     @classmethod
-    def of(cls, refine: Refine) -> _Limit:
+    def of(cls, refine: Refine, steps: int) -> _Limit:
+        """What is asked for, or the usual where an epoch takes so many steps."""
         found = limit_of(refine) if isinstance(refine, str) else None
-        return cls(*(found or (EPOCHS, "epochs")))
+        return cls(*(found or (max(EPOCHS, -(-STEPS // steps)), "epochs")))
 
     def beside(self, trials: int) -> _Limit:
         """That of the training beside so many trials: all of it in epochs."""
@@ -143,7 +149,8 @@ class Trainer:
         if not self._trained or not self._examples:
             return runs[0]
         others = starts[1:STARTS]
-        limit = _Limit.of(refine).beside(len(RATES) + len(others))
+        steps = sum(-(-e.size // BATCH) if self._apart else 1 for e in self._examples)
+        limit = _Limit.of(refine, steps).beside(len(RATES) + len(others))
 
         def run(start: Start, rate: float, title: str) -> None:
             runs.append(Refined(start.name, dict(start.state), math.inf, rate, []))
@@ -152,10 +159,10 @@ class Trainer:
         try:
             for rate in RATES:
                 run(starts[0], rate, "try")
-            fastest = min(runs, key=lambda one: one.distance).rate
+            fastest = min(runs, key=lambda one: one.reached).rate
             for start in others:
                 run(start, fastest, "try")
-            best = min(runs, key=lambda one: one.distance)
+            best = min(runs, key=lambda one: one.reached)
             run(next(s for s in starts if s.name == best.name), best.rate, "refine")
         except KeyboardInterrupt:
             message = "refinement was interrupted; the best network so far is kept"
