@@ -86,7 +86,7 @@ def drawn(every: dict[int, list[dict[str, dict[str, float]]]], case: Case, path:
     axes.set(xscale="log", xlabel="inputs without labels", ylabel="accuracy, %")
     axes.set_xticks(list(every), [f"{count:,}" for count in every])
     axes.minorticks_off()
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.0, 0.92))  # below the ensemble
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
 
