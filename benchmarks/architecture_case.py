@@ -23,6 +23,7 @@ from ccamerge.graph.networks.parameters import parameters_of
 from ccamerge.graph.networks.states import folded_state
 from ccamerge.graph.space import Role
 from ccamerge.graph.tracing.batches import split_batch
+from ccamerge.graph.tracing.exporting import results_of
 from ccamerge.graph.tracing.plain import take_plain
 from ccamerge.merging.loading import load_merged
 
@@ -191,7 +192,7 @@ def away(before: list[Tensor], after: list[Tensor]) -> float:
 def outputs(model: nn.Module, batch: Any) -> list[Tensor]:
     args, kwargs = split_batch(batch, model)
     with torch.inference_mode():
-        found = model(*args, **kwargs)
+        found = results_of(model(*args, **kwargs))  # hidden states beside logits are none
     return [x for x in pytree.tree_leaves(found) if isinstance(x, Tensor)]
 
 
