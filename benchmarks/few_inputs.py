@@ -30,7 +30,7 @@ import ccamerge
 
 SIDES: dict[str, dict[str, Any]] = {
     "merged, refined": {},
-    "a member, refined": {"method": "average", "repair": "none"},
+    "a member, refined": {"method": "average", "repair": "none", "select": "fidelity"},
 }
 """Settings of a merge. The plain average of such members is useless: a member is refined."""
 

@@ -171,7 +171,8 @@ class Judge:
     def _scaled(self, errors: Sequence[Tensor]) -> Tensor:
         """The mean over leaves (units,)."""
         every = torch.cat([e.cpu() for e in errors], 1)
-        return (every / self._scale).mean(0).nan_to_num(nan=math.inf, posinf=math.inf)
+        found = (every / self._scale).mean(0).nan_to_num(nan=math.inf, posinf=math.inf)
+        return found.clamp_min(0)  # a divergence may be rounded to less
 
 
 def predicted(

@@ -75,12 +75,15 @@ def examined(settings: Settings, models: int, reference: int) -> tuple[Settings,
     if options is not None and not any(name == "method" for name, _ in problems):
         options = _attempt(problems, "options", check_options, options, able_methods(found.method))
     usual: Repair = TABLE["repair"].usual if found.norm == "fold" else "none"
+    repair = found.repair or usual
+    # Who asks for the plain average wants that, to compare with, and nothing else.
+    averaged = found.method == "average" and repair == "none"
     return (
         dataclasses.replace(
             found,
             options=options,
-            repair=found.repair or usual,
-            select=found.select or TABLE["select"].usual,
+            repair=repair,
+            select=found.select or ("none" if averaged else TABLE["select"].usual),
             holdout=TABLE["holdout"].usual if found.holdout is None else found.holdout,
         ),
         problems,

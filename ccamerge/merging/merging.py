@@ -191,7 +191,8 @@ def merge(
     select : "fidelity", the default, hands over the candidate that is closest to the models'
         ensemble on the held-out inputs: the merge that is asked for, points between the reference
         and it, the plain average, or a model itself where nothing is closer than the reference by
-        more than chance. "none" hands over the merge that is asked for, and says how far it is.
+        more than chance. "none", the default for method="average" with repair="none",
+        hands over the merge that is asked for, and says how far it is.
     ensemble : what the models' ensemble averages: "probabilities" of classes, or "outputs"; or a
         function of the outputs (as tuples, lists and dicts) that returns the prediction, whose
         mean is the ensemble's. Default: guessed from the last operation, as the report says.

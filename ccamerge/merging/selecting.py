@@ -73,6 +73,8 @@ def selected(
             chosen = better
     with watch("judge the result"):
         result = chosen.made()
+        if chosen.name.startswith("models["):  # the report tells of the merge all the same
+            result.repaired = merged.repaired
         fidelity = _fidelity(candidates, result, options, chosen)
     if choose and not doubt and judge.size < _TELLING:
         doubt = f"only {judge.size} inputs are held out of {statistics.samples + judge.size}"

@@ -75,7 +75,7 @@ class Fidelity(Brief):
     @property
     def _as_close(self) -> bool:
         """Whether the network is as close as the closest member, but for rounding."""
-        return math.isclose(self.merged, self.members[self.best], rel_tol=_SAME, abs_tol=_SAME**2)
+        return math.isclose(self.merged, self.members[self.best], rel_tol=_SAME, abs_tol=1e-7)
 
     def verdict(self) -> str:
         """Closer to the ensemble than any member, than the mean member, or not, and by how much."""

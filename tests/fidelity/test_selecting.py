@@ -83,7 +83,9 @@ def test_the_closest_candidate_is_handed_over() -> None:
 def test_a_model_itself_is_handed_over_where_no_merge_is_closer() -> None:
     models = _unlike()
     with pytest.warns(RuntimeWarning, match=r"models\[\d\] itself"):
-        result = merge(models, _data(), method="average", repair="none", progress=False)
+        result = merge(
+            models, _data(), method="average", repair="none", select="fidelity", progress=False
+        )
     found = result.report.fidelity
     assert found is not None
     assert found.chosen.startswith("models[")
@@ -96,7 +98,7 @@ def test_a_model_itself_is_handed_over_where_no_merge_is_closer() -> None:
 def test_what_is_asked_for_is_handed_over_all_the_same() -> None:
     models, data = _unlike(), _data()
     with pytest.warns(RuntimeWarning, match="FURTHER from the ensemble"):
-        result = merge(models, data, method="average", repair="none", select="none", progress=False)
+        result = merge(models, data, method="average", repair="none", progress=False)
     found = result.report.fidelity
     assert found is not None
     assert found.chosen == "merge"
@@ -246,3 +248,25 @@ def test_comparisons_are_of_what_their_rows_ask_for() -> None:
     with pytest.warns(RuntimeWarning, match="FURTHER"):
         one, other = scored()
     assert one == other
+
+
+@pytest.mark.parametrize("method", ["cca", "permutation"])
+def test_copies_by_few_inputs_leave_no_divergence_to_divide_by(method: str) -> None:
+    model = M.randomise(M.MLP(), 0)
+    data = list(_data()[0][:8].split(4))
+    with pytest.warns(RuntimeWarning, match="held-out"):
+        result = merge([model, copy.deepcopy(model)], data, method=method, progress=False)
+    found = result.report.fidelity
+    assert found is not None
+    assert min(c.distance for c in found.candidates) >= 0
+    assert "closest" in found.verdict() or "itself" in found.verdict()
+
+
+def test_the_report_tells_of_the_merge_that_is_not_handed_over() -> None:
+    models = _other()
+    every = torch.cat(_data(4000))
+    with torch.no_grad():
+        classes = torch.stack([m(every).softmax(-1) for m in models]).mean(0).argmax(-1)
+    with pytest.warns(RuntimeWarning, match="class"):
+        result = merge(models, [every[classes == classes.mode().values]], progress=False)
+    assert result.report.fitted

@@ -150,9 +150,8 @@ def test_a_refined_model_is_no_model_itself(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(refining, "RATES", (1e-2,))
     monkeypatch.setattr(refining.Trainer, "train", of_the_reference)
-    result = _merged(
-        _models(M.MLP), _data(1000), method="average", repair="none", refine="10 epochs"
-    )
+    how = {"method": "average", "repair": "none", "select": "fidelity", "refine": "10 epochs"}
+    result = _merged(_models(M.MLP), _data(1000), **how)
     found = result.report.fidelity
     assert found.chosen == "models[0], refined"
     assert "itself" not in found.verdict()
