@@ -85,7 +85,7 @@ def wrongly_pinned(found: Spaces) -> dict[str, list[str]]:
         for slot in space.slots
         if slot.role is not Role.READ
     }
-    shapes = {key: found.program.shapes[name] for name, key in found.program.parameters.items()}
+    shapes = found.program.parameter_shapes
     wrong: dict[str, list[str]] = {}
     for (key, dim), why in found.pinned.items():
         reasons = why.split("; ")

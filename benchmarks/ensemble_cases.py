@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import importlib.util
 import io
@@ -58,7 +59,7 @@ def divergence(probabilities: Tensor, target: Tensor, dim: int) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(abc.ABC):
     """What an ensemble predicts.
 
     ``batch`` samples are in a batch of a merge, ``step`` in one of training at the rate ``rate``.
@@ -71,17 +72,17 @@ class Task:
     step: int
     rate: float
 
+    @abc.abstractmethod
     def predict(self, model: nn.Module, batch: Inputs) -> Tensor:
         """What is averaged over the members: the ensemble's prediction is the mean."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
         """One number to be small: how far predictions are from the ensemble's."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def scores(self, prediction: Tensor, ensemble: Tensor) -> Scores:
         """What users ask of predictions on all test inputs."""
-        raise NotImplementedError
 
     def merge(self, members: Sequence[nn.Module], **settings: Any) -> nn.Module:
         data = batches(self.inputs, self.batch)

@@ -23,6 +23,7 @@ from typing import Any
 import cases
 import torch
 from ensemble_cases import Case, split
+from ensembles import ensemble_of
 from layout import record, surroundings, table
 from torch import Tensor
 
@@ -40,8 +41,7 @@ PICTURE = Path(__file__).resolve().parent / "results" / "few_inputs.png"
 def measured(case: Case, inputs: Tensor, seed: int, seconds: float) -> dict[str, dict[str, float]]:
     """Scores of both sides."""
     batches = list(inputs.split(min(250, max(1, len(inputs) // 4))))
-    ensemble = sum(case.task.predictions(m, case.task.test) for m in case.members)
-    target = ensemble / len(case.members)  # type: ignore[operator]
+    target = ensemble_of(case.task, case.members, case.task.test)
     found: dict[str, dict[str, float]] = {}
     budget = seconds
     for side, settings in SIDES.items():
@@ -92,8 +92,8 @@ def drawn(every: dict[int, list[dict[str, dict[str, float]]]], case: Case, path:
 
 
 def _accuracy(case: Case, models: Any) -> float:
-    found = sum(case.task.predictions(m, case.task.test) for m in models)
-    value = case.task.scores(found / len(models), found / len(models))["accuracy, %"]
+    found = ensemble_of(case.task, models, case.task.test)
+    value = case.task.scores(found, found)["accuracy, %"]
     assert isinstance(value, float)
     return value
 

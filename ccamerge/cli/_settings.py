@@ -62,9 +62,13 @@ def _ensemble(config: Config) -> Ensemble | None:
     given, where = config.settings.ensemble, TABLE["ensemble"].where
     if not isinstance(given, str) or ":" not in given:
         return given
+    return import_function(given, _source(config, where), "the outputs")
+
+
+def _source(config: Config, where: str) -> str:
+    """The place of a part, if the file says it; else its name."""
     line = config.lines.get(where)
-    source = where if line is None else f"{config.source}:{line}: {where}"
-    return import_function(given, source, "the outputs")
+    return where if line is None else f"{config.source}:{line}: {where}"
 
 
 def method_name(given: str, config: Config, where: str) -> str:
@@ -73,8 +77,7 @@ def method_name(given: str, config: Config, where: str) -> str:
         return given
     from ccamerge.methods import METHODS
 
-    line = config.lines.get(where)
-    source = where if line is None else f"{config.source}:{line}: {where}"
+    source = _source(config, where)
     function = import_function(given, source, "the alignment")
     for name, method in METHODS.items():
         if method.solve is function:

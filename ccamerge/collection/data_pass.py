@@ -69,7 +69,7 @@ class Pass:
             proved=prove,
         )
         self._reservoir = Reservoir(KEEP_SAMPLES, KEEP_BYTES, seed)
-        self._held_out = HeldOut(holdout, seed)
+        self._held_out = HeldOut(holdout, seed, self._memory)
         self._overlap = SideStream(device)
         self._watched: list[Watched] = []
         self._networks: list[Network] = []
@@ -105,11 +105,11 @@ class Pass:
             every = _extended(self._every, self._models, args, kwargs, index, self._prove)
             self._place(every)
             new = True
-        counted = self._counted(leaves)
+        programs = [network.program for network in self._networks]
+        counted = self._held_out.split(programs[0], self._states[0], leaves)
         if counted is None:
             return
-        here = [fast_layout(x) for x in counted]
-        programs = [network.program for network in self._networks]
+        here = [fast_layout(x) for x in moved(counted, self._memory)]
         runs = [(own, state, here) for own, state in zip(programs, self._states, strict=True)]
         single = programs[0].single(leaves)
         if single not in self._tried and not new:
@@ -127,11 +127,6 @@ class Pass:
         size = batch_size(counted)
         self._reservoir.offer(counted, size, turn)
         self._result.samples += size
-
-    def _counted(self, leaves: list[Any]) -> list[Any] | None:
-        """What of a batch is not held out, where the networks are; None if all is."""
-        there = moved(leaves, self._memory)
-        return self._held_out.split(self._networks[0].program, self._states[0], there)
 
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Know the networks, and what is to be counted of them."""

@@ -10,11 +10,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ccamerge.collection.kept_inputs import Reservoir
-from ccamerge.graph.tracing.batches import batch_size
+from ccamerge.graph.tracing.batches import batch_size, moved
 from ccamerge.graph.tracing.program import Program
-
-HOLDOUT = 0.1
-"""The usual share."""
 
 _EARLY = 200
 """Inputs that are held out as soon as there are four times as many."""
@@ -42,10 +39,11 @@ class HeldOut:
     ----------
     share : of the inputs; of few inputs more are taken, up to a quarter, of very many fewer
     seed : of the choice among them if they take too much memory
+    device : where networks run, for a trial; inputs stay where they are
     """
 
-    def __init__(self, share: float, seed: int) -> None:
-        self._share = share
+    def __init__(self, share: float, seed: int, device: torch.device) -> None:
+        self._share, self._device = share, device
         self._seen = self._taken = self._batches = 0
         self._apart: bool | None = None
         self._reservoir = Reservoir(_MOST, _BYTES, seed)
@@ -60,7 +58,7 @@ class HeldOut:
     ) -> list[Any] | None:
         """What of a batch is to be counted; None if all of it is held out.
 
-        ``program`` and ``state`` are a network's, on the device of ``leaves``.
+        ``program`` and ``state`` are a network's.
         """
         size = batch_size(leaves)
         self._seen, self._batches = self._seen + size, self._batches + 1
@@ -71,7 +69,7 @@ class HeldOut:
         if due < 1 or not size:
             return leaves
         if self._apart is None and size > 1:
-            self._apart = are_apart(program, state, leaves)
+            self._apart = are_apart(program, state, moved(leaves, self._device))
         take = min(due, size // 2)
         if self._apart and take > 1 and size - take > 1:
             places = [(2 * k + 1) * size // (2 * take) for k in range(take)]

@@ -88,12 +88,8 @@ class Judge:
 
         A unit is an input, or a batch of inputs that are not apart.
         """
-        found = []
         with torch.inference_mode():
-            for examples in self._examples:
-                output = program.run(state, examples.leaves)
-                found.append(self._errors(self.reading.predictions(output), examples))
-        return self._scaled(found)
+            return self.of_outputs(program.run(state, leaves) for leaves in self.inputs)
 
     def of_outputs(self, outputs: Iterable[Any]) -> Tensor:
         """As `distances`, from what a network returns for each of `inputs`."""

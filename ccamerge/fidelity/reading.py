@@ -152,16 +152,12 @@ def _writer(node: Node, nodes: dict[str, Node]) -> Node | None:
         moved = (
             node.op in KEPT
             or node.op.startswith(_RESIZED)
-            or (operation(node).move is not None and _one_value(node))
+            or (operation(node).move is not None and len(node.refs()) == 1)
         )
         if not moved or not isinstance(first, Ref) or first.name not in nodes:
             return None
         node = nodes[first.name]
     return None
-
-
-def _one_value(node: Node) -> bool:
-    return len(node.refs()) == 1
 
 
 def _scores(writer: Node) -> bool:

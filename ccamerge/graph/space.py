@@ -184,9 +184,8 @@ class Spaces(Brief):
         Axes of one element, and positions in kernels, do not count.
         """
         held = {(slot.parameter, slot.dim) for space in self.spaces for slot in space.slots}
-        shapes = {key: self.program.shapes[name] for name, key in self.program.parameters.items()}
         counts = [0, 0, 0]
-        for key, shape in shapes.items():
+        for key, shape in self.program.parameter_shapes.items():
             axes = [
                 (key, dim)
                 for dim, size in enumerate(shape)

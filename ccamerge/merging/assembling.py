@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -56,29 +55,50 @@ def loaded(
     networks: Sequence[Network],
     reference: int,
     state: dict[str, Tensor],
-    inputs: Sequence[list[Any]],
+    statistics: Statistics,
 ) -> Merged:
     """A network of the reference's architecture with parameters of its folded program.
 
-    BatchNorms that are put back get their running statistics from some inputs.
+    BatchNorms that are put back get their running statistics from the kept inputs.
     """
-    network, who = networks[reference], f"models[{reference}]"
+    network = networks[reference]
+    device = resolve(statistics.device)
+    running = running_statistics(network.spaces, state, statistics.inputs, device)
+    model, not_held = _in_module(network, f"models[{reference}]", state, network.spaces, running)
+    return Merged(model, {}, not_held, state=state)
+
+
+def _in_module(
+    network: Network,
+    who: str,
+    state: dict[str, Tensor],
+    spaces: Spaces,
+    running: Mapping[str, tuple[Tensor, Tensor]],
+    holder: nn.Module | None = None,
+) -> tuple[nn.Module, dict[str, str]]:
+    """A copy of a network with other parameters, in evaluation mode, and what it cannot hold.
+
+    ``holder`` is a copy of the network as it was given, if there is one that has some already.
+    """
     model = copied(network.model, who).eval()
-    running = running_statistics(network.spaces, state, inputs, network.device)
-    load_merged(model, state, network.spaces, running)
+    load_merged(model, state, spaces, running)
     not_held: dict[str, str] = {}
     original = network.parameters.model
     if original is not network.model:
-        holder = copied(original, who).eval()
+        holder = copied(original, who).eval() if holder is None else holder
         not_held = take_plain(holder, model)
         model = holder
-    model.zero_grad(set_to_none=True)
-    return Merged(model, {}, not_held, state=state)
+    model.zero_grad(set_to_none=True)  # a trained reference may still carry gradients
+    return model, not_held
+
+
+def _reference_first(reference: int, count: int) -> list[int]:
+    return [reference, *(i for i in range(count) if i != reference)]
 
 
 def plain_average(networks: Sequence[Network], reference: int, shares: Shares) -> dict[str, Tensor]:
     """The mean of the models' parameters as they stand."""
-    order = [reference, *(i for i in range(len(networks)) if i != reference)]
+    order = _reference_first(reference, len(networks))
     states = [networks[i].state for i in order]
     first = networks[reference]
     return average(states, lambda _: [shares.default[i] for i in order], _used(first))[0]
@@ -102,7 +122,6 @@ def assembled(
         merged = member(networks, alone)
     else:
         merged = _averaged(networks, statistics, aligned, shares, settings, watch)
-    merged.model.zero_grad(set_to_none=True)  # a trained reference may still carry gradients
     merged.from_reference |= _differing_extra_state(networks, aligned.reference)
     return merged
 
@@ -116,7 +135,7 @@ def _averaged(
     watch: Stopwatch,
 ) -> Merged:
     first, who = aligned.reference, f"models[{aligned.reference}]"
-    order = [first, *(i for i in range(len(networks)) if i != first)]
+    order = _reference_first(first, len(networks))
     repaired = RepairResult()
     holder: nn.Module | None = None
     not_held: dict[str, str] = {}
@@ -152,11 +171,8 @@ def _averaged(
                 shares,
                 [(network.program, network.state) for network in teachers],
             )
-    model = copied(networks[first].model, who).eval()
-    load_merged(model, merged, target, repaired.statistics)
-    if holder is not None:
-        not_held |= take_plain(holder, model)
-        model = holder
+    model, lost = _in_module(networks[first], who, merged, target, repaired.statistics, holder)
+    not_held |= lost
     state = None if settings.norm == "paper" else merged
     return Merged(model, from_reference, not_held, repaired, state=state)
 

@@ -87,7 +87,7 @@ class Candidates:
         merged, first = self.merged, self.first
         for index, network in enumerate(self.networks):
             if network.parameters.shapes == first.parameters.shapes:
-                made = functools.partial(member, self.networks, index)
+                made = functools.partial(self._member, index)
                 state = network.state if self._holds or index == self.reference else None
                 add(f"models[{index}]", self.judge.members[index], made, state)
         if merged.alone:
@@ -126,9 +126,15 @@ class Candidates:
         made = self.made(state, merged)
         return self.of_module(made), lambda: made, None
 
+    def _member(self, index: int) -> Merged:
+        """A model itself; the report tells of the merge all the same."""
+        found = member(self.networks, index)
+        found.repaired = self.merged.repaired
+        return found
+
     def made(self, state: dict[str, Tensor], merged: bool = False) -> Merged:
         """A network of parameters of the program; ``merged`` if they come of the merge."""
-        found = loaded(self.networks, self.reference, state, self.statistics.inputs)
+        found = loaded(self.networks, self.reference, state, self.statistics)
         # What the program does not use, and what averages leave alone, is the reference's in all.
         found.from_reference |= self.merged.from_reference
         if merged:

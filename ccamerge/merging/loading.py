@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccamerge.core.device import Device
 from ccamerge.graph.folds import BatchNormFold
 from ccamerge.graph.operations import features_dim
 from ccamerge.graph.space import Spaces
-from ccamerge.graph.tracing.lockstep import lockstep
 from ccamerge.graph.tracing.modules import tensors_of
-from ccamerge.repair.repairing import channel_statistics, walked_inputs
+from ccamerge.repair.repairing import walked_statistics
 
 
 def load_merged(
@@ -40,7 +40,10 @@ def load_merged(
 
 
 def running_statistics(
-    spaces: Spaces, state: Mapping[str, Tensor], inputs: Sequence[list[Any]], device: torch.device
+    spaces: Spaces,
+    state: Mapping[str, Tensor],
+    inputs: Sequence[list[Any]],
+    device: Device | None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Means and variances (channels,) of what BatchNorms that were folded were folded into.
 
@@ -49,16 +52,11 @@ def running_statistics(
     program = spaces.program
     names = {fold.node for fold in spaces.folds if isinstance(fold, BatchNormFold)}
     dims = {node.name: features_dim(node) for node in program.nodes if node.name in names}
-    found: dict[str, tuple[Tensor, Tensor]] = {}
     if not dims or not inputs:
-        return found
+        return {}
     with torch.inference_mode():
-        batches = walked_inputs([program], inputs, device=device)
-        for name, values in lockstep([(program, state, leaves) for leaves in batches]):
-            if name in dims:
-                mean, std = channel_statistics(values, dims[name])
-                found[name] = (mean, std**2)
-    return found
+        walk = walked_statistics(program, state, inputs, dims, device)
+        return {name: (mean, std**2) for name, mean, std in walk}
 
 
 def _forget(model: nn.Module) -> None:

@@ -13,15 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccamerge.core.device import Device, memory_of
+from ccamerge.core.device import Device
 from ccamerge.graph.derivation import Derivation
 from ccamerge.graph.folds import BatchNormFold
 from ccamerge.graph.forming import formed
 from ccamerge.graph.rules import operation
 from ccamerge.graph.space import Spaces
-from ccamerge.graph.tracing.lockstep import lockstep
 from ccamerge.graph.tracing.program import Program, Ref
-from ccamerge.repair.repairing import channel_statistics, walked_inputs
+from ccamerge.repair.repairing import walked_statistics
 
 
 def unfolded_spaces(found: Spaces) -> Spaces:
@@ -54,11 +53,10 @@ def reset_statistics(
             keys = [program.parameters[g.name] for g in given if isinstance(g, Ref)]
             if len(keys) == 2:  # else it normalises by the batch and has nothing to reset
                 norms.setdefault(node.args[0].name, []).append((keys[0], keys[1]))
+    dims = dict.fromkeys(norms, 1)
     with torch.inference_mode():
-        batches = walked_inputs([program], inputs, device=memory_of(device))
-        for value, values in lockstep([(program, state, leaves) for leaves in batches]):
-            for mean_key, variance_key in norms.get(value, ()):
-                mean, std = channel_statistics(values, 1, device=device)
+        for value, mean, std in walked_statistics(program, state, inputs, dims, device):
+            for mean_key, variance_key in norms[value]:
                 # In place: the running programs hold these very tensors.
                 state[mean_key].copy_(mean)
                 state[variance_key].copy_(std**2)

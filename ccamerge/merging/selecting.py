@@ -18,7 +18,7 @@ from ccamerge.graph.networks.network import Network
 from ccamerge.merging.assembling import Merged, member
 from ccamerge.merging.candidates import ASKED, AVERAGE, Candidates, Option
 from ccamerge.methods.weights import Shares
-from ccamerge.reporting.fidelity import Candidate, Fidelity
+from ccamerge.reporting.fidelity import Candidate, Fidelity, is_model
 
 _FEW = 8
 """Inputs of which none is held out if they are fewer: nothing can be told of a merge then."""
@@ -73,8 +73,6 @@ def selected(
             chosen = better
     with watch("judge the result"):
         result = chosen.made()
-        if chosen.name.startswith("models["):  # the report tells of the merge all the same
-            result.repaired = merged.repaired
         fidelity = _fidelity(candidates, result, options, chosen)
     if choose and not doubt and judge.size < _TELLING:
         doubt = f"only {judge.size} inputs are held out of {statistics.samples + judge.size}"
@@ -135,7 +133,7 @@ def _trained(
     trainer = Trainer(candidates.first, examples, judge, settings.seed, progress)
     able = sorted((o for o in options if o.state is not None), key=lambda option: option.mean)
     # A member that is distilled is what users would do instead: the closest is always tried.
-    own = next((o for o in able if o.name.startswith("models[")), None)
+    own = next((o for o in able if is_model(o.name)), None)
     if own is not None and able.index(own) > STARTS - 1:
         able.insert(STARTS - 1, own)
     return trainer.train([Start(o.name, o.state or {}) for o in able], settings.refine)

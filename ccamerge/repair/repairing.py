@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -285,6 +285,28 @@ def channel_statistics(
     return moments.mean_tensor(0), moments.cov_tensor(0).diagonal().sqrt()
 
 
+def walked_statistics(
+    program: Program,
+    state: Mapping[str, Tensor],
+    inputs: Sequence[list[Any]],
+    dims: Mapping[str, int],
+    device: Device | None,
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Mean and standard deviation (channels,) of some values, as one walk comes to them.
+
+    Parameters
+    ----------
+    program, state : of a network; what the receiver writes into the state counts from there on
+    inputs : kept inputs, of which as many are walked as memory allows
+    dims : axes of channels by the names of values
+    device : where program and state are
+    """
+    batches = walked_inputs([program], inputs, device=memory_of(device))
+    for name, values in lockstep([(program, state, leaves) for leaves in batches]):
+        if name in dims:
+            yield name, *channel_statistics(values, dims[name], device=device)
+
+
 def _targets(
     spaces: Spaces,
     collected: Statistics,
@@ -390,7 +412,6 @@ def _enough(program: Program, fits: Collection[Fit]) -> float:
     """The number of inputs that give every fit enough rows."""
     first = next((program.shapes[name] for name in program.inputs if name in program.shapes), ())
     samples = first[0] if first else 1
-    shapes = {key: program.shapes[name] for name, key in program.parameters.items()}
     needed = [float(WALKED)]
     for job in fits:
         shape = job.node.shape or ()
@@ -400,7 +421,7 @@ def _enough(program: Program, fits: Collection[Fit]) -> float:
             for size, at in zip(shape, lattice(shape, dim, FITTED), strict=True)
         ]
         rows = math.prod(size for axis, size in enumerate(counted) if axis != dim) / samples
-        weight = shapes[job.weight]
+        weight = program.parameter_shapes[job.weight]
         needed.append(_ROWS * math.prod(weight[1:]) / max(rows, 1e-3))
     return max(needed)
 

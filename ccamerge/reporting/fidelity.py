@@ -68,9 +68,9 @@ class Fidelity(Brief):
     @property
     def disappoints(self) -> bool:
         """Whether there is a merge, but a model is handed over, or what is further than most."""
-        merges = any(not _is_model(c.name) for c in self.candidates)
+        merges = any(not is_model(c.name) for c in self.candidates)
         further = self.merged > statistics.fmean(self.members) and not self._as_close
-        return merges and (_is_model(self.chosen) or further)
+        return merges and (is_model(self.chosen) or further)
 
     @property
     def _as_close(self) -> bool:
@@ -83,9 +83,9 @@ class Fidelity(Brief):
         name = f"models[{self.best}]"
         own = f"{self.merged:.3g}"
         where = f"({self.unit}; {self.inputs} held-out inputs)"
-        if _is_model(self.chosen):
+        if is_model(self.chosen):
             text = f"the network handed over is {self.chosen} itself, {own} from the ensemble"
-            others = [c for c in self.candidates if not _is_model(c.name)]
+            others = [c for c in self.candidates if not is_model(c.name)]
             if others:
                 found = min(others, key=lambda c: c.distance)
                 text += f"; the best merge, {found.name}, came out at {found.distance:.3g}"
@@ -127,11 +127,11 @@ class Fidelity(Brief):
                 f"from {self.progress[0][2]:.3g} to {min(step[2] for step in self.progress):.3g} "
                 f"(last {last:.3g})"
             )
-        if _is_model(self.chosen) and any(not _is_model(c.name) for c in self.candidates):
+        if is_model(self.chosen) and any(not is_model(c.name) for c in self.candidates):
             found.append("what else is said here is of the merge, which is not handed over")
         return found
 
 
-def _is_model(name: str) -> bool:
+def is_model(name: str) -> bool:
     """Whether a candidate is one of the models, as it was given."""
     return name.startswith("models[") and name.endswith("]")

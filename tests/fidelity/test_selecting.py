@@ -57,6 +57,14 @@ def _data(count: int = 1000) -> list[Tensor]:
     return list(torch.randn(count, 12, generator=generator).split(100))
 
 
+def _of_one_class(models: list[nn.Module]) -> Tensor:
+    """Inputs that the ensemble takes for its most frequent class."""
+    every = torch.cat(_data(4000))
+    with torch.no_grad():
+        classes = torch.stack([m(every).softmax(-1) for m in models]).mean(0).argmax(-1)
+    return every[classes == classes.mode().values]
+
+
 def _divergence(models: list[nn.Module], model: nn.Module, x: Tensor) -> Tensor:
     """KL of a network from the ensemble (n,)."""
     with torch.no_grad():
@@ -130,11 +138,8 @@ def test_inputs_that_are_all_alike_hand_over_the_reference() -> None:
 
 def test_inputs_of_one_class_hand_over_the_reference() -> None:
     models = _unlike()
-    every = torch.cat(_data(4000))
-    with torch.no_grad():
-        classes = torch.stack([m(every).softmax(-1) for m in models]).mean(0).argmax(-1)
     with pytest.warns(RuntimeWarning, match="class"):
-        result = merge(models, [every[classes == classes.mode().values]], progress=False)
+        result = merge(models, [_of_one_class(models)], progress=False)
     assert result.report.fidelity is not None
     assert result.report.fidelity.chosen == "models[0]"
 
@@ -264,9 +269,6 @@ def test_copies_by_few_inputs_leave_no_divergence_to_divide_by(method: str) -> N
 
 def test_the_report_tells_of_the_merge_that_is_not_handed_over() -> None:
     models = _other()
-    every = torch.cat(_data(4000))
-    with torch.no_grad():
-        classes = torch.stack([m(every).softmax(-1) for m in models]).mean(0).argmax(-1)
     with pytest.warns(RuntimeWarning, match="class"):
-        result = merge(models, [every[classes == classes.mode().values]], progress=False)
+        result = merge(models, [_of_one_class(models)], progress=False)
     assert result.report.fitted

@@ -43,4 +43,4 @@ def refined_member(
     trainer = Trainer(networks[closest], examples, judge, seed=0, progress=False)
     start = Start(f"models[{closest}]", networks[closest].state)
     trained = trainer.train([start], f"{seconds:.3f} s")
-    return loaded(networks, closest, trained.state, statistics.inputs).model
+    return loaded(networks, closest, trained.state, statistics).model

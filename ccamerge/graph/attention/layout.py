@@ -51,7 +51,7 @@ def layout_of(core: Core, program: Program) -> Layout | None:
     places = _places(core, program)
     every = {name: _numbers(nodes[name], core, places) for name in core.writers}
     roles = (core.queries, core.keys, core.values)
-    inside = {node.name: _of_elements(node) for node in core.nodes}
+    inside = {node.name: node for node in core.nodes}
     reach = [made_of([name], inside) for name in core.read]
     found = []
     for role, writer in enumerate(roles):
@@ -70,12 +70,6 @@ def layout_of(core: Core, program: Program) -> Layout | None:
         return None
     layout = Layout(found[0], found[1], found[2], outputs)
     return layout if _fits(layout) else None
-
-
-def _of_elements(node: Node) -> Node:
-    """An operation as of the elements of its result: a cast reads a dtype beside."""
-    cast = operation(node).move is not None and node.op in CASTS
-    return dataclasses.replace(node, args=node.args[:1], kwargs={}) if cast else node
 
 
 def _fits(layout: Layout) -> bool:

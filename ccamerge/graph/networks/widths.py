@@ -250,7 +250,7 @@ def _kept(found: Spaces) -> Mapping[tuple[str, int], int]:
             place = (slot.rows[0] if slot.rows else 0, slot.start)
             held = extents.setdefault((slot.parameter, slot.dim), {})
             held[place] = slot.extent(space.size)
-    lengths = {key: found.program.shapes[name] for name, key in found.program.parameters.items()}
+    lengths = found.program.parameter_shapes
     return {
         (key, dim): lengths[key][dim] * len({row for row, _ in held}) - sum(held.values())
         for (key, dim), held in extents.items()

@@ -79,7 +79,7 @@ class Node:
         return dataclasses.replace(self, args=tuple(given), kwargs=kwargs)
 
 
-_LIKE = ("aten.type_as", "aten.view_as", "aten.reshape_as", "aten.expand_as")
+_LIKE = ("aten.to", "aten.type_as", "aten.view_as", "aten.reshape_as", "aten.expand_as")
 """Operations of which the second argument gives a shape or a dtype."""
 
 

@@ -222,6 +222,11 @@ class Program(Brief):
         raise ValueError(why)
 
     @functools.cached_property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter, by its name in the ``state_dict``."""
+        return {key: self.shapes[name] for name, key in self.parameters.items()}
+
+    @functools.cached_property
     def of_parameters(self) -> frozenset[str]:
         """Values computed from parameters alone, and these."""
         found = set(self.parameters)

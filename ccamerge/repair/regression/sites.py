@@ -109,7 +109,7 @@ def fits_of(
     absorbers : for operations whose weight and bias nothing else uses, their names
     """
     nodes = {node.name: node for node in spaces.program.nodes}
-    shapes = {key: spaces.program.shapes[n] for n, key in spaces.program.parameters.items()}
+    shapes = spaces.program.parameter_shapes
     readable = {*nodes, *spaces.program.inputs}
     pieces: dict[str, list[Piece]] = {}
     across: set[str] = set()
