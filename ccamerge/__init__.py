@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         whiten,
     )
     from ccamerge.core.moments import Moments, update_many
+    from ccamerge.core.scratch import memory_limit
     from ccamerge.core.threads import num_threads, set_num_threads
     from ccamerge.core.universes import UniverseResult, universe, universe_batch
     from ccamerge.evaluation.comparing import compare
@@ -52,6 +53,7 @@ _HOMES = {
     "ccamerge.merging.merging": ("MergeResult", "merge"),
     "ccamerge.methods": ("METHODS",),
     "ccamerge.core.moments": ("Moments", "update_many"),
+    "ccamerge.core.scratch": ("memory_limit",),
     "ccamerge.collection.cost": ("plan",),
     "ccamerge.core.decompositions": (
         "generalized_eigh",
@@ -88,6 +90,7 @@ __all__ = [
     "evaluate",
     "generalized_eigh",
     "generalized_eigh_batch",
+    "memory_limit",
     "merge",
     "num_threads",
     "plan",

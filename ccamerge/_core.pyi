@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['Moments', 'cuda_built', 'kernel_in_use', 'kernel_names', 'most_threads', 'num_threads', 'num_threads_reason', 'polar_batch', 'runs_on_torch_threads', 'select_kernels', 'set_num_threads', 'solve_cca_batch', 'solve_gevp_batch', 'solve_universe_batch', 'update_many', 'whiten']
+__all__: list[str] = ['Moments', 'cuda_built', 'kernel_in_use', 'kernel_names', 'most_threads', 'num_threads', 'num_threads_reason', 'polar_batch', 'runs_on_torch_threads', 'select_kernels', 'set_num_threads', 'set_scratch', 'solve_cca_batch', 'solve_gevp_batch', 'solve_universe_batch', 'update_many', 'whiten']
 class Moments:
     """
     Streamed count, means and second moments of models' features.
@@ -93,6 +93,10 @@ def select_kernels(name: str) -> None:
 def set_num_threads(count: typing.SupportsInt | typing.SupportsIndex) -> None:
     """
     Sets the number of threads, in 1..most_threads.
+    """
+def set_scratch(folder: str, bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
+    """
+    Have moments made from now on keep blocks of at least so many bytes in files of a folder; an empty folder means memory.
     """
 def solve_cca_batch(problems: collections.abc.Sequence[tuple[typing.Annotated[numpy.typing.ArrayLike, numpy.float64], typing.Annotated[numpy.typing.ArrayLike, numpy.float64], typing.Annotated[numpy.typing.ArrayLike, numpy.float64]]], names: collections.abc.Sequence[str], values: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], absolute: bool, correlations: bool, weights: bool) -> list:
     ...

@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         build_parser().parse_args(argv, namespace=args)
         # For the whole command: data, metrics and networks may import when they are used.
-        with _logging(args), current_folder_importable():
+        with _logging(args), current_folder_importable(), _memory(args):
             if args.threads is not None:
                 _set_threads(args.threads)
             return int(args.run(args))
@@ -128,6 +128,19 @@ def _report(error: Exception, *, verbose: bool) -> int:
     for line in lines:
         print(f"ccamerge: error: {line}", file=sys.stderr)
     return 2 if expected and not numerical else 1
+
+
+@contextmanager
+def _memory(args: argparse.Namespace) -> Iterator[None]:
+    """Make do with as much memory as a command is given, if it can be told."""
+    limit, folder = (getattr(args, name, None) for name in ("memory_limit", "scratch"))
+    if limit is None and folder is None:
+        yield
+        return
+    from ccamerge.core.scratch import memory_limit
+
+    with memory_limit(limit, args.out.absolute().parent if folder is None else folder):
+        yield
 
 
 def _set_threads(count: int) -> None:

@@ -10,6 +10,7 @@ from ccamerge.cli._settings import loaded_settings
 from ccamerge.cli._shared import (
     Batches,
     UsageError,
+    add_memory,
     as_merged,
     check_checkpoints,
     check_parent,
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "at least); they cost memory and no time",
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    add_memory(parser)
     add_plan_arguments(parser)
 
 

@@ -15,6 +15,7 @@ from ccamerge.cli._plan import add_plan_arguments, print_plan
 from ccamerge.cli._settings import check_settings, check_sources, loaded_settings, statistics
 from ccamerge.cli._shared import (
     UsageError,
+    add_memory,
     check_checkpoints,
     check_parent,
     chosen_device,
@@ -102,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", type=Path, help="configuration (YAML)")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to make")
     parser.add_argument("--force", action="store_true", help="replace an earlier merge in OUT")
+    add_memory(parser)
     add_plan_arguments(parser)
 
 

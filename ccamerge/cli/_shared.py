@@ -53,6 +53,22 @@ def to_json(value: Any) -> str:
     return json.dumps(clean(value), indent=2, default=str, allow_nan=False)
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that `ccamerge.memory_limit` is called with."""
+    parser.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="such as 8G: what is large lies in files that are mapped into memory, and less is "
+        "worked on at once; refused where that does not do",
+    )
+    parser.add_argument(
+        "--scratch",
+        metavar="FOLDER",
+        type=Path,
+        help="for these files, on a disk; default: where OUT is",
+    )
+
+
 class Batches:
     """What a data factory returns, made anew for each pass if it can be read only once.
 

@@ -13,7 +13,9 @@ from ccamerge.collection.held_out import HeldOut
 from ccamerge.collection.kept_inputs import Reservoir
 from ccamerge.collection.statistics import Pairs, Statistics
 from ccamerge.collection.tokens import Tokens
+from ccamerge.collection.working_set import check_working_set
 from ccamerge.core.device import Device, memory_of
+from ccamerge.core.scratch import most
 from ccamerge.core.side_stream import SideStream
 from ccamerge.graph.networks.fingerprints import program_fingerprint
 from ccamerge.graph.networks.network import Network, networks_of
@@ -68,7 +70,7 @@ class Pass:
             fingerprint={"programs": [], "models": [model.fingerprint for model in models]},
             proved=prove,
         )
-        self._reservoir = Reservoir(KEEP_SAMPLES, KEEP_BYTES, seed)
+        self._reservoir = Reservoir(KEEP_SAMPLES, most(KEEP_BYTES, 1 / 16), seed)
         self._held_out = HeldOut(holdout, seed, self._memory)
         self._overlap = SideStream(device)
         self._watched: list[Watched] = []
@@ -133,6 +135,7 @@ class Pass:
         every = self._every or spaces_of_models(self._models, args, kwargs, self._prove)
         if self._check is not None:
             self._check(every)
+        check_working_set(every, _leaves(every[0].program, args, kwargs, 0)[0])
         self._place(every)
         self._states = [
             {key: fast_layout(value) for key, value in network.state.items()}

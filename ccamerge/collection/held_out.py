@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ccamerge.collection.kept_inputs import Reservoir
+from ccamerge.core.scratch import most
 from ccamerge.graph.tracing.batches import batch_size, moved
 from ccamerge.graph.tracing.program import Program
 
@@ -46,7 +47,7 @@ class HeldOut:
         self._share, self._device = share, device
         self._seen = self._taken = self._batches = 0
         self._apart: bool | None = None
-        self._reservoir = Reservoir(_MOST, _BYTES, seed)
+        self._reservoir = Reservoir(_MOST, most(_BYTES, 1 / 32), seed)
 
     @property
     def batches(self) -> list[list[Any]]:

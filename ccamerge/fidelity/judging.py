@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ccamerge.collection.held_out import rows
 from ccamerge.collection.tokens import Tokens
+from ccamerge.core.scratch import most
 from ccamerge.fidelity.reading import Reading
 from ccamerge.graph.networks.network import Network
 from ccamerge.graph.tracing.batches import batch_size, moved
@@ -187,7 +188,7 @@ def predicted(
                 check_alike(prediction, own[0])
             target = reading.combined(own, weights)
         taken += sum(x.nbytes for x in target)
-        if taken > _BYTES and taken > sum(x.nbytes for x in target):
+        if taken > most(_BYTES, 1 / 16) and taken > sum(x.nbytes for x in target):
             return
         tokens = Tokens.of(networks[0].program, there, networks[0].device)
         yield Examples(there, target, tokens), own
@@ -225,9 +226,14 @@ def _spread_is_rounding(rows: Sequence[Tensor], logs: bool) -> bool:
     """Whether several predictions are the same."""
     if len(rows) < 2 or any(row.shape != rows[0].shape for row in rows):
         return False
-    spread = torch.stack(list(rows)).double()
-    spread = spread.exp() if logs else spread
-    return bool(spread.std(0).norm() <= _SAME * spread.norm() / len(rows) ** 0.5)
+
+    def numbers() -> Iterator[Tensor]:  # one by one: those of a language model are many
+        return (row.double().exp() if logs else row.double() for row in rows)
+
+    mean = sum(numbers(), torch.zeros_like(rows[0], dtype=torch.float64)) / len(rows)
+    apart = sum(float((row - mean).square().sum()) for row in numbers()) / (len(rows) - 1)
+    square = sum(float(row.square().sum()) for row in numbers()) / len(rows)
+    return apart <= _SAME**2 * square
 
 
 def check_alike(found: Sequence[Tensor], others: Sequence[Tensor]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ccamerge.core.brief import Brief
+from ccamerge.core.scratch import kept
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -26,6 +27,11 @@ class FeatureMap(Brief):
     def to(self, device: torch.device) -> FeatureMap:
         """The same map with its matrices on a device."""
         return FeatureMap(self.forward.to(device), self.inverse.to(device))
+
+    def kept(self) -> FeatureMap:
+        """The same map with its matrices where `ccamerge.core.scratch` has what is large."""
+        forward = kept(self.forward)
+        return FeatureMap(forward, forward if self.inverse is self.forward else kept(self.inverse))
 
     @classmethod
     def identity(cls, size: int, device: torch.device | None = None) -> FeatureMap:

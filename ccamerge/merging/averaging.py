@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ccamerge.core.scratch import kept
+
 
 def average(
     states: Sequence[Mapping[str, Tensor]],
@@ -33,7 +35,7 @@ def average(
         shares = [(state[key], w) for state, w in zip(states, weights(key), strict=True) if w != 0]
         numbers = value.is_floating_point() or value.is_complex()
         if all(_same(value, other) for other, _ in shares):
-            result[key] = value.clone()
+            result[key] = kept(value.clone())
         elif not numbers:
             result[key] = value.clone()
             reasons[key] = f"it is of {str(value.dtype).removeprefix('torch.')}, and differs"
@@ -41,7 +43,8 @@ def average(
             result[key] = value.clone()
             reasons[key] = "the traced call does not use it"
         else:
-            result[key], whole = _mean(value, shares)
+            mean, whole = _mean(value, shares)
+            result[key] = kept(mean)
             if not whole:
                 reasons[key] = "it has entries that are not finite, and differ"
     return result, reasons

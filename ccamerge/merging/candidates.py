@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ccamerge.collection.statistics import Statistics
 from ccamerge.config.settings import Settings
+from ccamerge.core.scratch import kept
 from ccamerge.fidelity.judging import Judge
 from ccamerge.graph.networks.network import Network
 from ccamerge.graph.networks.parameters import parameters_of
@@ -162,6 +163,6 @@ def _between(one: Mapping[str, Tensor], other: Mapping[str, Tensor], t: float) -
     return {
         key: value
         if torch.equal(value, one[key]) or not value.is_floating_point()
-        else torch.lerp(one[key].double(), value.double(), t).to(value.dtype)
+        else kept(torch.lerp(one[key].double(), value.double(), t).to(value.dtype))
         for key, value in other.items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ccamerge.config.settings import DEFAULT_METHOD, MethodChoice, Mode, RidgeCh
 from ccamerge.core import arguments
 from ccamerge.core.brief import Brief
 from ccamerge.core.device import memory_of, resolve
+from ccamerge.core.scratch import most
 from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.groups import GENERAL, ORTHOGONAL, SIGNED_PERMUTATION, Group
 from ccamerge.graph.maps import MappedParameters
@@ -25,6 +26,9 @@ from ccamerge.methods import METHODS, Alignment, Method, Solution, Solutions
 from ccamerge.methods.explained_variance import Explained, explained_variance
 from ccamerge.methods.heads import solve_heads
 from ccamerge.methods.ridges import ridges_of
+
+TOGETHER = 1 << 30
+"""Bytes of covariances, of each model three, of spaces that are solved in one call."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -274,16 +278,28 @@ def check_solutions(
 
 def _carried(space: Space, row: Sequence[Solution]) -> list[Solution]:
     """Solutions whose maps a space's parameters can carry: the nearest ones."""
-    if space.group == GENERAL:
-        return list(row)
-    return [
-        solution
-        if space.group.contains(solution.feature_map.forward)
-        else dataclasses.replace(
-            solution, feature_map=space.group.project(solution.feature_map.forward)
-        )
-        for solution in row
-    ]
+
+    def carried(found: FeatureMap) -> FeatureMap:
+        if space.group != GENERAL and not space.group.contains(found.forward):
+            found = space.group.project(found.forward)
+        return found.kept()
+
+    return [dataclasses.replace(s, feature_map=carried(s.feature_map)) for s in row]
+
+
+def _in_turn(spaces: Sequence[Space], widths: Mapping[str, Sequence[int]]) -> Iterator[list[Space]]:
+    """Spaces in parts that are solved together, whose covariances do not take too much memory."""
+    part: list[Space] = []
+    total = 0
+    for space in spaces:
+        size = sum(24 * width**2 for width in widths[space.name])
+        if part and total + size > most(TOGETHER, 1 / 8):
+            yield part
+            part, total = [], 0
+        part.append(space)
+        total += size
+    if part:
+        yield part
 
 
 def _with_maps(
@@ -362,10 +378,10 @@ def align(
         states = _with_maps(states, found, solutions)
     for name, entry in used.items():
         own = [s for s in found.spaces if methods[s.name] is entry and not s.group.joint]
-        if own:
-            solved = entry.solve(alignment(own, name in on_cpu), **chosen(entry))
-            check_solutions(name, solved, own, widths)
-            solutions.update({space.name: _carried(space, solved[space.name]) for space in own})
+        for part in _in_turn(own, widths) if entry.local else filter(None, [own]):
+            solved = entry.solve(alignment(part, name in on_cpu), **chosen(entry))
+            check_solutions(name, solved, part, widths)
+            solutions.update({space.name: _carried(space, solved[space.name]) for space in part})
     aligned = Aligned(
         {space.name: solutions[space.name] for space in found.spaces},
         {name: m.name for name, m in methods.items()},

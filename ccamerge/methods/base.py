@@ -177,8 +177,10 @@ class Alignment(Brief):
     def identities(self) -> Solutions:
         """The map that changes nothing, for each space and model."""
         memory = memory_of(self.device)
+        sizes = {space.size for space in self.spaces}
+        unchanged = {size: FeatureMap.identity(size, memory).kept() for size in sizes}
         return {
-            space.name: [Solution(FeatureMap.identity(space.size, memory)) for _ in self.states]
+            space.name: [Solution(unchanged[space.size]) for _ in self.states]
             for space in self.spaces
         }
 

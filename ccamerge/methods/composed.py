@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ccamerge.core.determined import determined, projected
 from ccamerge.core.moments import Moments
+from ccamerge.core.scratch import most
 from ccamerge.core.universes import UniverseResult, universe_batch
 from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.space import Space
@@ -49,7 +50,7 @@ def orthogonal_universe(alignment: Alignment, *, whitened: bool) -> Solutions:
     turns = models_in_order(alignment)
     for space in alignment.spaces:
         own = 8 * (len(alignment.states) * space.size) ** 2 // 2
-        if batch and size + own > _BYTES:
+        if batch and size + own > most(_BYTES, 1 / 8):
             solutions |= _solve(alignment, batch, turns, whitened)
             batch, size = [], 0
         batch.append(space)

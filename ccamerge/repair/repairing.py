@@ -24,12 +24,13 @@ from ccamerge.collection.tokens import Tokens
 from ccamerge.core.brief import Brief
 from ccamerge.core.device import Device, memory_of, resolve
 from ccamerge.core.moments import Moments
+from ccamerge.core.scratch import most
 from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.networks.states import fast_layout
 from ccamerge.graph.rules import features_dim, operation
 from ccamerge.graph.space import Spaces
 from ccamerge.graph.tracing.batches import batch_size, moved
-from ccamerge.graph.tracing.lockstep import lockstep
+from ccamerge.graph.tracing.lockstep import live_bytes, lockstep, scaled
 from ccamerge.graph.tracing.program import Node, Program, Ref
 from ccamerge.methods.weights import Shares
 from ccamerge.repair.regression import Fit, Fitted, Sample, fit, fits_of
@@ -45,6 +46,9 @@ the first thousand gave a network 0.2 points lesser, in two fifths of the time."
 _ROWS = 16
 """Rows for each input of an operation's outputs from which on more are not needed: each row tells
 of all outputs."""
+
+_PART = 64
+"""Channels whose covariances are formed, for nothing but their variances."""
 
 _FLOOR = 1e-6
 """A merged channel this small beside its target has no signal to restore: it keeps its scale."""
@@ -274,15 +278,21 @@ def channel_statistics(
     With ``turns``, one for each batch, over the positions of a feature map that count then; with
     ``tokens``, over those.
     """
-    moments = Moments([values[0].shape[dim]], pairs="none", device=device)
+    # In parts: of a language model's logits all covariances would take gigabytes.
+    channels = values[0].shape[dim]
+    parts = [min(_PART, channels - start) for start in range(0, channels, _PART)]
+    moments = Moments(parts, pairs="none", device=device)
     for index, value in enumerate(values):
         axis, among = dim, tokens[index] if tokens else None
         if among is not None:
             value, axis = among.among(value, dim)
         if turns is not None:
             value = value[lattice(value.shape, axis, RESTORED, turns[index])]
-        moments.update([value], axis=axis)
-    return moments.mean_tensor(0), moments.cov_tensor(0).diagonal().sqrt()
+        moments.update(list(value.split(_PART, axis)), axis=axis)
+    of_parts = range(len(parts))
+    means = torch.cat([moments.mean_tensor(part) for part in of_parts])
+    variances = torch.cat([moments.cov_tensor(part).diagonal() for part in of_parts])
+    return means, variances.sqrt()
 
 
 def walked_statistics(
@@ -398,9 +408,9 @@ def walked_inputs(
         running = [program.variant(leaves) for program in programs]
         first = id(running[0])
         if first not in peaks:
-            peaks[first] = _peak(running, fitted)
-        total += -(-peaks[first] * _elements(leaves) // _example_elements(running[0]))
-        if chosen and (total > WALK_BYTES or inputs >= enough):
+            peaks[first] = live_bytes(running, fitted)
+        total += scaled(peaks[first], running[0], leaves)
+        if chosen and (total > most(WALK_BYTES, 1 / 4) or inputs >= enough):
             break
         inputs += batch_size(leaves)
         there = leaves if device is None else moved(leaves, device)
@@ -424,36 +434,6 @@ def _enough(program: Program, fits: Collection[Fit]) -> float:
         weight = program.parameter_shapes[job.weight]
         needed.append(_ROWS * math.prod(weight[1:]) / max(rows, 1e-3))
     return max(needed)
-
-
-def _peak(programs: Sequence[Program], fitted: Collection[str]) -> int:
-    """Bytes that the example inputs keep alive at once."""
-    sizes = [_activation_bytes(program) for program in programs]
-    alive = peak = 0
-    for node, dead in zip(programs[0].nodes, programs[0].last_uses, strict=True):
-        alive += sum(own.get(node.name, 0) for own in sizes)
-        extra = 3 * sizes[0].get(node.name, 0) if node.name in fitted else 0
-        peak = max(peak, alive + extra)
-        alive -= sum(own.get(name, 0) for own in sizes for name in dead)
-    return peak
-
-
-def _activation_bytes(program: Program) -> dict[str, int]:
-    """For each node, what its value takes for the example inputs."""
-    return {
-        node.name: 4 * torch.Size(node.shape).numel()
-        for node in program.nodes
-        if node.shape is not None
-    }
-
-
-def _elements(leaves: Sequence[Any]) -> int:
-    return sum(x.numel() for x in leaves if isinstance(x, Tensor))
-
-
-def _example_elements(program: Program) -> int:
-    shapes = (program.shapes[name] for name in program.inputs if name in program.shapes)
-    return max(1, sum(torch.Size(shape).numel() for shape in shapes))
 
 
 def _inputs(batches: Sequence[list[Any]]) -> int:

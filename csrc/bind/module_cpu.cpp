@@ -10,6 +10,7 @@ namespace py = pybind11;
 namespace ccamerge::bind {
 
 void register_moments(py::module_& m);
+void register_scratch(py::module_& m);
 void register_solve(py::module_& m);
 
 }  // namespace ccamerge::bind
@@ -21,5 +22,6 @@ PYBIND11_MODULE(_core, m) {
   ccamerge::bind::bind_scipy();
   ccamerge::bind::register_threads(m);
   ccamerge::bind::register_moments(m);
+  ccamerge::bind::register_scratch(m);
   ccamerge::bind::register_solve(m);
 }

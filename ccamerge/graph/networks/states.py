@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccamerge.core.scratch import kept
 from ccamerge.graph.folds import Fold
 from ccamerge.graph.space import Spaces
 
@@ -30,7 +31,11 @@ def folded_state(
     """
     state = {key: value.detach().to(device) for key, value in tensors.items()}
     for fold in folds:
+        before = dict(state)
         fold.apply(state)
+        for key, value in state.items():
+            if value is not before.get(key):
+                state[key] = kept(value)
     return state
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ccamerge.graph.feature_map import FeatureMap
-from ccamerge.graph.maps import transform
+from ccamerge.graph.maps import MappedParameters
 from ccamerge.graph.space import Space, Spaces, Tap
 from ccamerge.graph.tracing.program import Program
 
@@ -25,9 +26,6 @@ EXACT_TOLERANCE = 1e-10
 
 _NOISE = 300.0
 """What rounding does, times this, is allowed as well: a network may amplify it."""
-
-_LARGEST = 1 << 28
-"""Parameters up to which a model is tried in float64, whatever its own precision is."""
 
 _WIDER = {
     torch.float16: torch.float64,
@@ -56,6 +54,30 @@ def in_float64(program: Program) -> Program:
     return dataclasses.replace(program, nodes=tuple(nodes), constants=constants)
 
 
+class _Changed(Mapping[str, Tensor]):
+    """Parameters that are changed one by one, when they are asked for.
+
+    Parameters
+    ----------
+    state : parameters
+    change : what is made of each, by its name and value
+    """
+
+    def __init__(
+        self, state: Mapping[str, Tensor], change: Callable[[str, Tensor], Tensor]
+    ) -> None:
+        self._state, self._change = state, change
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._change(key, self._state[key])
+
+
 @dataclasses.dataclass(frozen=True)
 class Mapped:
     """What mapping some spaces changed, all relatively.
@@ -82,11 +104,9 @@ class Trial:
         cls, program: Program, state: Mapping[str, Tensor], inputs: Sequence[Sequence[Any]]
     ) -> Trial:
         """In double precision where the network runs in it, on the first inputs that it takes."""
-        precisions = [(program, state, inputs)]
-        if sum(value.numel() for value in state.values()) <= _LARGEST:
-            wide = {key: widened(value) for key, value in state.items()}
-            double = [[widened(leaf) for leaf in leaves] for leaves in inputs]
-            precisions.insert(0, (in_float64(program), wide, double))
+        wide = _Changed(state, lambda _, value: widened(value))
+        double = [[widened(leaf) for leaf in leaves] for leaves in inputs]
+        precisions: list[Any] = [(in_float64(program), wide, double), (program, state, inputs)]
         attempts = [(p, s, leaves) for p, s, every in precisions for leaves in every]
         for attempt in attempts[:-1]:
             try:
@@ -112,20 +132,22 @@ class Trial:
     @functools.cached_property
     def _rounding(self) -> float:
         """A bound on what rounding does: some times what a nudge of all parameters does."""
-        generator = torch.Generator().manual_seed(0)
-        nudged, widest = {}, 0.0
-        for key, value in self.state.items():
-            if value.is_floating_point():
-                noise = torch.randn(value.shape, generator=generator, dtype=torch.float32)
-                unit = torch.finfo(value.dtype).eps
-                value = value + value * (unit * noise.to(value.device, value.dtype))
-                widest = max(widest, unit)
-            nudged[key] = value
-        return max(_NOISE * self.changed(nudged), 8 * widest)
+        units = [0.0]
+
+        def nudged(key: str, value: Tensor) -> Tensor:
+            if not value.is_floating_point():
+                return value
+            generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+            noise = torch.randn(value.shape, generator=generator, dtype=torch.float32)
+            units.append(torch.finfo(value.dtype).eps)
+            return value + value * (units[-1] * noise.to(value.device, value.dtype))
+
+        change = self.changed(_Changed(self.state, nudged))
+        return max(_NOISE * change, 8 * max(units))
 
     def mapped(self, spaces: Sequence[Space], maps: Mapping[str, FeatureMap]) -> Mapped:
         """Map some spaces, and look at outputs and at features."""
-        after = transform(self.state, spaces, maps)
+        after = MappedParameters(self.state, spaces, maps)
         taps: dict[str, list[tuple[Space, Tap]]] = {}
         for space in spaces:
             for tap in space.taps:

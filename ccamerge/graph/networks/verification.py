@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ccamerge.core import arguments
 from ccamerge.graph.feature_map import FeatureMap
 from ccamerge.graph.groups import GENERAL
-from ccamerge.graph.maps import transform
+from ccamerge.graph.maps import MappedParameters
 from ccamerge.graph.networks.inspection import few_leaves, spaces_of_call
 from ccamerge.graph.networks.parameters import parameters_of
 from ccamerge.graph.networks.trial import Mapped, Trial, change, uncovered
@@ -137,7 +137,7 @@ def _preserved(
     guilty = [
         space.name
         for own in found.together()
-        if not all(t.allows(t.changed(transform(t.state, own, maps))) for t in trials)
+        if not all(t.allows(t.changed(MappedParameters(t.state, own, maps))) for t in trials)
         for space in own
     ]
     detail += f"; alone by that of {', '.join(guilty)}" if guilty else "; by none alone"
@@ -155,7 +155,7 @@ def _linear_twin(trials: Sequence[Trial], found: Spaces, generator: torch.Genera
     program = linear_twin(trials[0].program, kept)
     maps = found.random_maps(generator, "group")
     twins = [Trial(program, trial.state, trial.leaves) for trial in trials] if maps else []
-    changes = [twin.changed(transform(twin.state, found.spaces, maps)) for twin in twins]
+    changes = [twin.changed(MappedParameters(twin.state, found.spaces, maps)) for twin in twins]
     return _preserved("linear twin", twins, changes, found, maps)
 
 
@@ -184,7 +184,7 @@ def _mutation(trials: Sequence[Trial], found: Spaces, generator: torch.Generator
     maps = {s.name: GENERAL.random(s.size, generator) for s in found.spaces}
     halves = {"writers": frozenset(Role) - {Role.READ}, "readers": frozenset({Role.READ})}
     seen = {
-        half: max(t.changed(transform(t.state, found.spaces, maps, roles)) for t in trials)
+        half: max(t.changed(MappedParameters(t.state, found.spaces, maps, roles)) for t in trials)
         for half, roles in halves.items()
     }
     silent = [half for half, amount in seen.items() if not amount > CHANGED]
@@ -218,8 +218,8 @@ def _recovery(
     }
     state = trials[0].state
     back = {name: FeatureMap(m.inverse, m.forward) for name, m in exact.items()}
-    again = transform(transform(state, found.spaces, exact), found.spaces, back)
-    returned = change(list(state.values()), [again[key] for key in state])
+    again = MappedParameters(MappedParameters(state, found.spaces, exact), found.spaces, back)
+    returned = max(change([state[key]], [again[key]]) for key in state)
     worst = max(away for of in seen for away in of.missed.values())
     detail = (
         f"features of a transformed copy are off by {worst:.1e}, and its parameters, mapped back, "

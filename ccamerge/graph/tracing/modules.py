@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccamerge.core.scratch import kept
+
 
 def tensors_of(model: nn.Module, keep_vars: bool = False) -> dict[str, Tensor]:
     """The tensors in a model's ``state_dict``; extra state is left out."""
@@ -51,13 +53,26 @@ def extra_state(model: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key.endswith("_extra_state")}
 
 
-def copied(model: nn.Module, who: str) -> nn.Module:
+def copied(model: nn.Module, who: str, share: bool = False) -> nn.Module:
     """A deep copy; ValueError that names the attribute if there is none.
 
     Tensors that modules compute and keep (by hooks that normalise or prune weights) are copied as
-    values: after a backward pass they are results of a graph, which torch does not copy.
+    values: after a backward pass they are results of a graph, which torch does not copy. With
+    ``share`` parameters and buffers are the model's own, for who only looks at them: a copy of a
+    large model takes as much memory again.
     """
     memo: dict[int, Any] = {}
+    for own in (*model.parameters(), *model.buffers()):
+        if share and own.is_leaf:
+            memo[id(own)] = own
+        elif type(own) in (nn.Parameter, Tensor) and own.is_leaf:
+            there = kept(own.detach())
+            if there.data_ptr() != own.data_ptr():
+                memo[id(own)] = (
+                    nn.Parameter(there, own.requires_grad)
+                    if isinstance(own, nn.Parameter)
+                    else there
+                )
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:

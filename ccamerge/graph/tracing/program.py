@@ -258,9 +258,7 @@ class Program(Brief):
         if fitting is not self:
             result = yield from fitting.steps(state, inputs)
             return result
-        values: dict[str, Any] = dict(self.constants)
-        values.update((name, state[key]) for name, key in self.parameters.items())
-        values.update(zip(self.inputs, inputs, strict=True))
+        values = _Values(self, state, inputs)
         for node, dead in zip(self.nodes, self.last_uses, strict=True):
             args, kwargs = bound(node.args, values), bound(node.kwargs, values)
             value = node.target(*args, **kwargs)
@@ -277,10 +275,9 @@ class Program(Brief):
         fitting = self.variant(inputs)
         if fitting is not self:
             return fitting.values(state, inputs, names)
-        values: dict[str, Any] = dict(self.constants)
-        values.update((name, state[key]) for name, key in self.parameters.items())
-        values.update(zip(self.inputs, inputs, strict=True))
+        values = _Values(self, state, inputs)
         found = {name: values[name] for name in names if name in values}
+        found.update((name, values[name]) for name in names if name in self.parameters)
         for node, dead in zip(self.nodes, self.last_uses, strict=True):
             value = node.target(*bound(node.args, values), **bound(node.kwargs, values))
             values[node.name] = value
@@ -326,6 +323,24 @@ class Program(Brief):
 
     def _pack(self, leaves: list[Any]) -> Any:
         return pytree.tree_unflatten(leaves, self.output_spec)
+
+
+class _Values(dict[str, Any]):
+    """What a run has come to, by name; a parameter is asked for when it is first read.
+
+    So a state may be made of parameters that are large together, one by one.
+    """
+
+    def __init__(
+        self, program: Program, state: Mapping[str, Tensor], inputs: Sequence[Any]
+    ) -> None:
+        super().__init__(program.constants)
+        self.update(zip(program.inputs, inputs, strict=True))
+        self._keys, self._state = program.parameters, state
+
+    def __missing__(self, name: str) -> Tensor:
+        value = self[name] = self._state[self._keys[name]]
+        return value
 
 
 def bound(argument: Any, values: Mapping[str, Any]) -> Any:
@@ -375,7 +390,7 @@ def trace(
         at run time, or changes memory in a way that cannot be followed; the message says where.
     """
     limits = limits_of(model)
-    model = copied(model, who).eval()
+    model = copied(model, who, share=True).eval()
     write_out_experts(model)
     args, kwargs = moved((args, kwargs or {}), model_device(model))
     implied = implied_arguments(model, kwargs)

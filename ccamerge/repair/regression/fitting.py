@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ccamerge.core.device import Device
 from ccamerge.core.moments import Moments, update_many
+from ccamerge.core.scratch import kept
 from ccamerge.repair.regression.operators import Operator, counted
 from ccamerge.repair.regression.ridge import Problem, empty_moments, output_pieces
 from ccamerge.repair.regression.rounds import Part, Rounds
@@ -83,7 +84,7 @@ def fit(
     else:
         rounds = Rounds(job.bias is not None, job.activate, parts, deviations, problem, factor)
         change, shift, error = rounds.run(change, shift)
-    state[job.weight] = (weight.double() + operator.weights(change)).to(weight.dtype)
+    state[job.weight] = kept((weight.double() + operator.weights(change)).to(weight.dtype))
     if job.bias is not None:
         state[job.bias] = (state[job.bias].double() + shift.flatten()).to(weight.dtype)
     return Fitted(job.node.name, error)

@@ -18,8 +18,8 @@ Moments::Moments(BlockTable table) : table_(std::move(table)) {
   }
   for (const auto& [row, column] : table_.blocks()) {
     const std::int64_t rows = table_.dim(row), columns = table_.dim(column);
-    blocks_.push_back({row, column, rows, columns,
-                       std::vector<double>(static_cast<std::size_t>(rows * columns))});
+    blocks_.push_back(
+        {row, column, rows, columns, Totals(static_cast<std::size_t>(rows * columns))});
   }
 }
 

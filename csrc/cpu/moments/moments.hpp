@@ -6,6 +6,7 @@
 
 #include "common/block_table.hpp"
 #include "common/call_mutex.hpp"
+#include "common/scratch.hpp"
 #include "common/view.hpp"
 
 namespace ccamerge {
@@ -15,7 +16,7 @@ namespace ccamerge {
 struct Block {
   int row, column;
   std::int64_t rows, columns;
-  std::vector<double> m2;
+  Totals m2;
 };
 
 class Moments {

@@ -82,7 +82,7 @@ class Undertaking {
  private:
   Moments& moments_;
   std::unique_lock<CallMutex> lock_;
-  std::vector<std::vector<double>> m2_;
+  std::vector<Totals> m2_;
 };
 
 namespace {
