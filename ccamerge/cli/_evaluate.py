@@ -123,9 +123,9 @@ def run(args: argparse.Namespace) -> int:
     for name in ("metric", "loss"):
         metric_named(getattr(evaluation, name), config.place(f"evaluation.{name}"))
     seed_everything(config.settings.seed)
-    data = Batches(evaluation.data, config.settings.seed)
     memory = memory_of(device)
     models = [model.to(memory) for model in load_models(config)]
+    data = Batches(evaluation.data, config.settings.seed, models[0])
     others = {}
     for given in args.checkpoint:
         [network] = as_merged(config, [build(config.architecture)])

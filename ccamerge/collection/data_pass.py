@@ -15,6 +15,7 @@ from ccamerge.collection.statistics import Pairs, Statistics
 from ccamerge.collection.tokens import Tokens
 from ccamerge.core.device import Device, memory_of
 from ccamerge.core.side_stream import SideStream
+from ccamerge.data.local import LocalData
 from ccamerge.graph.networks.fingerprints import program_fingerprint
 from ccamerge.graph.networks.network import Network, networks_of
 from ccamerge.graph.networks.parameters import Parameters
@@ -84,6 +85,9 @@ class Pass:
         ValueError
             As `collect`.
         """
+        if isinstance(data, LocalData):
+            data.check(self._models[0].plain)
+            self._result.data = data.fingerprint
         bar = tqdm(data, desc="collect", unit="batch", disable=not progress)
         for index, batch in enumerate(bar):
             self._count(batch, index)
