@@ -50,8 +50,9 @@ def documents_of(path: Path, field: str, size: int) -> Iterator[Document]:
                 for text in _lines(path, file, field):
                     yield _passages(io.StringIO(text, newline=""), size)
         else:
-            with _PACKED[packed](path, "rt", encoding="utf-8-sig") as file:
-                yield _plain(path, file, size)
+            opened = _PACKED[packed]
+            with opened(path, "rt", encoding="utf-8-sig") as file:
+                yield _plain(file, size, lambda: _place(path, opened))
     except (OSError, EOFError, lzma.LZMAError) as error:
         message = f"{path}: cannot be read: {error}"
         raise DataError(message) from error
@@ -70,15 +71,23 @@ def _passages(file: IO[str], size: int) -> Document:
         yield rest
 
 
-def _plain(path: Path, file: IO[str], size: int) -> Document:
-    line = 1
+def _plain(file: IO[str], size: int, place: Callable[[], str]) -> Document:
     try:
-        for passage in _passages(file, size):
-            line += passage.count("\n")
-            yield passage
+        yield from _passages(file, size)
     except UnicodeDecodeError as error:
-        message = f"{path}: is not UTF-8 text, soon after line {line}: {error.reason}"
+        message = f"{place()}: is not UTF-8 text: {error.reason}"
         raise DataError(message) from error
+
+
+def _place(path: Path, opened: Callable[..., Any]) -> str:
+    """The file, and its first line that is not UTF-8."""
+    with opened(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f"{path}:{number}"
+    return str(path)
 
 
 def _lines(path: Path, file: IO[bytes], field: str) -> Iterator[str]:

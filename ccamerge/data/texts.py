@@ -99,9 +99,6 @@ class Texts(LocalData):
         self._tokenizer = Tokenizer(tokenizer)
         if length is None:
             settings["length"] = min(self._tokenizer.most() or LENGTH, LENGTH)
-        if settings["length"] < 2:
-            message = f"length must be at least 2, got {settings['length']}"
-            raise DataError(message)
         settings["tokenizer"] = self._tokenizer.fingerprint
         super().__init__(found, settings)
         self._drawn: tuple[Tensor, Tensor] | None = None
@@ -172,9 +169,11 @@ class Texts(LocalData):
     def _padded(self, width: int) -> tuple[Tensor, Tensor]:
         count = self.settings["count"]
         passages, _ = self._passages(count or COUNT, lambda _: 1, first=True)
-        rows = [row for row in self._tokenizer.tokens(passages, width) if row] if passages else []
+        least = 1 + self.settings["labels"]  # a label is the token after an input
+        found = self._tokenizer.tokens(passages, width) if passages else []
+        rows = [row for row in found if len(row) >= least]
         if not rows:
-            message = f"{self._names()}: no document has any text"
+            message = f"{self._names()}: no document has a text of {least} token or more"
             raise DataError(message)
         if count is not None and len(rows) < count:
             self._fewer(count, len(rows), f"{len(rows)} documents with text")

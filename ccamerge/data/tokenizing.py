@@ -113,7 +113,8 @@ def _loaded(path: Path) -> tuple[Any, list[Path]]:
     try:
         if path.is_dir():
             auto: Any = transformers.AutoTokenizer
-            return auto.from_pretrained(path, local_files_only=True), files
+            never = {"local_files_only": True, "trust_remote_code": False}
+            return auto.from_pretrained(path, **never), files
         fast: Any = transformers.PreTrainedTokenizerFast
         return fast(tokenizer_file=str(path)), files
     except Exception as error:  # the formats are many, and so are their errors
