@@ -83,7 +83,7 @@ class Batches:
         if isinstance(self._factory, DataFiles):
             return dict(self._fresh.fingerprint)
         arguments = {name: repr(value) for name, value in self._factory.arguments.items()}
-        return {"kind": self._factory.path, **arguments}
+        return {"kind": self._factory.path, "arguments": arguments}
 
     def __iter__(self) -> Iterator[Any]:
         made, self._fresh = self._fresh, None if self._once else self._fresh

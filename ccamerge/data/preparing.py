@@ -18,6 +18,22 @@ from ccamerge.data.files import DataError
 _FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 """Pillow's numbers of them, which preprocessor_config.json has as well."""
 
+_STEPS = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "crop_pct", "do_rescale"),
+    *("rescale_factor", "do_normalize", "image_mean", "image_std"),
+)
+_IDLE = (
+    *("image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb"),
+    *("default_to_square", "data_format", "input_data_format", "device", "return_tensors"),
+    *("disable_grouping", "return_segmentation_masks", "_processor_class", "backend"),
+)
+"""Keys of preprocessor_config.json: steps that are done here, and what makes no difference."""
+
+_OWN_WAYS = ("Levit",)
+"""Of transformers' image processors those that do more than their files say."""
+
+_CUT_BELOW = 384
+
 _ROUNDING = 1e-6
 """Sides of images are cut off to whole numbers, as elsewhere, but not 255.99999999."""
 
@@ -117,6 +133,13 @@ def _said(folder: Path) -> dict[str, Any]:
 
 
 def _transformers(content: Mapping[str, Any]) -> dict[str, Any]:
+    odd = [key for key, value in content.items() if value and key not in (*_STEPS, *_IDLE)]
+    if str(content.get("image_processor_type", "")).startswith(_OWN_WAYS):
+        odd.append("image_processor_type")
+    if odd or not content.get("do_resize", True):
+        what = ", ".join(odd) or "images of any size"
+        message = f"asks for {what}, which is not done here"
+        raise DataError(message)
     found: dict[str, Any] = {"factor": 1.0}
     if content.get("do_rescale", True):
         found["factor"] = float(content.get("rescale_factor", 1 / 255))
@@ -127,9 +150,6 @@ def _transformers(content: Mapping[str, Any]) -> dict[str, Any]:
     else:
         found |= {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     size, cut = content.get("size"), content.get("crop_size")
-    if not content.get("do_resize", True):
-        message = "says that images are not resized, so all would have to have one size"
-        raise DataError(message)
     if content.get("resample") is not None:
         found["filter"] = int(content["resample"])
     if size is None:
@@ -137,6 +157,9 @@ def _transformers(content: Mapping[str, Any]) -> dict[str, Any]:
     shortest = isinstance(size, Mapping) and "shortest_edge" in size
     resized = _sides(size)
     found |= {"size": resized, "squash": not shortest}
+    if shortest and content.get("crop_pct"):  # of ConvNeXt, which cuts out of small images only
+        small = resized[0] < _CUT_BELOW
+        return found | ({"share": float(content["crop_pct"])} if small else {"squash": True})
     if content.get("do_center_crop", False) and cut is not None:
         found["size"] = _sides(cut)
         shares = {side / whole for side, whole in zip(found["size"], resized, strict=True)}

@@ -12,7 +12,9 @@ import torch
 
 import ccamerge
 from ccamerge.checkpoints.reading import load_into, load_state
+from ccamerge.config.data_files import TABLES
 from ccamerge.config.importing import current_folder_importable
+from ccamerge.data import images, texts
 from tests.projects import DATA, change, fails, network, run
 
 
@@ -78,9 +80,7 @@ def test_moments_of_a_function_tell_its_name(capsys: Any, project: Path) -> None
     assert run(capsys, "collect", "merge.yml", "stats.safetensors", "--quiet")[0] == 0
     assert ccamerge.Statistics.load("stats.safetensors").data == {
         "kind": "blobs_module:batches",
-        "count": "8",
-        "labels": "False",
-        "seed": "1",
+        "arguments": {"count": "8", "labels": "False", "seed": "1"},
     }
 
 
@@ -103,3 +103,15 @@ def test_what_they_hold_is_told_with_its_place(capsys: Any, files: Path) -> None
         f"merge.yml:11: data: {files / 'blobs.npz'}: there is no array 'imputs'; arrays there: "
         "'inputs', 'labels'; did you mean 'inputs'?"
     )
+
+
+def test_help_tells_of_each_setting(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        run(capsys, "merge", "--help")
+    text = capsys.readouterr().out
+    text = text[text.index("data from local files") : text.index("\nmethods: ")]
+    for key, table in TABLES.items():
+        assert f"  {key}: " in text
+        assert all(name in text for name in table)
+        counts = {"text": texts.COUNT, "images": images.COUNT}
+        assert f"count: {counts[key]}" in text if key in counts else "count (default: all)" in text

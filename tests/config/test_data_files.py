@@ -165,8 +165,8 @@ def test_a_key_that_is_misspelt(tmp_path: Path) -> None:
         load_config(write(tmp_path, "data:\n  txt: a.txt\n"))
     start = f"{tmp_path}/merge.yml:4: data"
     assert caught.value.problems == (
-        f'{start}.factory: missing; expected "package.module:function", or local files: text, images, arrays',
         f"{start}.txt: unknown key; did you mean 'text'?",
+        f'{start}.factory: missing; expected "package.module:function", or local files: text, images, arrays',
     )
 
 

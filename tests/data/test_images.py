@@ -15,6 +15,7 @@ import torch
 from ccamerge.data.files import DataError
 from ccamerge.data.images import Images
 from ccamerge.data.preparing import Preparation, preparation
+from tests.families.packages import available
 
 Image = pytest.importorskip("PIL.Image", reason="comes with the data extra")
 
@@ -170,6 +171,49 @@ def test_what_a_model_of_timm_says(tmp_path: Path) -> None:
     assert said(tmp_path, "config.json", {"pretrained_cfg": own}).squash
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("ViT", {}),
+        ("CLIP", {}),
+        ("DeiT", {}),
+        ("ConvNext", {}),
+        ("ConvNext", {"size": {"shortest_edge": 96}}),
+        ("Beit", {}),
+        ("PoolFormer", {}),
+    ],
+)
+def test_images_are_what_transformers_makes_of_them(
+    tmp_path: Path, name: str, settings: Any
+) -> None:
+    available("transformers")
+    import transformers
+
+    kind: Any = getattr(transformers, f"{name}ImageProcessorPil", None)
+    if kind is None:
+        pytest.skip(f"transformers has no {name}ImageProcessorPil")
+    processor = kind(**settings)
+    processor.save_pretrained(tmp_path)
+    prepare = preparation(tmp_path, None, None, None)
+    for size in ((500, 400), (120, 313)):
+        image = gradient(*size)
+        [expected] = processor(image, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(prepare(image), torch.as_tensor(expected), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Donut", "EfficientNet", "Levit", "Owlv2", "BridgeTower"])
+def test_what_transformers_does_otherwise_is_refused(tmp_path: Path, name: str) -> None:
+    available("transformers")
+    import transformers
+
+    kind: Any = getattr(transformers, f"{name}ImageProcessorPil", None)
+    if kind is None:
+        pytest.skip(f"transformers has no {name}ImageProcessorPil")
+    kind().save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"asks for .*, which is not done here; give size, mean and"):
+        preparation(tmp_path, None, None, None)
+
+
 def test_what_is_given_counts_more(tmp_path: Path) -> None:
     found = said(tmp_path, "config.json", TIMM, size=(32, 32), std=(2.0,) * 3)
     assert found == Preparation((32, 32), (0.1, 0.2, 0.3), (2.0,) * 3, 0.9, False, 3)
@@ -183,7 +227,11 @@ def test_what_is_given_counts_more(tmp_path: Path) -> None:
         ("preprocessor_config.json", {"size": 3}, "images: give mean, std: what is in .* does not"),
         ("preprocessor_config.json", "{", "json: does not say how images are prepared"),
         ("preprocessor_config.json", {"size": {"edge": 3}}, "does not say how images .*'height'"),
-        ("preprocessor_config.json", {"do_resize": False}, "images are not resized.*; give size, "),
+        (
+            "preprocessor_config.json",
+            {"do_resize": False},
+            "asks for images of any size, which .*; give size, ",
+        ),
         ("config.json", {"pretrained_cfg": {"crop_mode": "border"}}, "crop_mode 'border' is not"),
         (
             "preprocessor_config.json",
