@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Tokenizer:
     def __init__(self, given: Paths | Any) -> None:
         self.folder: Path | None = None
         self.fingerprint: dict[str, Any] = {"class": type(given).__name__}
-        if isinstance(given, (str, Path)):
+        if isinstance(given, (str, os.PathLike)):
             path = arguments.path(given, "tokenizer").expanduser()
             self._own, files = _loaded(path)
             self.folder = path if path.is_dir() else path.parent
