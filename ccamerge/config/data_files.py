@@ -86,7 +86,7 @@ class DataFiles:
     key : "text", "images" or "arrays"
     files : absolute paths and patterns
     settings : those that are given; paths are absolute
-    model : folder of ``base_model``, which may hold a tokenizer or say how images are prepared
+    model : ``base_model``: its folder may have a tokenizer, or say how images are prepared
     labelled : whether batches have labels, as an evaluation needs them
     source : with which messages begin ("merge.yml:9: data")
     """
@@ -123,7 +123,8 @@ class DataFiles:
         """
         arguments = dict(self.settings)
         if self.key in _FOLDERS and self.model is not None:
-            arguments.setdefault(_FOLDERS[self.key], self.model)
+            folder = self.model if self.model.is_dir() else self.model.parent
+            arguments.setdefault(_FOLDERS[self.key], folder)
         if self.key != "arrays":
             arguments["labels"] = self.labelled
         files = list(self.files) if self.key == "text" else self.files[0]

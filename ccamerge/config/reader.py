@@ -385,8 +385,6 @@ class _Reader(NodeReader):
         labelled = where == "evaluation"
         if labelled and key == "arrays" and "labels" not in entry:
             self.report(node, f"{where}.labels", "missing; it is the array of the labels")
-        if model is not None and not model.is_dir():
-            model = model.parent
         found = tuple(str(file) for file in files if file is not None)
         source = f"{self.path}:{line}: {where}"
         return DataFiles(key, found, settings, model, labelled, source)

@@ -27,8 +27,9 @@ class Arrays(LocalData):
 
     An array's first axis counts samples. Rows are read as they are needed, but for ``.npz``, in
     which they cannot be found without reading those before: what is drawn of it is read once, by
-    and by, and kept (an array whose columns lie together is read whole). Floating-point numbers of double or half precision become torch's default type
-    (float32), which networks have, whole numbers int64; those of one byte stay.
+    and by, and kept (an array whose columns lie together is read whole). Floating-point numbers of
+    double or half precision become torch's default type (float32), which networks have, whole
+    numbers int64; those of one byte stay.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_text(tmp_path: Path) -> None:
     assert found == DataFiles("text", (f"{tmp_path}/corpus/*.jsonl",), settings)
     assert isinstance(found, DataFiles)
     assert found.source == f"{tmp_path}/merge.yml:4: data"
-    assert found.model == tmp_path / "runs/a"
+    assert found.model == tmp_path / "runs/a/model.safetensors"
 
 
 def test_several_files(tmp_path: Path) -> None:
@@ -77,10 +78,21 @@ def test_several_files(tmp_path: Path) -> None:
 
 
 def test_the_model_is_the_base_model(tmp_path: Path) -> None:
-    (tmp_path / "runs" / "b").mkdir(parents=True)
-    found = load_config(write(tmp_path, f"base_model: runs/b\n{SEVERAL}")).data
-    assert isinstance(found, DataFiles)
-    assert found.model == tmp_path / "runs/b"
+    """A folder, or the one in which its file lies."""
+    said = {"pretrained_cfg": {"input_size": [3, 2, 4], "mean": [0] * 3, "std": [1] * 3}}
+    for folder in ("a", "b"):
+        (tmp_path / "runs" / folder).mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "config.json").write_text(json.dumps(said))
+    image = pytest.importorskip("PIL.Image", reason="comes with the data extra")
+    image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    data = load_config(write(tmp_path, "data: {images: .}\n")).data
+    assert data is not None
+    [batch] = data()
+    assert batch.shape == (1, 3, 2, 4)
+    other = load_config(write(tmp_path, "base_model: runs/b\ndata: {images: .}\n")).data
+    assert other is not None
+    with pytest.raises(ConfigError, match=rf"config.json in {tmp_path}/runs/b$"):
+        other.load()
 
 
 def test_images(tmp_path: Path) -> None:
