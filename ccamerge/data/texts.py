@@ -151,7 +151,7 @@ class Texts(LocalData):
             raise DataError(message)
         if count is not None and there < count:
             self._fewer(count, there, f"{len(stream)} tokens")
-        whole = torch.tensor(stream[: there * width], dtype=torch.int32)
+        whole = torch.frombuffer(stream, dtype=torch.int32)[: there * width]
         return whole.view(there, width), torch.full((there,), width)
 
     def _stream(self, passages: Sequence[str], wanted: int) -> array[int]:

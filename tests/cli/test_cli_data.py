@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 import ccamerge
-from ccamerge.checkpoints.reading import load_into, load_state
+from ccamerge.checkpoints.reading import load_into, load_state, save_state
 from ccamerge.config.data_files import TABLES
 from ccamerge.config.importing import current_folder_importable
 from ccamerge.data import images, texts
+from tests.data import words
 from tests.projects import DATA, change, fails, network, run
 
 
@@ -103,6 +105,67 @@ def test_what_they_hold_is_told_with_its_place(capsys: Any, files: Path) -> None
         f"merge.yml:11: data: {files / 'blobs.npz'}: there is no array 'imputs'; arrays there: "
         "'inputs', 'labels'; did you mean 'inputs'?"
     )
+
+
+LANGUAGE = '''\
+from torch import nn
+
+
+class Network(nn.Sequential):
+    """Scores of the next token out of each one alone."""
+
+    def get_input_embeddings(self):
+        return self[0]
+
+    def forward(self, input_ids):
+        return super().forward(input_ids)
+
+
+def network(rows):
+    return Network(nn.Embedding(rows, 8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, rows))
+'''
+
+TEXT = """\
+models: [{model: runs/0.safetensors}, {model: runs/1.safetensors}]
+architecture: {factory: "language_module:network", arguments: {rows: ROWS}}
+data: {text: corpus, length: 6}
+evaluation: {text: corpus/*.jsonl, length: 6, metric: cross_entropy}
+"""
+
+
+def test_text_with_the_tokenizer_beside_the_base_model(
+    capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words.tokenizer(tmp_path / "runs")
+    (tmp_path / "corpus").mkdir()
+    documents = [words.document(number, 5) for number in range(60)]
+    words.write_lines(tmp_path / "corpus" / "a.jsonl", documents)
+    (tmp_path / "language_module.py").write_text(LANGUAGE)
+    rows = len(words.WORDS)
+    monkeypatch.setitem(sys.modules, "language_module", None)  # forgotten afterwards
+    del sys.modules["language_module"]
+    with current_folder_importable():
+        import language_module  # type: ignore[import-not-found]
+    for seed in (0, 1):
+        save_state(language_module.network(rows).state_dict(), Path(f"runs/{seed}.safetensors"))
+    Path("merge.yml").write_text(TEXT.replace("ROWS", str(rows)))
+    assert run(capsys, "collect", "merge.yml", "stats.safetensors", "--quiet") == (0, "", "")
+    kept = ccamerge.Statistics.load("stats.safetensors")
+    held = sum(len(ids) for [ids] in kept.held)
+    assert kept.samples + held == 60
+    status, out, err = run(capsys, "evaluate", "merge.yml", "--json", "--quiet")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["samples"] == 51  # sequences of six tokens and the next
+    Path("merge.yml").write_text(TEXT.replace("ROWS", "50"))
+    for seed in (0, 1):
+        save_state(language_module.network(50).state_dict(), Path(f"runs/{seed}.safetensors"))
+    for command in (("inspect", "merge.yml"), ("collect", "merge.yml", "s.safetensors")):
+        message = fails(capsys, 2, *command)
+        start = (
+            f"merge.yml:3: data: tokenizer {tmp_path / 'runs'}: it knows {rows} tokens (the data"
+        )
+        assert message.startswith(start)
 
 
 def test_help_tells_of_each_setting(capsys: Any) -> None:
