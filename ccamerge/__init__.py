@@ -8,6 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ccamerge import data as data
     from ccamerge.collection.collecting import collect
     from ccamerge.collection.cost import plan
     from ccamerge.collection.statistics import Statistics
@@ -114,6 +115,8 @@ def __getattr__(name: str) -> Any:
         message = f"ccamerge.{name} is called ccamerge.{_OLD[name]} now"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         return getattr(sys.modules[__name__], _OLD[name])
+    if name == "data":  # the package, so that nobody has to import it for itself
+        return importlib.import_module("ccamerge.data")
     if name not in _HOME_OF:
         message = f"module 'ccamerge' has no attribute {name!r}"
         raise AttributeError(message)

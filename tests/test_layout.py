@@ -11,8 +11,8 @@ import ccamerge
 ROOT = Path(ccamerge.__file__).parent
 
 STAGES = (
-    *("core", "config", "graph", "checkpoints", "collection", "methods", "repair", "reporting"),
-    *("fidelity", "merging", "evaluation", "cli"),
+    *("core", "config", "data", "graph", "checkpoints", "collection", "methods", "repair"),
+    *("reporting", "fidelity", "merging", "evaluation", "cli"),
 )
 """From what stands alone to what people call; each may import from itself and from those before."""
 
@@ -80,7 +80,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 def test_few_entries_stand_directly_in_the_package() -> None:
     ignored = {"__init__.py", "py.typed", "__pycache__"}
     entries = {p.name for p in ROOT.iterdir() if p.suffix not in (".pyi", ".so")} - ignored
-    assert len(entries) <= 13, sorted(entries)
+    assert len(entries) <= 14, sorted(entries)
 
 
 def test_no_file_bears_the_name_of_a_public_function() -> None:

@@ -93,9 +93,10 @@ def run(args: argparse.Namespace) -> int:
 
     pairs = args.pairs or pairs_needed(settings.method, settings.mode)
     models = as_merged(config, load_models(config))
+    data = Batches(config.data, settings.seed, models[0])
     collected = ccamerge.collect(
         models,
-        Batches(config.data, settings.seed),
+        data,
         reference=config.reference,
         pairs=pairs,
         folds=args.folds,
@@ -104,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         prove=settings.prove,
         device=device or "cpu",
     )
+    collected.data = data.fingerprint
     collected.save(args.out)
     size = args.out.stat().st_size
     note(

@@ -60,6 +60,8 @@ of the configuration:
     better: higher                 # values of the metric; or lower
     loss: cross_entropy            # default; or a function of yours; what barriers are of
     ensemble: probabilities        # what of the models is averaged; or outputs; or none
+Local files serve as well, as they do for data: labels are the next tokens of text, the folders of
+images, and of arrays what "labels" names.
 Labels are whole numbers, one for each place of the outputs but the last axis, the classes; -100
 does not count (padding). Those of tokens belong to the output at their own position.
 
@@ -123,9 +125,9 @@ def run(args: argparse.Namespace) -> int:
     for name in ("metric", "loss"):
         metric_named(getattr(evaluation, name), config.place(f"evaluation.{name}"))
     seed_everything(config.settings.seed)
-    data = Batches(evaluation.data, config.settings.seed)
     memory = memory_of(device)
     models = [model.to(memory) for model in load_models(config)]
+    data = Batches(evaluation.data, config.settings.seed, models[0])
     others = {}
     for given in args.checkpoint:
         [network] = as_merged(config, [build(config.architecture)])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ccamerge.cli._shared import UsageError, add_input_shape, build, example_inputs, to_json
+from ccamerge.config.data_files import DataFiles
 from ccamerge.config.importing import FACTORY_PATTERN, Factory
 from ccamerge.config.reader import load_config, parse_value
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     torch.manual_seed(args.seed)
     model = build(architecture)
-    example = example_inputs(args.input_shape, data)
+    example = example_inputs(args.input_shape, data, model)
     found = ccamerge.spaces(model, example)
     checks = ccamerge.verify(model, example, seed=args.seed) if args.verify else []
     if args.json:
@@ -87,7 +88,7 @@ def _print_pinned(pinned: Mapping[tuple[str, int], str]) -> None:
         print(f"  {reason}: {', '.join(axes[:_SHOWN])}{more}")
 
 
-def _target(args: argparse.Namespace) -> tuple[Factory, Factory | None]:
+def _target(args: argparse.Namespace) -> tuple[Factory, Factory | DataFiles | None]:
     path = Path(args.target)
     if path.suffix in (".yml", ".yaml") or path.is_file():
         if args.arg:

@@ -60,7 +60,7 @@ configuration (YAML; paths are relative to the file):
     arguments: {width: 1}
   data:                                # a function that returns calibration batches: tensors,
     factory: mypackage.data:calibration  # (inputs, ...) or dicts; labels are not looked at
-    arguments: {count: 5000}
+    arguments: {count: 5000}           # or local files, see below
   evaluation:                          # optional, for evaluate, whose help tells more: a function
     factory: mypackage.data:test       # that returns batches (inputs, labels)
     metric: accuracy                   # or cross_entropy, or a function "package.module:function"
@@ -76,6 +76,16 @@ more of parameters:
 $others
 by patterns over the names of spaces, which `ccamerge inspect` shows; the first that matches counts:
 $patterns
+
+data from local files, instead of factory and arguments; of an evaluation it has labels:
+  text: corpus/*.jsonl   # or .txt, .parquet; a file, folder, pattern or list; field: text,
+                         # tokenizer (default: base_model's folder), length: 512, count: 256,
+                         # pack: true
+  images: pictures       # a folder; size, mean and std (default: what base_model's folder says, or
+                         # processor, another one), count: 2000
+  arrays: inputs.npz     # or .npy, .safetensors; key: x, or several; labels: y,
+                         # count (default: all)
+and of each batch_size and seed: 0, which decides what is drawn
 
 methods: $methods;
 or "package.module:function", a function of yours decorated with ccamerge.methods.register

@@ -49,7 +49,7 @@ def print_plan(
     from ccamerge.graph.tracing.batches import split_batch
     from ccamerge.methods.alignment import pairs_needed
 
-    example = example_inputs(args.input_shape, config.data)
+    example = example_inputs(args.input_shape, config.data, networks[0])
     networks = as_merged(config, networks)
     every = spaces_of_models(same_architecture(networks), *split_batch(example, networks[0]))
     check_for_spaces(config, settings, every)

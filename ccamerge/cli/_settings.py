@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ccamerge.cli._shared import Batches, as_merged, show_progress
+from ccamerge.cli._shared import Batches, as_merged, log, show_progress
+from ccamerge.config.data_files import DataFiles
 from ccamerge.config.importing import ConfigError, import_function
 from ccamerge.config.model import Config
 from ccamerge.config.settings import TABLE, Ensemble, Settings
@@ -120,6 +121,28 @@ def _refuse(config: Config, problems: Sequence[Problem]) -> None:
         raise ConfigError(texts)
 
 
+def _compare_data(config: Config, loaded: Statistics) -> None:
+    """Warn if moments were collected from other local files, or in another way, than is said.
+
+    The files need not be there any more; then there is nothing to compare.
+    """
+    if not isinstance(config.data, DataFiles) or not loaded.data:
+        return
+    try:
+        here = config.data().fingerprint
+    except ConfigError:
+        return
+    then = loaded.data
+    told = [
+        f"{name} was {then.get(name)}, is {here.get(name)}"
+        for name in dict.fromkeys([*then, *here])
+        if then.get(name) != here.get(name)
+    ]
+    if told:
+        text = f"{config.moments} is of other data than is said here: {'; '.join(told)}"
+        log.warning("%s", config.problem("moments", text))
+
+
 def statistics(
     args: argparse.Namespace,
     config: Config,
@@ -144,12 +167,14 @@ def statistics(
     wanted, models = list(wanted), as_merged(config, models)
     if config.moments is not None:
         loaded = ccamerge.Statistics.load(config.moments, device)
+        _compare_data(config, loaded)
         for settings in wanted:
             check_for_spaces(config, settings, [loaded.spaces_of(model) for model in models])
         return loaded, 0.0
     assert config.data is not None  # see check_sources
     start = time.perf_counter()
-    batches = iter(Batches(config.data, config.settings.seed))
+    data = Batches(config.data, config.settings.seed, models[0])
+    batches = iter(data)
     first = list(itertools.islice(batches, 1))
     if not first:
         config.fail("data", f"data is empty: {config.data.path} gave no batch")
@@ -171,4 +196,5 @@ def statistics(
         device=device or "cpu",
         holdout=config.settings.holdout,
     )
+    collected.data = data.fingerprint
     return collected, time.perf_counter() - start

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ccamerge.config.data_files import DataFiles
 from ccamerge.config.importing import ConfigError, Factory
 from ccamerge.config.model import Config
 from ccamerge.core.device import DEVICE_PATTERN, Device, obstacle, resolve
@@ -72,13 +73,16 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
 class Batches:
     """What a data factory returns, made anew for each pass if it can be read only once.
 
-    Random numbers are seeded before each pass: every network sees the same data.
+    Random numbers are seeded before each pass: every network sees the same data. Local files are
+    checked against one of the networks.
     """
 
-    def __init__(self, factory: Factory, seed: int) -> None:
+    def __init__(self, factory: Factory | DataFiles, seed: int, model: nn.Module) -> None:
         self._factory = factory
         self._seed = seed
         self._fresh: Any = self._make()
+        if isinstance(factory, DataFiles):
+            factory.check(self._fresh, model)
         self._once = iter(self._fresh) is self._fresh
 
     def _make(self) -> Iterable[Any]:
@@ -88,6 +92,14 @@ class Batches:
             text = f"{self._factory.path} returned a {type(made).__name__}, expected batches"
             raise ConfigError([f"{self._factory.source}: {text}"])
         return made
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the data from others: that of local files, or the function's name."""
+        if isinstance(self._factory, DataFiles):
+            return dict(self._fresh.fingerprint)
+        arguments = {name: repr(value) for name, value in self._factory.arguments.items()}
+        return {"kind": self._factory.path, "arguments": arguments}
 
     def __iter__(self) -> Iterator[Any]:
         made, self._fresh = self._fresh, None if self._once else self._fresh
@@ -179,7 +191,9 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def example_inputs(shapes: Sequence[str] | None, data: Factory | None) -> Any:
+def example_inputs(
+    shapes: Sequence[str] | None, data: Factory | DataFiles | None, model: nn.Module
+) -> Any:
     """One batch to trace a network with: of the given shapes, or the data's first.
 
     ``shapes`` as on the command line: "2,3,32,32", or "2,16:int" for token ids.
@@ -190,7 +204,7 @@ def example_inputs(shapes: Sequence[str] | None, data: Factory | None) -> Any:
         if data is None:
             message = "give --input-shape, such as --input-shape 2,3,32,32"
             raise UsageError(message)
-        for batch in Batches(data, seed=0):
+        for batch in Batches(data, 0, model):
             return batch
         raise ConfigError([f"{data.source}: {data.path} returned no batch"])
     inputs = []

@@ -17,6 +17,7 @@ from ccamerge.collection.working_set import check_working_set
 from ccamerge.core.device import Device, memory_of
 from ccamerge.core.scratch import most
 from ccamerge.core.side_stream import SideStream
+from ccamerge.data.local import LocalData
 from ccamerge.graph.networks.fingerprints import program_fingerprint
 from ccamerge.graph.networks.network import Network, networks_of
 from ccamerge.graph.networks.parameters import Parameters
@@ -86,6 +87,9 @@ class Pass:
         ValueError
             As `collect`.
         """
+        if isinstance(data, LocalData):
+            data.check(self._models[0].plain)
+            self._result.data = data.fingerprint
         bar = tqdm(data, desc="collect", unit="batch", disable=not progress)
         for index, batch in enumerate(bar):
             self._count(batch, index)

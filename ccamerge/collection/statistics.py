@@ -48,6 +48,8 @@ class Statistics(Brief):
     fingerprint : of each model's program and parameters; a merge checks them
     proved : whether their spaces were proved (see `spaces`)
     held : whole batches of flattened inputs of which nothing was counted, to judge merges by
+    data : what tells the data from others, such as the ``fingerprint`` of `ccamerge.data`, if it is
+        known
     found : the models' spaces by the shapes of their parameters; derived again when they are asked
         for where a file was loaded
     """
@@ -64,6 +66,7 @@ class Statistics(Brief):
     fingerprint: dict[str, list[str]]
     proved: bool = True
     held: list[list[Any]] = dataclasses.field(default_factory=list)
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
     found: dict[Shapes, Spaces] = dataclasses.field(default_factory=dict)
 
     def _parts(self) -> Mapping[str, Any]:
@@ -193,7 +196,10 @@ class Statistics(Brief):
             "turns": self.turns,
             "proved": self.proved,
         }
-        save_tensors(target, tensors, {"format": _FORMAT, "header": json.dumps(header)})
+        metadata = {"format": _FORMAT, "header": json.dumps(header)}
+        if self.data:  # beside the header, of which every version reads what it knows and no more
+            metadata["data"] = json.dumps(self.data)
+        save_tensors(target, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path, device: DeviceLike | None = None) -> Statistics:
@@ -212,7 +218,11 @@ class Statistics(Brief):
                 message = f"{path}: {found!r}, but this version reads {_FORMAT!r}: collect again"
             raise ValueError(message)
         try:
-            return cls._from(tensors, json.loads(metadata["header"]), device)
+            header = {
+                **json.loads(metadata["header"]),
+                "data": dict(json.loads(metadata.get("data", "{}"))),
+            }
+            return cls._from(tensors, header, device)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             message = f"{path}: damaged, what it holds does not fit together: {error!r}"
             raise ValueError(message) from error

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from ccamerge.core import arguments
@@ -138,6 +139,83 @@ class Keywords:
     def check(self, value: Any, name: str, models: int) -> dict[str, Any]:
         """As `Kind`."""
         return dict(arguments.mapping(value, name, "a dict by names"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """A whole number of one or more."""
+
+    def check(self, value: Any, name: str, models: int) -> int:
+        """As `Kind`."""
+        found = arguments.integer(value, name)
+        if found < 1:
+            message = f"{name} must be a whole number of 1 or more, got {found}"
+            raise ValueError(message)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """A whole number of one or more, or two of them, height and width."""
+
+    def check(self, value: Any, name: str, models: int) -> tuple[int, int]:
+        """As `Kind`; one stands for both."""
+        if isinstance(value, (list, tuple)):
+            both = [Count().check(v, f"{name}[{i}]", models) for i, v in enumerate(value)]
+            if len(both) != 2:
+                message = f"{name} must be one number, or height and width, got {len(both)} numbers"
+                raise ValueError(message)
+            return both[0], both[1]
+        one = Count().check(value, name, models)
+        return one, one
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberForEachChannel:
+    """A list with a finite number for each of 1 or 3 channels; ``positive`` if none may be 0."""
+
+    positive: bool = False
+
+    def check(self, value: Any, name: str, models: int) -> tuple[float, ...]:
+        """As `Kind`."""
+        given = arguments.items(value, name, "a list of numbers, one for each channel")
+        found = tuple(arguments.number(v, f"{name}[{i}]") for i, v in enumerate(given))
+        if len(found) not in (1, 3) or not all(map(math.isfinite, found)):
+            message = f"{name} must hold 1 number (grey) or 3 (red, green, blue), got {list(found)}"
+            raise ValueError(message)
+        if self.positive and min(found) <= 0:
+            message = f"{name} must be positive, got {list(found)}"
+            raise ValueError(message)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """Text of one character or more; with ``several`` a list of such, too."""
+
+    several: bool = False
+
+    def check(self, value: Any, name: str, models: int) -> Any:
+        """As `Kind`."""
+        if self.several and not isinstance(value, str):
+            given = arguments.items(value, name, "a name or a list of names")
+            if not given:
+                message = f"{name} must hold one name at least, got none"
+                raise ValueError(message)
+            return tuple(Name().check(v, f"{name}[{i}]", models) for i, v in enumerate(given))
+        if not arguments.string(value, name, "a name"):
+            message = f"{name} must not be empty"
+            raise ValueError(message)
+        return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A path; in a configuration one that is relative to its file."""
+
+    def check(self, value: Any, name: str, models: int) -> Path:
+        """As `Kind`; whether there is such a file is not looked at."""
+        return arguments.path(value, name)
 
 
 @dataclasses.dataclass(frozen=True)

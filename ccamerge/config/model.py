@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from ccamerge.config.data_files import DataFiles
 from ccamerge.config.importing import ConfigError, Factory
 from ccamerge.config.settings import Settings
 
@@ -27,7 +28,7 @@ class Evaluation:
     ``ensemble`` says what of the models is averaged.
     """
 
-    data: Factory
+    data: Factory | DataFiles
     metric: str = "accuracy"
     better: str = "higher"
     loss: str = "cross_entropy"
@@ -47,7 +48,7 @@ class Config:
     reference: int
     architectures: tuple[Factory, ...]
     settings: Settings = Settings()  # noqa: RUF009 it is frozen
-    data: Factory | None = None
+    data: Factory | DataFiles | None = None
     evaluation: Evaluation | None = None
     moments: Path | None = None
     dtype: str | None = None
@@ -84,7 +85,14 @@ class Config:
                 return {k: plain(v) for k, v in value.items()}
             return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
-        def factory(value: Factory) -> dict[str, Any]:
+        def factory(value: Factory | DataFiles) -> dict[str, Any]:
+            if isinstance(value, DataFiles):
+                files = [shown(Path(file)) for file in value.files]
+                own = {
+                    k: shown(v) if isinstance(v, Path) else plain(v)
+                    for k, v in value.settings.items()
+                }
+                return {value.key: files if len(files) > 1 else files[0], **own}
             arguments = {"arguments": plain(value.arguments)} if value.arguments else {}
             return {"factory": value.path, **arguments}
 

@@ -8,12 +8,14 @@ from typing import Any, get_args
 
 import yaml
 
+from ccamerge.config.data_files import TABLES, DataFiles
 from ccamerge.config.importing import FACTORY_PATTERN, ConfigError, Factory, did_you_mean
 from ccamerge.config.kinds import (
     Budget,
     Choice,
     ChoiceOrFunction,
     Flag,
+    Folder,
     Keywords,
     NameOrPatterns,
     Number,
@@ -23,7 +25,7 @@ from ccamerge.config.kinds import (
 )
 from ccamerge.config.model import DTYPES, METRICS, Config, Ensemble, Evaluation
 from ccamerge.config.settings import TABLE, Settings, normalised
-from ccamerge.config.yaml_nodes import Loader, Node, NodeReader
+from ccamerge.config.yaml_nodes import MISSING, Loader, Node, NodeReader
 from ccamerge.core.device import DEVICE_PATTERN
 
 _TOP = (
@@ -40,7 +42,7 @@ _TOP = (
 )
 _PARAMETERS = tuple(name for name in TABLE if name != "method")
 _FACTORY = ("factory", "arguments")
-_EVALUATION = (*_FACTORY, "metric", "better", "loss", "ensemble")
+_MEASURED = ("metric", "better", "loss", "ensemble")
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
@@ -104,8 +106,9 @@ class _Reader(NodeReader):
         architecture = self._factory(top.get("architecture"), "architecture")
         if "architecture" not in top:
             self.report(root, "architecture", "missing; it says how to build the network")
-        data = self._factory(top.get("data"), "data")
-        evaluation = self._evaluation(top.get("evaluation"))
+        model = models[reference] if models else None
+        data, _ = self._data(top.get("data"), "data", model)
+        evaluation = self._evaluation(top.get("evaluation"), model)
         settings = self._settings(
             top.get("merge_method"), top.get("parameters"), len(models), own_weights
         )
@@ -311,14 +314,17 @@ class _Reader(NodeReader):
         entry = self.mapping(node, where, _FACTORY) if node is not None else {}
         return self._call(node, where, entry)
 
-    def _call(self, node: Node | None, where: str, entry: dict[str, Node]) -> Factory | None:
+    def _call(
+        self, node: Node | None, where: str, entry: dict[str, Node], instead: str = ""
+    ) -> Factory | None:
         """The function of a mapping and its arguments."""
         if not isinstance(node, yaml.MappingNode):
             return None
         inner = entry.get("arguments")
         arguments = {} if inner is None else self.names(inner, f"{where}.arguments")
         if "factory" not in entry:
-            self.report(node, f"{where}.factory", 'missing; expected "package.module:function"')
+            text = f'missing; expected "package.module:function"{instead}'
+            self.report(node, f"{where}.factory", text)
             return None
         path = self._function(entry["factory"], f"{where}.factory")
         line = entry["factory"].start_mark.line + 1
@@ -334,10 +340,72 @@ class _Reader(NodeReader):
         self.report(node, where, text)
         return None
 
-    def _evaluation(self, node: Node | None) -> Evaluation | None:
+    # Data ----------------------------------------------------------------------------------
+
+    def _data(
+        self, node: Node | None, where: str, model: Path | None, more: tuple[str, ...] = ()
+    ) -> tuple[Factory | DataFiles | None, dict[str, Node]]:
+        """A function or local files, and all that the mapping has; ``more`` are its other keys."""
+        given = [k.value for k, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        keys = [key for key in TABLES if key in given]
+        if len(keys) + ("factory" in given) > 1:
+            both = [*keys, "factory"] if "factory" in given else keys
+            assert node is not None
+            self.report(node, where, f"has {' and '.join(both)}; give one of them")
+            return None, {}
+        if keys:
+            known = tuple(name for name in TABLES[keys[0]] if more or name != "labels")
+            assert node is not None
+            entry = self.mapping(node, where, (keys[0], *known, *more))
+            return self._files(node, where, entry, keys[0], model), entry
+        known = _FACTORY if "factory" in given or not given else (*_FACTORY, *TABLES)
+        entry = self.mapping(node, where, (*known, *more)) if node is not None else {}
+        return self._call(node, where, entry, f", or local files: {', '.join(TABLES)}"), entry
+
+    def _files(
+        self, node: Node, where: str, entry: dict[str, Node], key: str, model: Path | None
+    ) -> DataFiles | None:
+        """Local files, and the settings that are given."""
+        if key not in entry:  # it has no value, which is reported
+            return None
+        line = self.lines[f"{where}.{key}"]
+        files: list[Path | None] = []
+        if key == "text" and isinstance(entry[key], yaml.SequenceNode):
+            inner = enumerate(entry[key].value)
+            files += [self.file(item, f"{where}.{key}[{place}]") for place, item in inner]
+            if not files:
+                self.report(entry[key], f"{where}.{key}", "expected one file at least, got none")
+        else:
+            files.append(self.file(entry[key], f"{where}.{key}"))
+        settings = {
+            name: self._option(entry[name], f"{where}.{name}", name, key)
+            for name in TABLES[key]
+            if name in entry
+        }
+        labelled = where == "evaluation"
+        if labelled and key == "arrays" and "labels" not in entry:
+            self.report(node, f"{where}.labels", "missing; it is the array of the labels")
+        found = tuple(str(file) for file in files if file is not None)
+        source = f"{self.path}:{line}: {where}"
+        return DataFiles(key, found, settings, model, labelled, source)
+
+    def _option(self, node: Node, where: str, name: str, key: str) -> Any:
+        """A setting of local files; what is wrong is reported."""
+        kind = TABLES[key][name].kind
+        if isinstance(kind, Folder):
+            return self.file(node, where)
+        value = self.value(node, where)
+        if value is MISSING:
+            return None
+        try:
+            return kind.check(value, name, 0)
+        except (ValueError, TypeError) as error:
+            self.report(node, where, str(error).removeprefix(f"{name} "))
+            return None
+
+    def _evaluation(self, node: Node | None, model: Path | None) -> Evaluation | None:
         where = "evaluation"
-        entry = self.mapping(node, where, _EVALUATION) if node is not None else {}
-        data = self._call(node, where, entry)
+        data, entry = self._data(node, where, model, _MEASURED)
         if data is None:
             return None
         functions = {

@@ -249,7 +249,7 @@ BAD = [
     (SMALL + "evaluation: {factory: 'a:b', better: more}\n", "6: evaluation.better: expected one of higher, lower; got 'more'"),
     (SMALL + "evaluation: {factory: 'a:b', better: lower}\n", "6: evaluation.better: of accuracy higher is better"),
     (SMALL + "evaluation: {factory: 'a:b', ensemble: mean}\n", "6: evaluation.ensemble: expected one of probabilities, outputs, none; got 'mean'"),
-    (SMALL + "evaluation: {metric: accuracy}\n", '6: evaluation.factory: missing; expected "package.module:function"'),
+    (SMALL + "evaluation: {metric: accuracy}\n", '6: evaluation.factory: missing; expected "package.module:function", or local files: text, images, arrays'),
     (GOOD.replace("seed: 7", "weights: [1, 2]"), "21: parameters.weights: the models have weights of their own; give one or the other"),
     (SMALL + "dtype: flaot32\n", "6: dtype: expected one of float32, float64, float16, bfloat16; got 'flaot32'; did you mean 'float32'?"),
     (SMALL + "moments: {}\n", "6: moments: expected a file's path, got a mapping"),
