@@ -17,12 +17,11 @@ from ccamerge.cli._shared import (
     Batches,
     UsageError,
     add_device,
-    as_merged,
     at_least,
-    build,
     check_checkpoints,
     check_parent,
     chosen_device,
+    load_merged,
     load_models,
     note,
     seed_everything,
@@ -116,7 +115,6 @@ def run(args: argparse.Namespace) -> int:
     device = chosen_device(args, config)
 
     import ccamerge
-    from ccamerge.checkpoints.reading import load_into
     from ccamerge.core.device import memory_of
     from ccamerge.evaluation.metrics import metric_named
 
@@ -128,9 +126,7 @@ def run(args: argparse.Namespace) -> int:
     models = [model.to(memory) for model in load_models(config)]
     others = {}
     for given in args.checkpoint:
-        [network] = as_merged(config, [build(config.architecture)])
-        load_into(network, given)
-        others[str(given)] = network.to(memory)
+        others[str(given)] = load_merged(config, given).to(memory)
     moments = None
     if wanted:
         moments, seconds = statistics(args, config, models, [*wanted.values(), *between], device)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ccamerge.cli._shared import UsageError, add_input_shape, build, example_inputs, to_json
 from ccamerge.config.importing import FACTORY_PATTERN, Factory
+from ccamerge.config.model import Architecture, Pretrained
 from ccamerge.config.reader import load_config, parse_value
 
 NAME = "inspect"
@@ -24,6 +25,7 @@ examples:
   ccamerge inspect merge.yml --verify
   ccamerge inspect mypackage.networks:resnet20 --arg width=2 --input-shape 2,3,32,32
   ccamerge inspect mypackage.networks:bert --input-shape 2,16:int 2,16:int --json
+  ccamerge inspect runs/llama --input-shape 2,16:int
 
 Modules are imported from the current folder too."""
 
@@ -35,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help='a configuration, or "package.module:function" that returns the network',
+        help='a configuration, "package.module:function" that returns the network, or a folder '
+        "that transformers builds it from",
     )
     parser.add_argument(
         "--arg",
@@ -87,7 +90,7 @@ def _print_pinned(pinned: Mapping[tuple[str, int], str]) -> None:
         print(f"  {reason}: {', '.join(axes[:_SHOWN])}{more}")
 
 
-def _target(args: argparse.Namespace) -> tuple[Factory, Factory | None]:
+def _target(args: argparse.Namespace) -> tuple[Architecture, Factory | None]:
     path = Path(args.target)
     if path.suffix in (".yml", ".yaml") or path.is_file():
         if args.arg:
@@ -95,9 +98,11 @@ def _target(args: argparse.Namespace) -> tuple[Factory, Factory | None]:
             raise UsageError(message)
         config = load_config(path)
         return config.architecture, config.data
+    if path.is_dir():
+        return Pretrained(path, source="TARGET"), None
     if not FACTORY_PATTERN.fullmatch(args.target):
         message = (
-            'TARGET: expected a configuration file or "package.module:function", '
+            'TARGET: expected a configuration file or a folder, or "package.module:function", '
             f"got {args.target!r}"
         )
         raise UsageError(message)

@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ccamerge.cli._settings import check_for_spaces
-from ccamerge.cli._shared import add_device, add_input_shape, as_merged, example_inputs
+from ccamerge.cli._shared import (
+    add_device,
+    add_input_shape,
+    as_merged,
+    example_inputs,
+    load_models,
+)
 from ccamerge.config.model import Config
 from ccamerge.config.settings import Settings
 from ccamerge.core.device import Device
@@ -40,7 +46,8 @@ def print_plan(
 ) -> None:
     """Print the plan; no data is read if --input-shape is given.
 
-    ``pairs`` and ``folds`` are those that the merge needs if they are not given.
+    ``networks`` are of each model, with any parameters; without any they are loaded. ``pairs`` and
+    ``folds`` are those that the merge needs if they are not given.
     """
     import ccamerge
     from ccamerge.collection.collecting import FOLDS
@@ -50,7 +57,7 @@ def print_plan(
     from ccamerge.methods.alignment import pairs_needed
 
     example = example_inputs(args.input_shape, config.data)
-    networks = as_merged(config, networks)
+    networks = as_merged(config, networks or load_models(config))
     every = spaces_of_models(same_architecture(networks), *split_batch(example, networks[0]))
     check_for_spaces(config, settings, every)
     pairs = pairs or pairs_needed(settings.method, settings.mode)

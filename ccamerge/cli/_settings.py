@@ -99,6 +99,15 @@ def check_settings(config: Config, settings: Settings) -> None:
     _refuse(config, examined(settings, len(config.models), config.reference)[1])
 
 
+def maps_widths(settings: Settings) -> bool:
+    """Whether networks may differ in width, as far as settings tell without their spaces."""
+    from ccamerge.methods.alignment import method_named
+
+    if settings.mode != "reference":
+        return False
+    return not isinstance(settings.method, str) or method_named(settings.method).rectangular
+
+
 def check_for_spaces(config: Config, settings: Settings, every: Sequence[Spaces]) -> None:
     """Check what depends on the networks' spaces, before any more data is read.
 

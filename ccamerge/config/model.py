@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,29 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A network that transformers builds by the ``config.json`` in a checkpoint's folder.
+
+    ``trust_remote_code`` lets code that the folder brings run. ``source`` ("merge.yml:9:
+    architecture") begins the messages of its errors.
+    """
+
+    folder: Path
+    trust_remote_code: bool = False
+    source: str = dataclasses.field(default="", compare=False)
+
+    def load(self) -> None:
+        """Raise ConfigError unless transformers is there; it is not imported yet."""
+        if importlib.util.find_spec("transformers") is None:
+            text = "transformers is not installed: pip install 'ccamerge[transformers]'"
+            raise ConfigError([f"{self.source}: {text}"])
+
+
+Architecture = Factory | Pretrained
+"""What makes a network."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A checked configuration. Paths are absolute, weights that are not by patterns sum to one.
 
@@ -45,7 +69,7 @@ class Config:
     source: Path
     models: tuple[Path, ...]
     reference: int
-    architectures: tuple[Factory, ...]
+    architectures: tuple[Architecture, ...]
     settings: Settings = Settings()  # noqa: RUF009 it is frozen
     data: Factory | None = None
     evaluation: Evaluation | None = None
@@ -55,7 +79,7 @@ class Config:
     lines: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
-    def architecture(self) -> Factory:
+    def architecture(self) -> Architecture:
         """The reference's, and so that of what is merged."""
         return self.architectures[self.reference]
 
@@ -90,15 +114,10 @@ class Config:
 
         settings = {name: plain(value) for name, value in vars(self.settings).items()}
         method, weights = settings.pop("method"), settings.pop("weights")
-        shared = {
-            name: value
-            for name, value in self.architecture.arguments.items()
-            if all(name in a.arguments and a.arguments[name] == value for a in self.architectures)
-        }
+        architecture, arguments = self._architecture()
         models: list[dict[str, Any]] = []
-        for path, made in zip(self.models, self.architectures, strict=True):
-            own = {k: plain(v) for k, v in made.arguments.items() if k not in shared}
-            models.append({"model": shown(path), **({"arguments": own} if own else {})})
+        for path, own in zip(self.models, arguments, strict=True):
+            models.append({"model": shown(path), **({"arguments": plain(own)} if own else {})})
         if isinstance(weights, dict):
             settings["weights"] = weights
         else:
@@ -108,7 +127,7 @@ class Config:
             "merge_method": method,
             "base_model": shown(self.models[self.reference]),
             "models": models,
-            "architecture": factory(Factory(self.architecture.path, shared)),
+            "architecture": plain(architecture),
         }
         if self.data is not None:
             content["data"] = factory(self.data)
@@ -124,6 +143,24 @@ class Config:
         if self.device is not None:
             content["device"] = self.device
         return content
+
+    def _architecture(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What makes the networks, and the arguments of each model's own."""
+        one = self.architecture
+        if isinstance(one, Pretrained):
+            trusted = {"trust_remote_code": True} if one.trust_remote_code else {}
+            return {"transformers": "auto", **trusted}, [{} for _ in self.models]
+        every = [a.arguments for a in self.architectures if isinstance(a, Factory)]
+        shared = {
+            name: value
+            for name, value in one.arguments.items()
+            if all(name in own and own[name] == value for own in every)
+        }
+        arguments = {"arguments": shared} if shared else {}
+        return (
+            {"factory": one.path, **arguments},
+            [{k: v for k, v in own.items() if k not in shared} for own in every],
+        )
 
     def to_yaml(self, relative_to: Path | None = None) -> str:
         """YAML that `load_config` reads as the same configuration from a file in that folder."""

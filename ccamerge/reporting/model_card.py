@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ccamerge.config.importing import Factory
+
 if TYPE_CHECKING:
-    from ccamerge.config.model import Config
+    from ccamerge.config.model import Config, Pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,7 @@ def model_card(
     versions: Mapping[str, str],
     relative_to: Path,
     chosen: str = "merge",
+    parameters: str = "model.safetensors",
 ) -> str:
     """Write the README.md that goes beside a merged checkpoint.
 
@@ -74,6 +77,7 @@ def model_card(
     versions : see `versions`
     relative_to : the folder of the card, from which its paths are meant
     chosen : which candidate was handed over, see `ccamerge.reporting.fidelity.Fidelity`
+    parameters : the file that the parameters are in, or the index of its shards
 
     Returns
     -------
@@ -90,7 +94,8 @@ def model_card(
     others = "each other" if settings.mode == "universe" else "the reference's"
     how = _code(settings.method_words)
     size = "the same architecture and size as each of those"
-    if any(a != config.architecture for a in config.architectures):
+    made = {a.path: a for a in config.architectures if isinstance(a, Factory)}
+    if any(isinstance(a, Factory) and a != made[a.path] for a in config.architectures):
         size = "the same architecture as those, in the size of the reference,"
     apart = ""
     if isinstance(settings.weights, Mapping):
@@ -98,7 +103,7 @@ def model_card(
     if chosen != "merge":
         apart += f" What is handed over is the candidate {_code(chosen)}: see *What happened*."
     return f"""---
-library_name: pytorch
+library_name: {"pytorch" if isinstance(config.architecture, Factory) else "transformers"}
 tags:
 - merge
 - model-merging
@@ -107,7 +112,7 @@ tags:
 
 # {len(merged)} networks merged with ccamerge
 
-`model.safetensors` is one network of {size} below. Their
+`{parameters}` is one network of {size} below. Their
 features were aligned with {others} (method: {how}), then their parameters averaged with these
 weights.{apart}
 
@@ -117,7 +122,7 @@ weights.{apart}
 
 ## Use
 
-{_fenced(_loading(config), "python")}
+{_fenced(_loading(config, parameters), "python")}
 
 ## What happened
 
@@ -133,20 +138,33 @@ Made with {pins}.
 """
 
 
-def _loading(config: Config) -> str:
+def _loading(config: Config, parameters: str) -> str:
     """Code that loads the checkpoint; run in the tests as it stands."""
-    module, _, attribute = config.architecture.path.partition(":")
+    one = config.architecture
+    if not isinstance(one, Factory):
+        return _from_pretrained(one)
+    module, _, attribute = one.path.partition(":")
     first = attribute.partition(".")[0]
-    arguments: Any = dict(config.architecture.arguments)
+    arguments: Any = dict(one.arguments)
     plain = all(name.isidentifier() and not keyword.iskeyword(name) for name in arguments)
     call = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) if plain else f"**{arguments!r}"
     return (
         "from ccamerge.checkpoints import load_into\n"
         f"from {module} import {first}\n\n"
         f"model = {attribute}({call})\n"
-        'load_into(model, "model.safetensors")\n'
+        f'load_into(model, "{parameters}")\n'
         "model.eval()"
     )
+
+
+def _from_pretrained(made: Pretrained) -> str:
+    from ccamerge.checkpoints.pretrained import config_of
+
+    [name, *_] = config_of(made.folder).get("architectures") or ["AutoModel"]
+    name = str(name)
+    trusted = ", trust_remote_code=True" if made.trust_remote_code else ""
+    name = "AutoModel" if trusted else name
+    return f'from transformers import {name}\n\nmodel = {name}.from_pretrained("."{trusted})'
 
 
 def _fenced(text: str, language: str) -> str:
