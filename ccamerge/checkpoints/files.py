@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -213,9 +214,9 @@ def _dtype(name: str, key: str, path: Path) -> torch.dtype:
     return found
 
 
-def _read_torch(path: Path, device: str, tell: Tell) -> dict[str, Tensor]:
+def _read_torch(path: Path, device: str, tell: Tell, *, mapped: bool = False) -> dict[str, Tensor]:
     try:
-        found = parameter_sets(_unpickled(path, device))
+        found = parameter_sets(_unpickled(path, device, mapped=mapped))
         if len(found) > 1 and device == "meta":  # only values tell whether they are the same
             found = parameter_sets(_unpickled(path, "cpu"))
             found = {k: {n: v.to(device) for n, v in s.items()} for k, s in found.items()}
@@ -234,12 +235,23 @@ def _read_torch(path: Path, device: str, tell: Tell) -> dict[str, Tensor]:
     return {}
 
 
-def _unpickled(path: Path, device: str) -> Any:
+def mapped(path: Path, tell: Tell) -> dict[str, Tensor]:
+    """All tensors of a torch file, that are read from it when they are used, if it can be mapped.
+
+    Raises
+    ------
+    CheckpointError
+        As `read`.
+    """
+    return _read_torch(path, "cpu", tell, mapped=zipfile.is_zipfile(path))
+
+
+def _unpickled(path: Path, device: str, *, mapped: bool = False) -> Any:
     """What torch.load gives."""
     try:
         with warnings.catch_warnings():  # about pickle protocols: the outcome says what matters
             warnings.simplefilter("ignore")
-            return torch.load(path, weights_only=True, map_location=device)
+            return torch.load(path, weights_only=True, map_location=device, mmap=mapped)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         what = (

@@ -174,15 +174,27 @@ def widest(shapes: Mapping[str, Tensor]) -> torch.dtype:
     return torch.float32 if found is None else found
 
 
-def _class_of(folder: Path, trusted: bool) -> tuple[Any, Any]:
-    """The class of a folder's network and its configuration."""
-    content = config_of(folder)
-    if "quantization_config" in content:
+def check_not_quantised(path: Path) -> None:
+    """Raise CheckpointError for a folder whose parameters are codes of numbers."""
+    if not (path / CONFIG).is_file():
+        return
+    try:
+        content = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{path / CONFIG}: cannot be read: {error}"
+        raise CheckpointError(message) from error
+    if isinstance(content, dict) and content.get("quantization_config") is not None:
         message = (
-            f"{folder}: its parameters are quantised ({CONFIG} has a quantization_config): merge "
+            f"{path}: its parameters are quantised ({CONFIG} has a quantization_config): merge "
             "the models before they are quantised, or dequantise them"
         )
         raise CheckpointError(message)
+
+
+def _class_of(folder: Path, trusted: bool) -> tuple[Any, Any]:
+    """The class of a folder's network and its configuration."""
+    content = config_of(folder)
+    check_not_quantised(folder)
     transformers = _transformers()
     own = content.get("auto_map") or {}
     known = content["model_type"] in transformers.models.auto.configuration_auto.CONFIG_MAPPING

@@ -68,9 +68,8 @@ def load_into(module: nn.Module, path: str | os.PathLike[str]) -> None:
     Strict: names and shapes must agree, except that BatchNorm's ``num_batches_tracked`` may be
     missing, and of tied parameters those suffice that hold all elements. What data parallelism,
     ``torch.compile`` or Lightning put before or into all names is taken away where they then fit,
-    and a warning in the log says so, as of parameters that were found under a key. Floating-point
-    numbers are converted to the module's precision; other dtypes must be of the module's kind. On
-    an error the module is left as it was.
+    and a warning in the log says so. Floating-point numbers are converted to the module's
+    precision; other dtypes must be of the module's kind. On an error the module is left as it was.
 
     Raises
     ------
@@ -79,7 +78,7 @@ def load_into(module: nn.Module, path: str | os.PathLike[str]) -> None:
         large for its precision, or tied names have different values; the first few are listed.
     """
     module, path = arguments.module(module, "module"), arguments.path(path, "path")
-    state = unwrapped(read(path, "cpu", log.warning), _names(module), path, log.warning)
+    state = unwrapped(load_state(path), _names(module), path, log.warning)
     check_state(state, module, path)
     try:
         module.load_state_dict(state, strict=False)

@@ -38,7 +38,7 @@ class FolderWriter:
     folder : to write into
     tensors : dtypes and shapes by name, such as tensors on the meta device; files and the index
         have them in this order
-    most : bytes of a shard at most, but for a tensor that is larger by itself
+    most : bytes of a shard at most, but for a tensor that is larger by itself; default `SHARD_SIZE`
     metadata : of each file's header, beside ``format``
 
     Raises
@@ -53,12 +53,12 @@ class FolderWriter:
         self,
         folder: Path,
         tensors: Mapping[str, Tensor],
-        most: int = SHARD_SIZE,
+        most: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self._tensors = dict(tensors)
         self._folder = folder
-        groups = shards(tensors, most)
+        groups = shards(tensors, SHARD_SIZE if most is None else most)
         self._names = dict(zip(shard_names(len(groups)), groups, strict=True))
         self._files: dict[str, int] = {}
         self._left: dict[str, int] = {}

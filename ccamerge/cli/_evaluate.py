@@ -168,6 +168,7 @@ def _examined(args: argparse.Namespace, config: Config) -> tuple[Evaluation, dic
         if args.out.is_dir():
             message = f"--out: {args.out} is a folder, expected a file"
             raise UsageError(message)
+    _ = config.architecture  # to be told now if it is not said
     merging = args.methods is not None or args.barrier > 0
     if merging:
         check_sources(config)

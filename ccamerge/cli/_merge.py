@@ -25,6 +25,7 @@ from ccamerge.cli._shared import (
     seed_everything,
     show_progress,
 )
+from ccamerge.cli._stream import run_streamed
 from ccamerge.config.reader import load_config
 from ccamerge.config.settings import METHODS, TABLE
 
@@ -100,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
     """Merge and write."""
     config = load_config(args.config)
     check_target(args.out, force=args.force)
+    if config.plain:
+        return run_streamed(args, config)
     check_sources(config)
     for architecture in config.architectures:
         architecture.load()

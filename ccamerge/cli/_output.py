@@ -47,7 +47,6 @@ def add_shard_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out-shard-size",
         type=parse,
-        default=50 * 10**9,  # ccamerge.checkpoints.writing.SHARD_SIZE, which needs torch
         metavar="SIZE",
         help="write parameters in shards of this size at most, such as 5GB, with an index, where "
         "they take more (default 50GB, as transformers has it)",

@@ -64,10 +64,15 @@ def print_plan(
     print(f"method      {settings.method_words}")
     print(f"mode        {settings.mode}")
     print(f"device      {'cpu' if device is None else device.title}")
+    print_models(config, settings)
+    print(f"statistics  {config.moments or 'from the data'}\n")
+    print(ccamerge.plan(every, pairs=pairs, folds=folds or FOLDS, reference=config.reference))
+
+
+def print_models(config: Config, settings: Settings) -> None:
+    """Print which models there are, with their weights."""
     for index, path in enumerate(config.models):
         mark = "  (reference)" if index == config.reference else ""
         weights = settings.weights
         weight = "by patterns" if isinstance(weights, Mapping) else f"{(weights or [])[index]:.4g}"
         print(f"model       {path}  weight {weight}{mark}")
-    print(f"statistics  {config.moments or 'from the data'}\n")
-    print(ccamerge.plan(every, pairs=pairs, folds=folds or FOLDS, reference=config.reference))

@@ -35,7 +35,10 @@ def check_sources(config: Config) -> None:
         if not config.moments.is_file():
             config.fail("moments", f"no file {config.moments}; `ccamerge collect` makes it")
     elif config.data is None:
-        config.fail("data", "missing, and there are no moments; give one of them")
+        hint = ""
+        if config.settings.method == "average":
+            hint = ", or parameters: {repair: none} for the average of the parameters as they stand"
+        config.fail("data", f"missing, and there are no moments; give one of them{hint}")
     else:
         config.data.load()
 

@@ -63,7 +63,8 @@ class Config:
     """A checked configuration. Paths are absolute, weights that are not by patterns sum to one.
 
     ``reference`` is the index of ``base_model`` among ``models``; ``architectures`` make a network
-    for each of them. ``dtype`` None keeps the models', ``device`` None is the CPU.
+    for each of them, or there are none, if it is `plain`. ``dtype`` None keeps the models',
+    ``device`` None is the CPU.
     """
 
     source: Path
@@ -80,8 +81,18 @@ class Config:
 
     @property
     def architecture(self) -> Architecture:
-        """The reference's, and so that of what is merged."""
+        """The reference's, and so that of what is merged; ConfigError if it is not said."""
+        if not self.architectures:
+            self.fail("architecture", "missing; it says how to build the network")
         return self.architectures[self.reference]
+
+    @property
+    def plain(self) -> bool:
+        """Whether it asks for the average of the parameters as they stand in the files, alone.
+
+        With data there is more to it: how far the average is from the models' ensemble.
+        """
+        return self.data is None and self.moments is None and self.settings.plain
 
     def problem(self, where: str, what: str) -> str:
         """Say that something is wrong with a part ("models[1].model"), with its file and line."""
@@ -115,6 +126,7 @@ class Config:
         settings = {name: plain(value) for name, value in vars(self.settings).items()}
         method, weights = settings.pop("method"), settings.pop("weights")
         architecture, arguments = self._architecture()
+        shape = {"architecture": plain(architecture)} if architecture else {}
         models: list[dict[str, Any]] = []
         for path, own in zip(self.models, arguments, strict=True):
             models.append({"model": shown(path), **({"arguments": plain(own)} if own else {})})
@@ -127,7 +139,7 @@ class Config:
             "merge_method": method,
             "base_model": shown(self.models[self.reference]),
             "models": models,
-            "architecture": plain(architecture),
+            **shape,
         }
         if self.data is not None:
             content["data"] = factory(self.data)
@@ -146,6 +158,8 @@ class Config:
 
     def _architecture(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """What makes the networks, and the arguments of each model's own."""
+        if not self.architectures:
+            return {}, [{} for _ in self.models]
         one = self.architecture
         if isinstance(one, Pretrained):
             trusted = {"trust_remote_code": True} if one.trust_remote_code else {}

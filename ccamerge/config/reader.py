@@ -110,8 +110,6 @@ class _Reader(NodeReader):
         top = self.mapping(root, "", _TOP)
         models, own_weights, overrides = self._models(top.get("models"), root)
         reference = self._reference(top.get("base_model"), models)
-        if "architecture" not in top:
-            self.report(root, "architecture", "missing; it says how to build the network")
         architectures = self._architectures(top.get("architecture"), models, overrides)
         data = self._factory(top.get("data"), "data")
         evaluation = self._evaluation(top.get("evaluation"))
@@ -119,6 +117,8 @@ class _Reader(NodeReader):
             top.get("merge_method"), top.get("parameters"), len(models), own_weights
         )
         moments = self.file(top["moments"], "moments") if "moments" in top else None
+        if "architecture" not in top and not (settings.plain and data is None and moments is None):
+            self.report(root, "architecture", "missing; it says how to build the network")
         dtype = self.choice(top.get("dtype"), "dtype", DTYPES, None)
         device = self._device(top["device"]) if "device" in top else None
         if self.problems:

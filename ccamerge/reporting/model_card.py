@@ -9,12 +9,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ccamerge.config.importing import Factory
-
-if TYPE_CHECKING:
-    from ccamerge.config.model import Config, Pretrained
+from ccamerge.config.model import Config, Pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +100,16 @@ def model_card(
         apart = " Features and parameters that match a pattern of `weights` below have their own."
     if chosen != "merge":
         apart += f" What is handed over is the candidate {_code(chosen)}: see *What happened*."
+    loading = _loading(config, parameters)
+    if not config.plain:
+        what = (
+            f"Their\nfeatures were aligned with {others} (method: {how}), then their parameters "
+            f"averaged with these\nweights.{apart}"
+        )
+    else:
+        what = f"Their\nparameters were averaged as they stand, with these weights.{apart}"
     return f"""---
-library_name: {"pytorch" if isinstance(config.architecture, Factory) else "transformers"}
+library_name: {"transformers" if "from_pretrained" in loading else "pytorch"}
 tags:
 - merge
 - model-merging
@@ -112,9 +118,7 @@ tags:
 
 # {len(merged)} networks merged with ccamerge
 
-`{parameters}` is one network of {size} below. Their
-features were aligned with {others} (method: {how}), then their parameters averaged with these
-weights.{apart}
+`{parameters}` is one network of {size} below. {what}
 
 | model | weight | SHA-256 begins |
 |---|---|---|
@@ -122,7 +126,7 @@ weights.{apart}
 
 ## Use
 
-{_fenced(_loading(config, parameters), "python")}
+{_fenced(loading, "python")}
 
 ## What happened
 
@@ -140,7 +144,15 @@ Made with {pins}.
 
 def _loading(config: Config, parameters: str) -> str:
     """Code that loads the checkpoint; run in the tests as it stands."""
-    one = config.architecture
+    from ccamerge.checkpoints.carried import is_hub_folder
+
+    base = config.models[config.reference]
+    if not config.architectures and not is_hub_folder(base):
+        return (
+            "from ccamerge.checkpoints import load_state\n\n"
+            f'state = load_state("{parameters}")  # for your network\'s load_state_dict'
+        )
+    one = config.architecture if config.architectures else Pretrained(base)
     if not isinstance(one, Factory):
         return _from_pretrained(one)
     module, _, attribute = one.path.partition(":")
