@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 import re
 import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +15,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from ccamerge.checkpoints.layout import dtype_named
 from ccamerge.checkpoints.wrappings import parameter_sets, several_sets, shorten
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -21,7 +23,8 @@ INDEX_SUFFIX = ".index.json"
 FOLDER_FILES = ("model.safetensors.index.json", "model.safetensors")
 """What a folder is read by; it must hold one of them."""
 
-log = logging.getLogger("ccamerge")
+Tell = Callable[..., None]
+"""A logger's method: takes a message and what it is filled with."""
 
 
 class CheckpointError(ValueError):
@@ -47,8 +50,10 @@ def files_of(path: Path) -> list[Path]:
     return [path, *sorted(set(_weight_map(path).values()))]
 
 
-def read(path: Path, device: str) -> dict[str, Tensor]:
+def read(path: Path, device: str, tell: Tell) -> dict[str, Tensor]:
     """All tensors of a checkpoint, "cpu" with their values or "meta" without.
+
+    ``tell`` is told under which keys they were found.
 
     Raises
     ------
@@ -56,7 +61,8 @@ def read(path: Path, device: str) -> dict[str, Tensor]:
         See `ccamerge.checkpoints.load_state`.
     """
     files = files_of(path)
-    state = _read_file(files[0], device) if len(files) == 1 else _read_shards(files[0], device)
+    one = len(files) == 1
+    state = _read_file(files[0], device, tell) if one else _read_shards(files[0], device, tell)
     if not state:
         message = f"{path}: holds no tensors"
         raise CheckpointError(message)
@@ -143,11 +149,11 @@ def _leads_outside(name: str) -> bool:
     return not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name
 
 
-def _read_shards(index: Path, device: str) -> dict[str, Tensor]:
+def _read_shards(index: Path, device: str, tell: Tell) -> dict[str, Tensor]:
     where = _weight_map(index)
     state: dict[str, Tensor] = {}
     for shard in sorted(set(where.values())):
-        found = _read_file(shard, device)
+        found = _read_file(shard, device, tell)
         wanted = {key for key, path in where.items() if path == shard}
         for what, keys in (
             ("lacks", wanted - found.keys()),
@@ -160,7 +166,7 @@ def _read_shards(index: Path, device: str) -> dict[str, Tensor]:
     return {key: state[key] for key in where}
 
 
-def _read_file(path: Path, device: str) -> dict[str, Tensor]:
+def _read_file(path: Path, device: str, tell: Tell) -> dict[str, Tensor]:
     suffix = path.suffix.lower()
     if suffix not in (".safetensors", *TORCH_SUFFIXES):
         message = (
@@ -177,7 +183,7 @@ def _read_file(path: Path, device: str) -> dict[str, Tensor]:
             raise CheckpointError(message)
         if suffix == ".safetensors":
             return _read_safetensors(path, device)
-        return _read_torch(path, device)
+        return _read_torch(path, device, tell)
     except OSError as error:
         message = f"{path}: cannot be read: {error}"
         raise CheckpointError(message) from error
@@ -200,40 +206,17 @@ def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
         raise CheckpointError(message) from error
 
 
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "F8_E8M0": "float8_e8m0fnu",
-    "C64": "complex64",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
-
-
 def _dtype(name: str, key: str, path: Path) -> torch.dtype:
-    found = getattr(torch, _DTYPES.get(name, ""), None)
-    if not isinstance(found, torch.dtype):
+    found = dtype_named(name)
+    if found is None:
         message = f"{path}: {key!r} is of type {name}, which cannot be read with this torch"
         raise CheckpointError(message)
     return found
 
 
-def _read_torch(path: Path, device: str) -> dict[str, Tensor]:
+def _read_torch(path: Path, device: str, tell: Tell, *, mapped: bool = False) -> dict[str, Tensor]:
     try:
-        found = parameter_sets(_unpickled(path, device))
+        found = parameter_sets(_unpickled(path, device, mapped=mapped))
         if len(found) > 1 and device == "meta":  # only values tell whether they are the same
             found = parameter_sets(_unpickled(path, "cpu"))
             found = {k: {n: v.to(device) for n, v in s.items()} for k, s in found.items()}
@@ -247,17 +230,28 @@ def _read_torch(path: Path, device: str) -> dict[str, Tensor]:
         raise CheckpointError(message)
     for place, state in found.items():
         if place:
-            log.info("%s: the parameters are under %s", path, " / ".join(place))
+            tell("%s: the parameters are under %s", path, " / ".join(place))
         return {str(k): v for k, v in state.items()}
     return {}
 
 
-def _unpickled(path: Path, device: str) -> Any:
+def mapped(path: Path, tell: Tell) -> dict[str, Tensor]:
+    """All tensors of a torch file, that are read from it when they are used, if it can be mapped.
+
+    Raises
+    ------
+    CheckpointError
+        As `read`.
+    """
+    return _read_torch(path, "cpu", tell, mapped=zipfile.is_zipfile(path))
+
+
+def _unpickled(path: Path, device: str, *, mapped: bool = False) -> Any:
     """What torch.load gives."""
     try:
         with warnings.catch_warnings():  # about pickle protocols: the outcome says what matters
             warnings.simplefilter("ignore")
-            return torch.load(path, weights_only=True, map_location=device)
+            return torch.load(path, weights_only=True, map_location=device, mmap=mapped)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         what = (

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ccamerge.checkpoints.files import CheckpointError, read, shard_hint
+from ccamerge.checkpoints.files import CheckpointError, Tell, read, shard_hint
 from ccamerge.checkpoints.ties import conflicts, tied_pairs, written
-from ccamerge.checkpoints.wrappings import name_hint, shorten
+from ccamerge.checkpoints.wrappings import name_hint, shorten, wrapped_in
 from ccamerge.core import arguments
 from ccamerge.core.tensorfile import save_tensors
 
@@ -23,7 +24,10 @@ __all__ = [
     "load_shapes",
     "load_state",
     "save_state",
+    "unwrapped",
 ]
+
+log = logging.getLogger("ccamerge")
 
 COUNTER = "num_batches_tracked"
 """BatchNorm's, which nothing but training reads: it may be missing, or of any real dtype."""
@@ -47,7 +51,7 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         several sets of parameters that differ; if a folder or index does not lead to one
         checkpoint, or a shard or a tensor of it is missing.
     """
-    return read(arguments.path(path, "path"), "cpu")
+    return read(arguments.path(path, "path"), "cpu", log.info)
 
 
 def load_shapes(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -55,16 +59,17 @@ def load_shapes(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Of a safetensors file only the header is read.
     """
-    return read(arguments.path(path, "path"), "meta")
+    return read(arguments.path(path, "path"), "meta", log.debug)
 
 
 def load_into(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Set all parameters and buffers of a module from a checkpoint file.
 
     Strict: names and shapes must agree, except that BatchNorm's ``num_batches_tracked`` may be
-    missing, and of tied parameters those suffice that hold all elements. Floating-point numbers
-    are converted to the module's precision; other dtypes must be of the module's kind. On an error
-    the module is left as it was.
+    missing, and of tied parameters those suffice that hold all elements. What data parallelism,
+    ``torch.compile`` or Lightning put before or into all names is taken away where they then fit,
+    and a warning in the log says so. Floating-point numbers are converted to the module's
+    precision; other dtypes must be of the module's kind. On an error the module is left as it was.
 
     Raises
     ------
@@ -73,7 +78,7 @@ def load_into(module: nn.Module, path: str | os.PathLike[str]) -> None:
         large for its precision, or tied names have different values; the first few are listed.
     """
     module, path = arguments.module(module, "module"), arguments.path(path, "path")
-    state = load_state(path)
+    state = unwrapped(load_state(path), _names(module), path, log.warning)
     check_state(state, module, path)
     try:
         module.load_state_dict(state, strict=False)
@@ -96,11 +101,32 @@ def check_file(path: str | os.PathLike[str], module: nn.Module) -> dict[str, Ten
     CheckpointError
         As `load_into`.
     """
-    shapes = load_shapes(path)
+    own = _names(module)
+    shapes = unwrapped(load_shapes(path), own, path, log.debug)
     check_state(shapes, module, path)
     if tied_pairs(_tensors(module), shapes):
-        check_state(load_state(path), module, path)
+        check_state(unwrapped(load_state(path), own, path, log.debug), module, path)
     return shapes
+
+
+def unwrapped(
+    state: dict[str, Tensor], own: Collection[str], path: str | os.PathLike[str], tell: Tell
+) -> dict[str, Tensor]:
+    """A state under a network's own names, if a usual wrapper put something before or into them.
+
+    Parameters
+    ----------
+    state : of a file
+    own : the network's names
+    path : names the file in what ``tell``, a logger's method, is told of what was taken away
+    """
+    extra = wrapped_in(state, own)
+    if not extra:
+        return state
+    tell("%s: names were taken without %r, which a wrapper put there", path, extra)
+    if all(key.startswith(extra) for key in state):
+        return {key.removeprefix(extra): value for key, value in state.items()}
+    return {key.replace(extra, ""): value for key, value in state.items()}
 
 
 def check_state(
@@ -145,6 +171,10 @@ def check_state(
     if problems:
         message = f"{path}: does not fit {type(module).__name__}: " + "; ".join(problems)
         raise CheckpointError(message)
+
+
+def _names(module: nn.Module) -> list[str]:
+    return [key for key, value in module.state_dict().items() if isinstance(value, Tensor)]
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

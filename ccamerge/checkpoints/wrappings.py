@@ -1,7 +1,8 @@
 """Parameters among what training loops and wrappers put around them: keys above, prefixes before.
 
-What is found without doubt is read. Where names would have to be changed, or one of several sets of
-parameters be chosen, the messages say what to do.
+What is found without doubt is read: under the usual keys, and by names that fit a network once what
+a usual wrapper put before or into them is taken away. Where names would have to be changed in other
+ways, or one of several sets of parameters be chosen, the messages say what to do.
 """
 
 from __future__ import annotations
@@ -71,6 +72,32 @@ def several_sets(found: Mapping[Place, Mapping[str, Tensor]]) -> str:
         f"holds several sets of parameters, {listed}, and they differ: save the one that you want, "
         f"{_extract(list(found)[-1])}"
     )
+
+
+def wrapped_in(given: Collection[str], own: Collection[str]) -> str:
+    """What usual wrappers put before or into all the names in a file, or some; empty if nothing.
+
+    Without it, all names are the network's own; with it, none is, or not all where it is inside.
+    """
+    if not given or not own or set(given) <= set(own):
+        return ""
+    for prefix in _prefixes(given):
+        if _usual(prefix) and all(k.startswith(prefix) for k in given):
+            fits = {k.removeprefix(prefix) for k in given} <= set(own)
+            if fits and not set(given) & set(own):
+                return prefix
+    for infix in _INFIXES:
+        bare = {k.replace(infix, "") for k in given}
+        if len(bare) == len(given) and bare <= set(own):
+            return infix
+    return ""
+
+
+def _usual(prefix: str) -> bool:
+    """Whether a prefix consists of known ones."""
+    while known := [p for p in PREFIXES if prefix.startswith(p)]:
+        prefix = prefix.removeprefix(known[0])
+    return not prefix
 
 
 def name_hint(given: Collection[str], own: Collection[str]) -> str | None:

@@ -17,12 +17,11 @@ from ccamerge.cli._shared import (
     Batches,
     UsageError,
     add_device,
-    as_merged,
     at_least,
-    build,
     check_checkpoints,
     check_parent,
     chosen_device,
+    load_merged,
     load_models,
     note,
     seed_everything,
@@ -118,7 +117,6 @@ def run(args: argparse.Namespace) -> int:
     device = chosen_device(args, config)
 
     import ccamerge
-    from ccamerge.checkpoints.reading import load_into
     from ccamerge.core.device import memory_of
     from ccamerge.evaluation.metrics import metric_named
 
@@ -130,9 +128,7 @@ def run(args: argparse.Namespace) -> int:
     data = Batches(evaluation.data, config.settings.seed, models[0])
     others = {}
     for given in args.checkpoint:
-        [network] = as_merged(config, [build(config.architecture)])
-        load_into(network, given)
-        others[str(given)] = network.to(memory)
+        others[str(given)] = load_merged(config, given).to(memory)
     moments = None
     if wanted:
         moments, seconds = statistics(args, config, models, [*wanted.values(), *between], device)
@@ -174,6 +170,7 @@ def _examined(args: argparse.Namespace, config: Config) -> tuple[Evaluation, dic
         if args.out.is_dir():
             message = f"--out: {args.out} is a folder, expected a file"
             raise UsageError(message)
+    _ = config.architecture  # to be told now if it is not said
     merging = args.methods is not None or args.barrier > 0
     if merging:
         check_sources(config)

@@ -12,6 +12,7 @@ from typing import Any
 from ccamerge.cli._shared import UsageError, add_input_shape, build, example_inputs, to_json
 from ccamerge.config.data_files import DataFiles
 from ccamerge.config.importing import FACTORY_PATTERN, Factory
+from ccamerge.config.model import Architecture, Pretrained
 from ccamerge.config.reader import load_config, parse_value
 
 NAME = "inspect"
@@ -25,6 +26,7 @@ examples:
   ccamerge inspect merge.yml --verify
   ccamerge inspect mypackage.networks:resnet20 --arg width=2 --input-shape 2,3,32,32
   ccamerge inspect mypackage.networks:bert --input-shape 2,16:int 2,16:int --json
+  ccamerge inspect runs/llama --input-shape 2,16:int
 
 Modules are imported from the current folder too."""
 
@@ -36,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help='a configuration, or "package.module:function" that returns the network',
+        help='a configuration, "package.module:function" that returns the network, or a folder '
+        "that transformers builds it from",
     )
     parser.add_argument(
         "--arg",
@@ -88,7 +91,7 @@ def _print_pinned(pinned: Mapping[tuple[str, int], str]) -> None:
         print(f"  {reason}: {', '.join(axes[:_SHOWN])}{more}")
 
 
-def _target(args: argparse.Namespace) -> tuple[Factory, Factory | DataFiles | None]:
+def _target(args: argparse.Namespace) -> tuple[Architecture, Factory | DataFiles | None]:
     path = Path(args.target)
     if path.suffix in (".yml", ".yaml") or path.is_file():
         if args.arg:
@@ -96,9 +99,11 @@ def _target(args: argparse.Namespace) -> tuple[Factory, Factory | DataFiles | No
             raise UsageError(message)
         config = load_config(path)
         return config.architecture, config.data
+    if path.is_dir():
+        return Pretrained(path, source="TARGET"), None
     if not FACTORY_PATTERN.fullmatch(args.target):
         message = (
-            'TARGET: expected a configuration file or "package.module:function", '
+            'TARGET: expected a configuration file or a folder, or "package.module:function", '
             f"got {args.target!r}"
         )
         raise UsageError(message)

@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ccamerge.cli._settings import check_for_spaces
-from ccamerge.cli._shared import add_device, add_input_shape, as_merged, example_inputs
+from ccamerge.cli._shared import (
+    add_device,
+    add_input_shape,
+    as_merged,
+    example_inputs,
+    load_models,
+)
 from ccamerge.config.model import Config
 from ccamerge.config.settings import Settings
 from ccamerge.core.device import Device
@@ -40,7 +46,8 @@ def print_plan(
 ) -> None:
     """Print the plan; no data is read if --input-shape is given.
 
-    ``pairs`` and ``folds`` are those that the merge needs if they are not given.
+    ``networks`` are of each model, with any parameters; without any they are loaded. ``pairs`` and
+    ``folds`` are those that the merge needs if they are not given.
     """
     import ccamerge
     from ccamerge.collection.collecting import FOLDS
@@ -49,18 +56,23 @@ def print_plan(
     from ccamerge.graph.tracing.batches import split_batch
     from ccamerge.methods.alignment import pairs_needed
 
+    networks = as_merged(config, networks or load_models(config))
     example = example_inputs(args.input_shape, config.data, networks[0])
-    networks = as_merged(config, networks)
     every = spaces_of_models(same_architecture(networks), *split_batch(example, networks[0]))
     check_for_spaces(config, settings, every)
     pairs = pairs or pairs_needed(settings.method, settings.mode)
     print(f"method      {settings.method_words}")
     print(f"mode        {settings.mode}")
     print(f"device      {'cpu' if device is None else device.title}")
+    print_models(config, settings)
+    print(f"statistics  {config.moments or 'from the data'}\n")
+    print(ccamerge.plan(every, pairs=pairs, folds=folds or FOLDS, reference=config.reference))
+
+
+def print_models(config: Config, settings: Settings) -> None:
+    """Print which models there are, with their weights."""
     for index, path in enumerate(config.models):
         mark = "  (reference)" if index == config.reference else ""
         weights = settings.weights
         weight = "by patterns" if isinstance(weights, Mapping) else f"{(weights or [])[index]:.4g}"
         print(f"model       {path}  weight {weight}{mark}")
-    print(f"statistics  {config.moments or 'from the data'}\n")
-    print(ccamerge.plan(every, pairs=pairs, folds=folds or FOLDS, reference=config.reference))

@@ -36,7 +36,10 @@ def check_sources(config: Config) -> None:
         if not config.moments.is_file():
             config.fail("moments", f"no file {config.moments}; `ccamerge collect` makes it")
     elif config.data is None:
-        config.fail("data", "missing, and there are no moments; give one of them")
+        hint = ""
+        if config.settings.method == "average":
+            hint = ", or parameters: {repair: none} for the average of the parameters as they stand"
+        config.fail("data", f"missing, and there are no moments; give one of them{hint}")
     else:
         config.data.load()
 
@@ -98,6 +101,15 @@ def check_settings(config: Config, settings: Settings) -> None:
     from ccamerge.merging.checking import examined
 
     _refuse(config, examined(settings, len(config.models), config.reference)[1])
+
+
+def maps_widths(settings: Settings) -> bool:
+    """Whether networks may differ in width, as far as settings tell without their spaces."""
+    from ccamerge.methods.alignment import method_named
+
+    if settings.mode != "reference":
+        return False
+    return not isinstance(settings.method, str) or method_named(settings.method).rectangular
 
 
 def check_for_spaces(config: Config, settings: Settings, every: Sequence[Spaces]) -> None:

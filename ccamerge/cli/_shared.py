@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import json
 import logging
 import math
@@ -15,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from ccamerge.config.data_files import DataFiles
 from ccamerge.config.importing import ConfigError, Factory
-from ccamerge.config.model import Config
+from ccamerge.config.model import Architecture, Config, Pretrained
 from ccamerge.core.device import DEVICE_PATTERN, Device, obstacle, resolve
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 log = logging.getLogger("ccamerge")
@@ -108,15 +111,23 @@ class Batches:
         return iter(made)
 
 
-def build(architecture: Factory) -> nn.Module:
-    """Make a new network, in evaluation mode."""
+def build(architecture: Architecture) -> nn.Module:
+    """Make a new network, in evaluation mode: with initial parameters, or those of its folder."""
     from torch import nn
 
+    if isinstance(architecture, Pretrained):
+        return _pretrained(architecture)
     made = architecture()
     if not isinstance(made, nn.Module):
         text = f"{architecture.path} returned a {type(made).__name__}, expected a torch.nn.Module"
         raise ConfigError([f"{architecture.source}: {text}"])
     return made.eval()
+
+
+def _pretrained(architecture: Pretrained, dtype: torch.dtype | None = None) -> nn.Module:
+    from ccamerge.checkpoints.pretrained import load
+
+    return load(architecture.folder, trust_remote_code=architecture.trust_remote_code, dtype=dtype)
 
 
 def as_merged(config: Config, networks: Sequence[nn.Module]) -> list[nn.Module]:
@@ -128,17 +139,21 @@ def as_merged(config: Config, networks: Sequence[nn.Module]) -> list[nn.Module]:
     return [untied(network, f"models[{index}]") for index, network in enumerate(networks)]
 
 
-def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> list[nn.Module]:
+def check_checkpoints(
+    config: Config, more: Sequence[Path] = (), *, widths: bool = True
+) -> list[nn.Module]:
     """Check names, shapes, dtypes and ties in all files before anything is computed.
 
     Parameters
     ----------
     config : whose models are checked
     more : checkpoints of merged networks
+    widths : whether the models' widths may differ
 
     Returns
     -------
-    For each model a network with initial parameters, one for all that are made in the same way.
+    For each model a network with initial parameters, one for all that are made in the same way;
+    none where they are made from folders.
 
     Raises
     ------
@@ -147,10 +162,10 @@ def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> list[nn.Modu
     """
     from ccamerge.checkpoints.reading import CheckpointError, check_file
 
-    networks: list[nn.Module] = []
-    for index, architecture in enumerate(config.architectures):
-        first = config.architectures.index(architecture)
-        networks.append(networks[first] if first < index else build(architecture))
+    if isinstance(config.architecture, Pretrained):
+        _check_folders(config, more, widths)
+        return []
+    networks = _initial(config)
     merged = as_merged(config, [networks[config.reference]]) * len(more)
     problems: list[str] = []
     files = zip([*config.models, *more], [*networks, *merged], strict=True)
@@ -158,11 +173,56 @@ def check_checkpoints(config: Config, more: Sequence[Path] = ()) -> list[nn.Modu
         try:
             check_file(path, network)
         except CheckpointError as error:
-            listed = index < len(config.models)
-            where = f"models[{index}].model"
-            problems.append(config.problem(where, str(error)) if listed else str(error))
+            problems.append(_of_model(config, index, str(error)))
     if problems:
         raise ConfigError(problems)
+    return networks
+
+
+def _of_model(config: Config, index: int, text: str) -> str:
+    """A problem with one of the models' files, or with one that was given beside them."""
+    listed = index < len(config.models)
+    return config.problem(f"models[{index}].model", text) if listed else text
+
+
+def _check_folders(config: Config, more: Sequence[Path], widths: bool) -> None:
+    """Check folders of transformers, each by itself and then beside base_model's."""
+    from ccamerge.checkpoints.comparing import difference
+    from ccamerge.checkpoints.pretrained import check
+    from ccamerge.checkpoints.reading import CheckpointError
+
+    one = config.architecture
+    assert isinstance(one, Pretrained)
+    problems, shapes = [], []
+    for index, path in enumerate([*config.models, *more]):
+        try:
+            shapes.append(check(path, trust_remote_code=one.trust_remote_code))
+        except CheckpointError as error:
+            problems.append(_of_model(config, index, str(error)))
+    if problems:
+        raise ConfigError(problems)
+    base = config.reference
+    for index, (path, own) in enumerate(zip(config.models, shapes, strict=False)):
+        text = difference(
+            path,
+            own,
+            config.models[base],
+            shapes[base],
+            widths=widths,
+            precisions=config.dtype is not None,
+        )
+        if text is not None:
+            problems.append(_of_model(config, index, text))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _initial(config: Config) -> list[nn.Module]:
+    """For each model a network that its factory makes, one for all that are made the same way."""
+    networks: list[nn.Module] = []
+    for index, architecture in enumerate(config.architectures):
+        first = config.architectures.index(architecture)
+        networks.append(networks[first] if first < index else build(architecture))
     return networks
 
 
@@ -171,12 +231,43 @@ def load_models(config: Config) -> list[nn.Module]:
     from ccamerge.checkpoints.reading import load_into
 
     models = []
+    dtype = _shared_dtype(config)
     for path, architecture in zip(config.models, config.architectures, strict=True):
-        network = build(architecture)
-        load_into(network, path)
+        if isinstance(architecture, Pretrained):
+            network = _pretrained(architecture, dtype)
+        else:
+            network = build(architecture)
+            load_into(network, path)
         log.info("loaded %s", path)
         models.append(network)
     return models
+
+
+def load_merged(config: Config, path: Path) -> nn.Module:
+    """A network that was merged of the configuration's models."""
+    from ccamerge.checkpoints.reading import load_into
+
+    one = config.architecture
+    if isinstance(one, Pretrained):  # its own configuration says whether its head is tied
+        return _pretrained(dataclasses.replace(one, folder=path), _shared_dtype(config))
+    [network] = as_merged(config, [build(one)])
+    load_into(network, path)
+    return network
+
+
+def _shared_dtype(config: Config) -> torch.dtype | None:
+    """What all networks from folders compute in: the widest of theirs and the one to be written."""
+    if not isinstance(config.architecture, Pretrained):
+        return None
+    import torch
+
+    from ccamerge.checkpoints.pretrained import widest
+    from ccamerge.checkpoints.reading import load_shapes
+
+    every = [widest(load_shapes(path)) for path in config.models]
+    if config.dtype is not None:
+        every.append(getattr(torch, config.dtype))
+    return functools.reduce(torch.promote_types, every)
 
 
 def seed_everything(seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,17 +37,41 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A network that transformers builds by the ``config.json`` in a checkpoint's folder.
+
+    ``trust_remote_code`` lets code that the folder brings run. ``source`` ("merge.yml:9:
+    architecture") begins the messages of its errors.
+    """
+
+    folder: Path
+    trust_remote_code: bool = False
+    source: str = dataclasses.field(default="", compare=False)
+
+    def load(self) -> None:
+        """Raise ConfigError unless transformers is there; it is not imported yet."""
+        if importlib.util.find_spec("transformers") is None:
+            text = "transformers is not installed: pip install 'ccamerge[transformers]'"
+            raise ConfigError([f"{self.source}: {text}"])
+
+
+Architecture = Factory | Pretrained
+"""What makes a network."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A checked configuration. Paths are absolute, weights that are not by patterns sum to one.
 
     ``reference`` is the index of ``base_model`` among ``models``; ``architectures`` make a network
-    for each of them. ``dtype`` None keeps the models', ``device`` None is the CPU.
+    for each of them, or there are none, if it is `plain`. ``dtype`` None keeps the models',
+    ``device`` None is the CPU.
     """
 
     source: Path
     models: tuple[Path, ...]
     reference: int
-    architectures: tuple[Factory, ...]
+    architectures: tuple[Architecture, ...]
     settings: Settings = Settings()  # noqa: RUF009 it is frozen
     data: Factory | DataFiles | None = None
     evaluation: Evaluation | None = None
@@ -56,9 +81,19 @@ class Config:
     lines: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
-    def architecture(self) -> Factory:
-        """The reference's, and so that of what is merged."""
+    def architecture(self) -> Architecture:
+        """The reference's, and so that of what is merged; ConfigError if it is not said."""
+        if not self.architectures:
+            self.fail("architecture", "missing; it says how to build the network")
         return self.architectures[self.reference]
+
+    @property
+    def plain(self) -> bool:
+        """Whether it asks for the average of the parameters as they stand in the files, alone.
+
+        With data there is more to it: how far the average is from the models' ensemble.
+        """
+        return self.data is None and self.moments is None and self.settings.plain
 
     def problem(self, where: str, what: str) -> str:
         """Say that something is wrong with a part ("models[1].model"), with its file and line."""
@@ -98,15 +133,11 @@ class Config:
 
         settings = {name: plain(value) for name, value in vars(self.settings).items()}
         method, weights = settings.pop("method"), settings.pop("weights")
-        shared = {
-            name: value
-            for name, value in self.architecture.arguments.items()
-            if all(name in a.arguments and a.arguments[name] == value for a in self.architectures)
-        }
+        architecture, arguments = self._architecture()
+        shape = {"architecture": plain(architecture)} if architecture else {}
         models: list[dict[str, Any]] = []
-        for path, made in zip(self.models, self.architectures, strict=True):
-            own = {k: plain(v) for k, v in made.arguments.items() if k not in shared}
-            models.append({"model": shown(path), **({"arguments": own} if own else {})})
+        for path, own in zip(self.models, arguments, strict=True):
+            models.append({"model": shown(path), **({"arguments": plain(own)} if own else {})})
         if isinstance(weights, dict):
             settings["weights"] = weights
         else:
@@ -116,7 +147,7 @@ class Config:
             "merge_method": method,
             "base_model": shown(self.models[self.reference]),
             "models": models,
-            "architecture": factory(Factory(self.architecture.path, shared)),
+            **shape,
         }
         if self.data is not None:
             content["data"] = factory(self.data)
@@ -132,6 +163,26 @@ class Config:
         if self.device is not None:
             content["device"] = self.device
         return content
+
+    def _architecture(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What makes the networks, and the arguments of each model's own."""
+        if not self.architectures:
+            return {}, [{} for _ in self.models]
+        one = self.architecture
+        if isinstance(one, Pretrained):
+            trusted = {"trust_remote_code": True} if one.trust_remote_code else {}
+            return {"transformers": "auto", **trusted}, [{} for _ in self.models]
+        every = [a.arguments for a in self.architectures if isinstance(a, Factory)]
+        shared = {
+            name: value
+            for name, value in one.arguments.items()
+            if all(name in own and own[name] == value for own in every)
+        }
+        arguments = {"arguments": shared} if shared else {}
+        return (
+            {"factory": one.path, **arguments},
+            [{k: v for k, v in own.items() if k not in shared} for own in every],
+        )
 
     def to_yaml(self, relative_to: Path | None = None) -> str:
         """YAML that `load_config` reads as the same configuration from a file in that folder."""

@@ -9,9 +9,16 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_SHOWN = 20
+"""Names that a message lists."""
+
 
 def by_pattern(
-    settings: Mapping[str, T], names: Sequence[str], default: T, argument: str
+    settings: Mapping[str, T],
+    names: Sequence[str],
+    default: T,
+    argument: str,
+    kind: str = "space",
 ) -> dict[str, T]:
     """For each name the setting of the first pattern that matches it, or the default.
 
@@ -20,13 +27,16 @@ def by_pattern(
     Raises
     ------
     ValueError
-        If a pattern matches no name at all; the message names ``argument``.
+        If a pattern matches no name at all; the message names ``argument``, and the ``kind`` of
+        what has names.
     """
     for pattern in settings:
         if names and not any(fnmatchcase(name, pattern) for name in names):
             close = get_close_matches(pattern, names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"
-            message = f"{argument}: {pattern!r} matches no space{hint}"
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            there = f"; there are {', '.join(names[:_SHOWN])}{more}"
+            hint = f"; did you mean {close[0]!r}?" if close else there
+            message = f"{argument}: {pattern!r} matches no {kind}{hint}"
             raise ValueError(message)
     chosen = {}
     for name in names:

@@ -23,7 +23,15 @@ from ccamerge.config.kinds import (
     Seed,
     limit_of,
 )
-from ccamerge.config.model import DTYPES, METRICS, Config, Ensemble, Evaluation
+from ccamerge.config.model import (
+    DTYPES,
+    METRICS,
+    Architecture,
+    Config,
+    Ensemble,
+    Evaluation,
+    Pretrained,
+)
 from ccamerge.config.settings import TABLE, Settings, normalised
 from ccamerge.config.yaml_nodes import MISSING, Loader, Node, NodeReader
 from ccamerge.core.device import DEVICE_PATTERN
@@ -42,6 +50,7 @@ _TOP = (
 )
 _PARAMETERS = tuple(name for name in TABLE if name != "method")
 _FACTORY = ("factory", "arguments")
+_ARCHITECTURE = (*_FACTORY, "transformers", "trust_remote_code")
 _MEASURED = ("metric", "better", "loss", "ensemble")
 
 
@@ -103,9 +112,7 @@ class _Reader(NodeReader):
         top = self.mapping(root, "", _TOP)
         models, own_weights, overrides = self._models(top.get("models"), root)
         reference = self._reference(top.get("base_model"), models)
-        architecture = self._factory(top.get("architecture"), "architecture")
-        if "architecture" not in top:
-            self.report(root, "architecture", "missing; it says how to build the network")
+        architectures = self._architectures(top.get("architecture"), models, overrides)
         model = models[reference] if models else None
         data, _ = self._data(top.get("data"), "data", model)
         evaluation = self._evaluation(top.get("evaluation"), model)
@@ -113,21 +120,18 @@ class _Reader(NodeReader):
             top.get("merge_method"), top.get("parameters"), len(models), own_weights
         )
         moments = self.file(top["moments"], "moments") if "moments" in top else None
+        if "architecture" not in top and not (settings.plain and data is None and moments is None):
+            self.report(root, "architecture", "missing; it says how to build the network")
         dtype = self.choice(top.get("dtype"), "dtype", DTYPES, None)
         device = self._device(top["device"]) if "device" in top else None
-        if self.problems or architecture is None:
+        if self.problems:
             ordered = sorted(self.problems, key=lambda p: p[0])
             raise ConfigError([f"{self.path}:{line}: {text}" for line, text in ordered])
         return Config(
             self.path,
             tuple(p for p in models if p is not None),
             reference,
-            tuple(
-                Factory(architecture.path, {**architecture.arguments, **own}, source)
-                if own
-                else architecture
-                for own, source in overrides
-            ),
+            architectures,
             settings,
             data=data,
             evaluation=evaluation,
@@ -136,6 +140,40 @@ class _Reader(NodeReader):
             device=device,
             lines=self.lines,
         )
+
+    def _architectures(
+        self,
+        node: Node | None,
+        models: list[Path | None],
+        overrides: list[tuple[dict[str, Any], str]],
+    ) -> tuple[Architecture, ...]:
+        """What makes each model's network; nothing if that is not said, or wrong."""
+        where = "architecture"
+        entry = self.mapping(node, where, _ARCHITECTURE) if node is not None else {}
+        if node is None or "transformers" not in entry:
+            if "trust_remote_code" in entry:
+                text = "is for transformers: auto, which is not given"
+                self.report(entry["trust_remote_code"], f"{where}.trust_remote_code", text)
+            factory = self._call(node, where, entry)
+            return tuple(
+                Factory(factory.path, {**factory.arguments, **own}, source) if own else factory
+                for own, source in overrides
+                if factory is not None
+            )
+        self.choice(entry["transformers"], f"{where}.transformers", ("auto",), None)
+        for name in _FACTORY:
+            if name in entry:
+                text = "given beside transformers, which builds the network by itself"
+                self.report(entry[name], f"{where}.{name}", text)
+        for index, (own, _) in enumerate(overrides):
+            if own:
+                text = "are for a factory; transformers builds by the config.json in the folder"
+                self.report(node, f"models[{index}].arguments", text)
+        trusted = False
+        if "trust_remote_code" in entry:
+            trusted = bool(self.flag(entry["trust_remote_code"], f"{where}.trust_remote_code"))
+        source = f"{self.path}:{entry['transformers'].start_mark.line + 1}: {where}"
+        return tuple(Pretrained(path, trusted, source) for path in models if path is not None)
 
     def _device(self, node: Node) -> str | None:
         value = self.value(node, "device")

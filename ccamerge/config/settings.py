@@ -203,6 +203,16 @@ class Settings:
     )
 
     @property
+    def plain(self) -> bool:
+        """Whether nothing is asked for but the average of the parameters as they stand."""
+        return (
+            self.method == "average"
+            and (self.repair, self.norm, self.ties) == ("none", "fold", "keep")
+            and self.select in (None, "none")
+            and not self.refine
+        )
+
+    @property
     def method_words(self) -> str:
         """The method, or the methods by patterns, for people."""
         if isinstance(self.method, str):

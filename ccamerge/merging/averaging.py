@@ -34,44 +34,90 @@ def average(
     for key, value in states[0].items():
         shares = [(state[key], w) for state, w in zip(states, weights(key), strict=True) if w != 0]
         numbers = value.is_floating_point() or value.is_complex()
-        if all(_same(value, other) for other, _ in shares):
-            result[key] = kept(value.clone())
-        elif not numbers:
-            result[key] = value.clone()
-            reasons[key] = f"it is of {str(value.dtype).removeprefix('torch.')}, and differs"
-        elif used is not None and key not in used:
-            result[key] = value.clone()
-            reasons[key] = "the traced call does not use it"
+        if numbers and used is not None and key not in used:
+            mean = value.clone()
+            same = all(_same(value, other) for other, _ in shares)
+            why = "" if same else "the traced call does not use it"
         else:
-            mean, whole = _mean(value, shares)
-            result[key] = kept(mean)
-            if not whole:
-                reasons[key] = "it has entries that are not finite, and differ"
+            mean, why = mean_of(value, shares)
+        result[key] = kept(mean)
+        if why:
+            reasons[key] = why
     return result, reasons
+
+
+def mean_of(
+    first: Tensor, shares: Sequence[tuple[Tensor, float]], into: torch.dtype | None = None
+) -> tuple[Tensor, str]:
+    """The weighted mean of one parameter of several models, or of the same part of it in each.
+
+    Parameters
+    ----------
+    first : what is taken where there is no mean
+    shares : of one shape, with the models' weights, which sum to one; none of them is zero
+    into : the result's dtype, if the parameter is of floating-point numbers; default the first's
+
+    Returns
+    -------
+    The mean, whose sums are in double precision, of entries that are finite in all models; of
+    others what all agree in, else the first's; the first's, too, of what is no floating-point
+    number. And why it is not the mean, or not everywhere; empty if it is, or all models agree.
+
+    Raises
+    ------
+    OverflowError
+        If there are finite numbers that ``into`` cannot hold.
+    """
+    if not (first.is_floating_point() or first.is_complex()):
+        if all(_same(first, value) for value, _ in shares):
+            return first.clone(), ""
+        return first.clone(), f"it is of {str(first.dtype).removeprefix('torch.')}, and differs"
+    into = into if into is not None and first.is_floating_point() else first.dtype
+    if all(value.dtype == first.dtype and torch.equal(first, value) for value, _ in shares):
+        return _held(first, first, into).clone(), ""
+    wide = torch.complex128 if first.is_complex() else torch.float64
+    total = torch.zeros_like(first, dtype=wide)
+    for value, weight in shares:
+        total.add_(value.to(wide), alpha=weight)
+    mean = _held(total, total.to(into), into)
+    if _all_finite(total):
+        return mean, ""
+    finite = torch.stack([value.isfinite() for value, _ in shares]).all(0)
+    one = shares[0][0]
+    agreed = torch.stack([_alike(value, one) for value, _ in shares]).all(0)
+    kept = torch.where(agreed, one, first).to(into)
+    mean = torch.where(finite & ~agreed, mean, kept)
+    whole = bool((finite | agreed).all())
+    return mean, "" if whole else "it has entries that are not finite, and differ"
+
+
+def _held(value: Tensor, found: Tensor, into: torch.dtype) -> Tensor:
+    """What was found, in another dtype; OverflowError if it cannot hold what is finite there."""
+    if into == found.dtype == value.dtype or torch.finfo(into).max >= torch.finfo(value.dtype).max:
+        return found.to(into)
+    held = found.to(into)
+    if bool((held.isinf() & value.isfinite()).any()):
+        message = f"numbers too large for {str(into).removeprefix('torch.')}"
+        raise OverflowError(message)
+    return held
+
+
+def _all_finite(value: Tensor) -> bool:
+    """Whether there is neither an infinity nor a NaN; the extremes tell in one pass."""
+    real = torch.view_as_real(value) if value.is_complex() else value
+    if not real.numel():
+        return True
+    least, most = real.aminmax()
+    return bool(least.isfinite() & most.isfinite())
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same, NaN included."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+    return torch.equal(a, b) or bool(_alike(a, b).all())
 
 
-def _mean(first: Tensor, shares: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, bool]:
-    """A weighted mean of finite entries; others are kept where all agree, else the first's.
-
-    Whether all entries are either is the second result.
-    """
-    wide = torch.complex128 if first.is_complex() else torch.float64
-    total = torch.zeros_like(first, dtype=wide)
-    for value, weight in shares:
-        total.add_(value.to(wide), alpha=weight)
-    mean = total.to(first.dtype)
-    if bool(torch.isfinite(total).all()):
-        return mean, True
-    finite = torch.stack([value.isfinite() for value, _ in shares]).all(0)
-    one = shares[0][0]
-    same = torch.stack([(value == one) | ((value != value) & (one != one)) for value, _ in shares])
-    agreed = same.all(0)
-    mean = torch.where(finite, mean, torch.where(agreed, one, first))
-    return mean, bool((finite | agreed).all())
+def _alike(a: Tensor, b: Tensor) -> Tensor:
+    """Where two tensors hold the same, NaN included."""
+    return (a == b) | ((a != a) & (b != b))

@@ -77,6 +77,24 @@ def shares_of(
     )
 
 
+def shares_of_parameters(
+    weights: Weights | None, t: float | None, count: int, reference: int, names: Sequence[str]
+) -> dict[str, tuple[float, ...]]:
+    """Weights that sum to one, for each parameter that is averaged as it stands.
+
+    As `shares_of`, with patterns over the ``names`` of parameters.
+    """
+    equal = [1.0] * count
+    if not isinstance(weights, Mapping):
+        own = _shares(equal if weights is None else weights, "weights", t, reference)
+        return dict.fromkeys(names, own)
+    given = by_pattern(weights, names, equal, "weights", "parameter")
+    return {
+        name: _shares(values, f"weights of {name!r}", t, reference)
+        for name, values in given.items()
+    }
+
+
 def check_t(weights: Weights | None, t: float | None, reference: int) -> None:
     """Raise ValueError if ``t`` has no other model to go to, as far as weights tell by themselves.
 

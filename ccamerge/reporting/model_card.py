@@ -9,10 +9,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ccamerge.config.model import Config
+from ccamerge.config.importing import Factory
+from ccamerge.config.model import Config, Pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,7 @@ def model_card(
     versions: Mapping[str, str],
     relative_to: Path,
     chosen: str = "merge",
+    parameters: str = "model.safetensors",
 ) -> str:
     """Write the README.md that goes beside a merged checkpoint.
 
@@ -74,6 +75,7 @@ def model_card(
     versions : see `versions`
     relative_to : the folder of the card, from which its paths are meant
     chosen : which candidate was handed over, see `ccamerge.reporting.fidelity.Fidelity`
+    parameters : the file that the parameters are in, or the index of its shards
 
     Returns
     -------
@@ -90,15 +92,24 @@ def model_card(
     others = "each other" if settings.mode == "universe" else "the reference's"
     how = _code(settings.method_words)
     size = "the same architecture and size as each of those"
-    if any(a != config.architecture for a in config.architectures):
+    made = {a.path: a for a in config.architectures if isinstance(a, Factory)}
+    if any(isinstance(a, Factory) and a != made[a.path] for a in config.architectures):
         size = "the same architecture as those, in the size of the reference,"
     apart = ""
     if isinstance(settings.weights, Mapping):
         apart = " Features and parameters that match a pattern of `weights` below have their own."
     if chosen != "merge":
         apart += f" What is handed over is the candidate {_code(chosen)}: see *What happened*."
+    loading = _loading(config, parameters)
+    if not config.plain:
+        what = (
+            f"Their\nfeatures were aligned with {others} (method: {how}), then their parameters "
+            f"averaged with these\nweights.{apart}"
+        )
+    else:
+        what = f"Their\nparameters were averaged as they stand, with these weights.{apart}"
     return f"""---
-library_name: pytorch
+library_name: {"transformers" if "from_pretrained" in loading else "pytorch"}
 tags:
 - merge
 - model-merging
@@ -107,9 +118,7 @@ tags:
 
 # {len(merged)} networks merged with ccamerge
 
-`model.safetensors` is one network of {size} below. Their
-features were aligned with {others} (method: {how}), then their parameters averaged with these
-weights.{apart}
+`{parameters}` is one network of {size} below. {what}
 
 | model | weight | SHA-256 begins |
 |---|---|---|
@@ -117,7 +126,7 @@ weights.{apart}
 
 ## Use
 
-{_fenced(_loading(config), "python")}
+{_fenced(loading, "python")}
 
 ## What happened
 
@@ -133,20 +142,41 @@ Made with {pins}.
 """
 
 
-def _loading(config: Config) -> str:
+def _loading(config: Config, parameters: str) -> str:
     """Code that loads the checkpoint; run in the tests as it stands."""
-    module, _, attribute = config.architecture.path.partition(":")
+    from ccamerge.checkpoints.carried import is_hub_folder
+
+    base = config.models[config.reference]
+    if not config.architectures and not is_hub_folder(base):
+        return (
+            "from ccamerge.checkpoints import load_state\n\n"
+            f'state = load_state("{parameters}")  # for your network\'s load_state_dict'
+        )
+    one = config.architecture if config.architectures else Pretrained(base)
+    if not isinstance(one, Factory):
+        return _from_pretrained(one)
+    module, _, attribute = one.path.partition(":")
     first = attribute.partition(".")[0]
-    arguments: Any = dict(config.architecture.arguments)
+    arguments: Any = dict(one.arguments)
     plain = all(name.isidentifier() and not keyword.iskeyword(name) for name in arguments)
     call = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) if plain else f"**{arguments!r}"
     return (
         "from ccamerge.checkpoints import load_into\n"
         f"from {module} import {first}\n\n"
         f"model = {attribute}({call})\n"
-        'load_into(model, "model.safetensors")\n'
+        f'load_into(model, "{parameters}")\n'
         "model.eval()"
     )
+
+
+def _from_pretrained(made: Pretrained) -> str:
+    from ccamerge.checkpoints.pretrained import config_of
+
+    [name, *_] = config_of(made.folder).get("architectures") or ["AutoModel"]
+    name = str(name)
+    trusted = ", trust_remote_code=True" if made.trust_remote_code else ""
+    name = "AutoModel" if trusted else name
+    return f'from transformers import {name}\n\nmodel = {name}.from_pretrained("."{trusted})'
 
 
 def _fenced(text: str, language: str) -> str:

@@ -146,6 +146,11 @@ class Report(Brief):
 
     def settings(self) -> str:
         """What was asked for, in a line."""
+        if not self.samples:
+            return (
+                f"{len(self.weights)} models, method {self._method()} of the parameters as they "
+                f"stand, reference {self.reference}, no data"
+            )
         return (
             f"{len(self.weights)} models, method {self._method()}, {self._ridge()}, "
             f"mode {self.mode}, reference {self.reference}, norm {self.norm}, "
@@ -306,6 +311,8 @@ class Report(Brief):
         rows = self._rows()
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [self.settings()]
+        if not self.samples:
+            return "\n".join([*lines, *self.outcomes(), self._time_line()])
         lines += [
             "  ".join(
                 cell.rjust(w) if i in (1, 3, 4, 5, 6) else cell.ljust(w)
@@ -319,9 +326,10 @@ class Report(Brief):
     def to_markdown(self) -> str:
         """The report for a model card."""
         header, *rows = self._rows()
-        lines = [self.settings() + ".", "", "| " + " | ".join(header) + " |"]
-        lines.append("|" + "---|" * len(header))
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines = [self.settings() + "."]
+        if self.samples:
+            lines += ["", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+            lines += ["| " + " | ".join(row) + " |" for row in rows]
         lines += ["", *(f"- {line}" for line in self.outcomes())]
         if not (self.repaired or self.fitted or self.skipped):
             lines.append("- No repair.")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ccamerge.checkpoints.reading import (
     CheckpointError,
+    check_file,
     check_state,
     load_into,
     load_shapes,
@@ -151,7 +152,40 @@ def test_an_unusual_key_is_named(tmp_path: Path) -> None:
     assert "torch.load(path, weights_only=True)['resnet']['best']" in str(caught.value)
 
 
-@pytest.mark.parametrize("prefix", ["model.", "_orig_mod.", "module._orig_mod.", "encoder.body."])
+@pytest.mark.parametrize(
+    ("before", "inside"),
+    [("model.", ""), ("_orig_mod.", ""), ("module._orig_mod.", ""), ("", "_orig_mod.")],
+)
+def test_what_usual_wrappers_put_into_names_is_taken_away_and_told(
+    tmp_path: Path, before: str, inside: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = {before + k.replace("0.", f"0.{inside}"): v for k, v in network().state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 1}, tmp_path / "m.ckpt")
+    target = network(1)
+    check_file(tmp_path / "m.ckpt", target)
+    assert not caplog.records
+    with caplog.at_level(logging.INFO, "ccamerge"):
+        load_into(target, tmp_path / "m.ckpt")
+    for key, value in network().state_dict().items():
+        assert torch.equal(target.state_dict()[key], value)
+    assert "m.ckpt: the parameters are under state_dict" in caplog.text
+    assert f"m.ckpt: names were taken without '{before or inside}'" in caplog.text
+
+
+def test_a_usual_prefix_that_is_the_networks_own_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = nn.ModuleDict({"model": network(), "net": network()})
+    save_state(whole.state_dict(), tmp_path / "m.safetensors")
+    load_into(nn.ModuleDict({"model": network(), "net": network()}), tmp_path / "m.safetensors")
+    half = nn.ModuleDict({"model": network()})
+    save_state(half.state_dict(), tmp_path / "half.safetensors")
+    with pytest.raises(CheckpointError, match="missing: net"):
+        load_into(whole, tmp_path / "half.safetensors")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("prefix", ["encoder.body.", "backbone."])
 def test_a_prefix_of_all_names(tmp_path: Path, prefix: str) -> None:
     state = {prefix + k: v for k, v in network().state_dict().items()}
     torch.save({"state_dict": state, "epoch": 1}, tmp_path / "m.ckpt")

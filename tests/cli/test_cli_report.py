@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ccamerge.cli import main
-from ccamerge.cli._merge import FILES, _check_target
+from ccamerge.cli._output import FILES, check_target
 from ccamerge.cli._shared import UsageError, to_json
 from ccamerge.reporting import plots
 from ccamerge.reporting.run_folder import RecordError, read_record
@@ -103,7 +103,7 @@ def test_page_and_pictures(folder: Path, capsys) -> None:
         "pictures",
         "report.html",
     }
-    _check_target(folder, force=True)  # still ours to replace
+    check_target(folder, force=True)  # still ours to replace
 
 
 def test_other_places(folder: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_force_spares_what_is_not_ours(folder: Path, name: str) -> None:
     (folder / "pictures").mkdir()
     (folder / name).write_text("precious")
     with pytest.raises(UsageError, match="replaces only the folder of an earlier merge"):
-        _check_target(folder, force=True)
+        check_target(folder, force=True)
 
 
 BROKEN_REPORTS = {

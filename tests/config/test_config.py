@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import ccamerge
 from ccamerge.config.importing import ConfigError, Factory, import_function
-from ccamerge.config.model import Evaluation
+from ccamerge.config.model import Evaluation, Pretrained
 from ccamerge.config.reader import load_config, parse_value
 from ccamerge.config.settings import METHODS, Settings
 
@@ -53,6 +53,9 @@ models:
 architecture:
   factory: torch.nn:Linear
 """
+
+
+AUTO = SMALL.replace("factory: torch.nn:Linear", "transformers: auto")
 
 
 def write(folder, text):
@@ -98,6 +101,23 @@ def test_everything_given(tmp_path):
     )
     assert (config.moments, config.dtype) == (tmp_path / "stats.safetensors", "float32")
     assert config.device == "cuda:1"
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_networks_that_transformers_builds(tmp_path, trusted):
+    text = AUTO + "  trust_remote_code: true\n" * trusted
+    config = load_config(write(tmp_path, text))
+    assert config.architectures == tuple(Pretrained(p, trusted) for p in config.models)
+    assert config.architecture.source == f"{tmp_path / 'merge.yml'}:5: architecture"
+    assert load_config(write(tmp_path, config.to_yaml())) == config
+
+
+def test_transformers_is_asked_for_where_it_lacks(tmp_path, monkeypatch):
+    config = load_config(write(tmp_path, AUTO))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"5: architecture: .*pip install 'ccamerge\[transf"):
+        config.architecture.load()
 
 
 def test_defaults(tmp_path):
@@ -223,6 +243,11 @@ BAD = [
     (SMALL + "  arguments: {1: 2}\n", "6: architecture.arguments: expected names with values, got a mapping"),
     (SMALL + "  arguments:\n    a: {b: 1,\n       b: 2}\n", "8: architecture.arguments.a.b: given twice, first in line 7"),
     (SMALL + "  arguments: {a: !!python/name:os.system x}\n", "6: architecture.arguments: cannot be read: could not determine a constructor for the tag 'tag:yaml.org,2002:python/name:os.system'"),
+    (AUTO.replace("auto", "always"), "5: architecture.transformers: expected one of auto; got 'always'"),
+    (AUTO + "  factory: torch.nn:Linear\n", "6: architecture.factory: given beside transformers, which builds the network by itself"),
+    (AUTO + "  trust_remote_code: 1\n", "6: architecture.trust_remote_code: expected true or false, got 1"),
+    (SMALL + "  trust_remote_code: true\n", "6: architecture.trust_remote_code: is for transformers: auto, which is not given"),
+    (AUTO.replace("b.pt", "b.pt\n    arguments: {a: 1}"), "6: models[1].arguments: are for a factory; transformers builds by the config.json in the folder"),
     (SMALL + "data:\n", "6: data: has no value"),
     (SMALL + "data: x:y\n", "6: data: expected a mapping with factory, arguments; got 'x:y'"),
     (SMALL + "parameters:\n  ridge: -1\n", "7: parameters.ridge: expected a number >= 0, auto or a mapping of patterns to numbers; got -1"),
