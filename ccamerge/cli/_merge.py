@@ -11,6 +11,13 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from ccamerge.cli import _settings_help
+from ccamerge.cli._checkpoints import (
+    add_checkpoint_arguments,
+    check_checkpoints_there,
+    checkpoint_options,
+    remove_checkpoints,
+    resumes,
+)
 from ccamerge.cli._plan import add_plan_arguments, print_plan
 from ccamerge.cli._settings import check_settings, check_sources, loaded_settings, statistics
 from ccamerge.cli._shared import (
@@ -102,13 +109,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", type=Path, help="configuration (YAML)")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to make")
     parser.add_argument("--force", action="store_true", help="replace an earlier merge in OUT")
+    add_checkpoint_arguments(parser, "OUT.checkpoint.safetensors")
     add_plan_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Merge and write."""
     config = load_config(args.config)
-    _check_target(args.out, force=args.force)
+    _check_target(args.out, force=args.force or resumes(args))
+    if config.moments is None:
+        check_checkpoints_there(args)
     check_sources(config)
     for architecture in config.architectures:
         architecture.load()
@@ -124,7 +134,8 @@ def run(args: argparse.Namespace) -> int:
     import ccamerge
 
     models = load_models(config)
-    moments, seconds = statistics(args, config, models, [settings], device)
+    kept = {} if config.moments is not None else checkpoint_options(args)
+    moments, seconds = statistics(args, config, models, [settings], device, kept)
     result = ccamerge.merge(
         models,
         reference=config.reference,
@@ -136,6 +147,8 @@ def run(args: argparse.Namespace) -> int:
     times = {**result.report.seconds, "collect": seconds}
     report = dataclasses.replace(result.report, seconds=times)
     _write(args, config, result.model.state_dict(), report)
+    if kept:
+        remove_checkpoints(args.out)
     if not args.quiet:
         print(report)
     note(args, f"wrote {args.out}")

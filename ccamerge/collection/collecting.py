@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from torch import nn
 
+from ccamerge.collection.checkpoint import Checkpoint, Keeping
 from ccamerge.collection.data_pass import Pass
 from ccamerge.collection.statistics import Pairs, Statistics
 from ccamerge.config.settings import TABLE
 from ccamerge.core import arguments
 from ccamerge.core.device import Device, DeviceLike, obstacle, resolve
+from ccamerge.core.tensorfile import remove_partial
 from ccamerge.graph.networks.parameters import same_architecture
 from ccamerge.graph.networks.widths import given_spaces
 from ccamerge.graph.space import Spaces
@@ -20,6 +24,9 @@ from ccamerge.graph.tracing.batches import model_device
 
 FOLDS = 2
 """Parts of the data whose moments are kept apart, so that one can judge maps found on the other."""
+
+CHECKPOINT_EVERY = 300.0
+"""Seconds after which a pass that is kept in a file is written there."""
 
 
 def collect(
@@ -35,6 +42,9 @@ def collect(
     prove: bool = True,
     device: DeviceLike | None = None,
     holdout: float | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = CHECKPOINT_EVERY,
+    resume: bool = False,
 ) -> Statistics:
     """Stream the moments of several models' features out of one pass over calibration data.
 
@@ -62,6 +72,14 @@ def collect(
         batches may be anywhere.
     holdout : share of the inputs of which nothing is counted, so that merges can be judged by them,
         as for `merge`
+    checkpoint : file, ending in .safetensors, to keep the pass in while it is under way, so that
+        one that was killed can go on. Each batch is hashed then. The file stays when the pass has
+        ended: delete it once the result is saved.
+    checkpoint_every : seconds between two writes of the file, at least; each writes as much as
+        `Statistics.save` does
+    resume : go on from the file if it is there. ``models``, ``data`` and settings must be the same:
+        batches that are counted already are read again, compared and left out, and the result is
+        that of a pass that nothing interrupted, to the last bit on the same kind of machine.
 
     Returns
     -------
@@ -73,13 +91,18 @@ def collect(
         For fewer than two models, different architectures, a batch of another structure or of
         sizes that the models do not take, a forward that does not give the same output twice, no
         data, or a value that is not finite; the message names the model, the space and the batch.
+        For a ``checkpoint`` that is damaged, or of other models, data or settings; the message says
+        what differs.
+    FileExistsError
+        If there is a ``checkpoint`` and ``resume`` is not asked for.
     RuntimeError
         If the device cannot be used, or has too little memory.
 
     Warns
     -----
     RuntimeWarning
-        If the models are on a CUDA device that cannot be used: all is done on the CPU then.
+        If the models are on a CUDA device that cannot be used: all is done on the CPU then; or if
+        the checkpoint cannot be written: the pass goes on.
 
     Examples
     --------
@@ -109,8 +132,39 @@ def collect(
         TABLE["holdout"].usual if holdout is None else holdout, len(known)
     )
     every = given_spaces(found, known)
-    one = Pass(known, every, pairs, reference, folds, where, seed, prove, holdout=share)
+    keeping = _keeping(checkpoint, checkpoint_every, resume, where)
+    one = Pass(known, every, pairs, reference, folds, where, seed, prove, None, share, keeping)
     return one.over(data, progress)
+
+
+def _keeping(
+    checkpoint: str | Path | None, every: float, resume: bool, device: Device | None
+) -> Keeping | None:
+    """Where a pass is kept, as `collect` is told; raises as it does."""
+    resume = arguments.flag(resume, "resume")
+    every = arguments.number(every, "checkpoint_every", "a number of seconds")
+    if not (every >= 0 and math.isfinite(every)):
+        message = f"checkpoint_every must be a number of seconds >= 0, got {every}"
+        raise ValueError(message)
+    if checkpoint is None:
+        if resume:
+            message = "resume needs a checkpoint to go on from"
+            raise ValueError(message)
+        return None
+    path = arguments.path(checkpoint, "checkpoint")
+    if path.suffix != ".safetensors" or not path.absolute().parent.is_dir():
+        message = (
+            f"checkpoint must end in .safetensors and be in a folder that is there, got {path}"
+        )
+        raise ValueError(message)
+    if path.exists() and not resume:
+        message = (
+            f"checkpoint {path} is there, of a collection that has not ended or whose result was "
+            "not saved: go on from it with resume=True, or delete it"
+        )
+        raise FileExistsError(message)
+    remove_partial(path)
+    return Keeping(path, every, Checkpoint.load(path, device) if path.exists() else None)
 
 
 def device_for(models: Sequence[nn.Module], device: DeviceLike | None) -> Device | None:
