@@ -94,6 +94,15 @@ def _digest(tensors: Mapping[str, Any], text: str) -> str:
     return state_fingerprint({**content, "": torch.tensor(list(text.encode()), dtype=torch.uint8)})
 
 
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    """In which of the values here those there differ, as messages say it; empty if in none."""
+    return "; ".join(
+        f"{name} is {value!r}, there {there.get(name)!r}"
+        for name, value in here.items()
+        if there.get(name) != value
+    )
+
+
 class Keeping:
     """Where a pass keeps itself, and how often.
 
@@ -126,16 +135,8 @@ class Keeping:
 
         ``made_of`` may be of some of what is known of both.
         """
-        if self.before is None:
-            return
-        there = self.before.made_of
-        odd = [
-            f"{name} is {here!r}, there {there.get(name)!r}"
-            for name, here in made_of.items()
-            if there.get(name) != here
-        ]
-        if odd:
-            message = f"{self.path} is of another collection: {'; '.join(odd)}"
+        if self.before is not None and (odd := differences(made_of, self.before.made_of)):
+            message = f"{self.path} is of another collection: {odd}"
             raise ValueError(message)
 
     def check_batch(self, index: int, fingerprint: bytes) -> bool:

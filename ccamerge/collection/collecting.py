@@ -11,7 +11,9 @@ from typing import Any, get_args
 from torch import nn
 
 from ccamerge.collection.checkpoint import Checkpoint, Keeping
+from ccamerge.collection.checkpoint_files import checkpoint_of_process, checkpoints_there
 from ccamerge.collection.data_pass import Pass
+from ccamerge.collection.processes import Processes
 from ccamerge.collection.statistics import Pairs, Statistics
 from ccamerge.config.settings import TABLE
 from ccamerge.core import arguments
@@ -45,6 +47,7 @@ def collect(
     checkpoint: str | Path | None = None,
     checkpoint_every: float = CHECKPOINT_EVERY,
     resume: bool = False,
+    distributed: bool | None = None,
 ) -> Statistics:
     """Stream the moments of several models' features out of one pass over calibration data.
 
@@ -80,6 +83,11 @@ def collect(
     resume : go on from the file if it is there. ``models``, ``data`` and settings must be the same:
         batches that are counted already are read again, compared and left out, and the result is
         that of a pass that nothing interrupted, to the last bit on the same kind of machine.
+    distributed : whether the processes of ``torch.distributed`` share the pass: each calls this
+        with the same arguments, sees all batches and counts every n-th, and all get the statistics
+        of all. Default: if it is initialised. Inputs are kept and held out as by one process;
+        moments differ from one process's by rounding, and not at all between runs with as many.
+        Each has a checkpoint of its own, "-0-of-2" added to its name.
 
     Returns
     -------
@@ -91,12 +99,13 @@ def collect(
         For fewer than two models, different architectures, a batch of another structure or of
         sizes that the models do not take, a forward that does not give the same output twice, no
         data, or a value that is not finite; the message names the model, the space and the batch.
-        For a ``checkpoint`` that is damaged, or of other models, data or settings; the message says
-        what differs.
+        For a ``checkpoint`` that is damaged, or of other models, data or settings, and for
+        processes whose models, data or settings differ; the message says in what.
     FileExistsError
         If there is a ``checkpoint`` and ``resume`` is not asked for.
     RuntimeError
-        If the device cannot be used, or has too little memory.
+        If the device cannot be used, or has too little memory; or if another process failed, with
+        its message, or did not come or go on for half an hour.
 
     Warns
     -----
@@ -132,13 +141,22 @@ def collect(
         TABLE["holdout"].usual if holdout is None else holdout, len(known)
     )
     every = given_spaces(found, known)
-    keeping = _keeping(checkpoint, checkpoint_every, resume, where)
-    one = Pass(known, every, pairs, reference, folds, where, seed, prove, None, share, keeping)
-    return one.over(data, progress)
+    processes = Processes.of(
+        None if distributed is None else arguments.flag(distributed, "distributed")
+    )
+    with processes.together():
+        keeping = _keeping(checkpoint, checkpoint_every, resume, where, processes)
+        options: Any = {"holdout": share, "keeping": keeping, "processes": processes}
+        one = Pass(known, every, pairs, reference, folds, where, seed, prove, **options)
+        return one.over(data, progress)
 
 
 def _keeping(
-    checkpoint: str | Path | None, every: float, resume: bool, device: Device | None
+    checkpoint: str | Path | None,
+    every: float,
+    resume: bool,
+    device: Device | None,
+    processes: Processes,
 ) -> Keeping | None:
     """Where a pass is kept, as `collect` is told; raises as it does."""
     resume = arguments.flag(resume, "resume")
@@ -157,12 +175,22 @@ def _keeping(
             f"checkpoint must end in .safetensors and be in a folder that is there, got {path}"
         )
         raise ValueError(message)
-    if path.exists() and not resume:
+    there = checkpoints_there(path)
+    if there and not resume:
         message = (
-            f"checkpoint {path} is there, of a collection that has not ended or whose result was "
-            "not saved: go on from it with resume=True, or delete it"
+            f"checkpoint {there[0]} is there, of a collection that has not ended or whose result "
+            "was not saved: go on from it with resume=True, or delete it"
         )
         raise FileExistsError(message)
+    world = processes.world
+    own = [checkpoint_of_process(path, rank, world) for rank in range(world)]
+    if other := [file for file in there if file not in own]:
+        message = (
+            f"checkpoint {other[0]} is of a collection by another number of processes, here there "
+            f"{'is one' if world == 1 else f'are {world}'}: resume with as many, or delete it"
+        )
+        raise ValueError(message)
+    path = own[processes.rank]
     remove_partial(path)
     return Keeping(path, every, Checkpoint.load(path, device) if path.exists() else None)
 
