@@ -13,6 +13,7 @@ from ccamerge.cli._checkpoints import (
     resumes,
 )
 from ccamerge.cli._plan import add_plan_arguments, print_plan
+from ccamerge.cli._processes import sharing
 from ccamerge.cli._settings import loaded_settings
 from ccamerge.cli._shared import (
     Batches,
@@ -26,7 +27,9 @@ from ccamerge.cli._shared import (
     seed_everything,
     show_progress,
 )
+from ccamerge.config.model import Config
 from ccamerge.config.reader import load_config
+from ccamerge.config.settings import Settings
 
 NAME = "collect"
 HELP = "stream the statistics that merges need out of one pass over the data"
@@ -37,13 +40,18 @@ in the configuration, and merges with another ridge, method or weights need no d
 
 What is counted is kept in OUT.checkpoint.safetensors every five minutes. If the command is killed,
 the same with --resume goes on from there: models, data and settings must be the same, which is
-checked, and the result is the same to the last bit."""
+checked, and the result is the same to the last bit.
+
+Started by torchrun, several processes share the pass, on one machine or more: each reads all
+batches and counts every n-th, the first writes. OUT must be in a folder that all of them see, or at
+least have."""
 EPILOG = """\
 examples:
   ccamerge collect merge.yml stats.safetensors --dry-run
   ccamerge collect merge.yml stats.safetensors
   ccamerge collect merge.yml stats.safetensors --pairs all   # any base_model later
   ccamerge collect merge.yml stats.safetensors --resume      # after it was killed
+  torchrun --nproc-per-node 2 -m ccamerge collect merge.yml stats.safetensors
 
 The configuration's format: `ccamerge merge --help`."""
 
@@ -95,12 +103,19 @@ def run(args: argparse.Namespace) -> int:
         architecture.load()
     config.data.load()
     settings = loaded_settings(config)
+    with sharing(args) as first:
+        return _collect(args, config, settings, first)
 
+
+def _collect(args: argparse.Namespace, config: Config, settings: Settings, first: bool) -> int:
+    """Write the moments, or the plan, if this is the first of some processes."""
+    assert config.data is not None
     device = chosen_device(args, config)
     networks = check_checkpoints(config)
     seed_everything(settings.seed)
     if args.dry_run:
-        print_plan(args, config, settings, networks, device, args.pairs, args.folds)
+        if first:
+            print_plan(args, config, settings, networks, device, args.pairs, args.folds)
         return 0
     import ccamerge
     from ccamerge.core.tensorfile import remove_partial
@@ -120,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
         device=device or "cpu",
         **checkpoint_options(args),
     )
+    if not first:
+        return 0
     remove_partial(args.out)
     collected.save(args.out)
     remove_checkpoints(args.out)

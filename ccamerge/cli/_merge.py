@@ -19,6 +19,7 @@ from ccamerge.cli._checkpoints import (
     resumes,
 )
 from ccamerge.cli._plan import add_plan_arguments, print_plan
+from ccamerge.cli._processes import sharing
 from ccamerge.cli._settings import check_settings, check_sources, loaded_settings, statistics
 from ccamerge.cli._shared import (
     UsageError,
@@ -33,7 +34,7 @@ from ccamerge.cli._shared import (
 )
 from ccamerge.config.model import Config
 from ccamerge.config.reader import load_config
-from ccamerge.config.settings import METHODS, TABLE
+from ccamerge.config.settings import METHODS, TABLE, Settings
 from ccamerge.reporting.plots import PICTURES
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ HELP = "merge checkpoints as a configuration says"
 DESCRIPTION = """\
 Merges the configuration's models into one network, as large as base_model, and writes the folder
 OUT: model.safetensors, README.md (a model card), report.json, config.yml. The folder appears
-complete or not at all."""
+complete or not at all.
+
+Started by torchrun, several processes share the pass over the data, as for `ccamerge collect`; the
+first does the rest."""
 EPILOG = Template("""\
 examples:
   ccamerge merge merge.yml merged --dry-run     check files, print spaces, bytes and flops
@@ -124,18 +128,26 @@ def run(args: argparse.Namespace) -> int:
         architecture.load()
     settings = loaded_settings(config)
     check_settings(config, settings)
+    with sharing(args) as first:
+        return _merge(args, config, settings, first)
 
+
+def _merge(args: argparse.Namespace, config: Config, settings: Settings, first: bool) -> int:
+    """Merge and write, if this is the first of some processes; the others count with it."""
     device = chosen_device(args, config)
     networks = check_checkpoints(config)
     seed_everything(settings.seed)
     if args.dry_run:
-        print_plan(args, config, settings, networks, device)
+        if first:
+            print_plan(args, config, settings, networks, device)
         return 0
     import ccamerge
 
     models = load_models(config)
     kept = {} if config.moments is not None else checkpoint_options(args)
     moments, seconds = statistics(args, config, models, [settings], device, kept)
+    if not first:
+        return 0
     result = ccamerge.merge(
         models,
         reference=config.reference,
