@@ -133,6 +133,7 @@ def _collect(args: argparse.Namespace, config: Config, settings: Settings, first
         seed=settings.seed,
         prove=settings.prove,
         device=device or "cpu",
+        holdout=settings.holdout,
         **checkpoint_options(args),
     )
     if not first:
