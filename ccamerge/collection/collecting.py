@@ -76,8 +76,8 @@ def collect(
     holdout : share of the inputs of which nothing is counted, so that merges can be judged by them,
         as for `merge`
     checkpoint : file, ending in .safetensors, to keep the pass in while it is under way, so that
-        one that was killed can go on. Each batch is hashed then. The file stays when the pass has
-        ended: delete it once the result is saved.
+        one that was killed can go on. Each batch is hashed then, which waits for those on a device.
+        The file stays when the pass has ended: delete it once the result is saved.
     checkpoint_every : seconds between two writes of the file, at least; each writes as much as
         `Statistics.save` does
     resume : go on from the file if it is there. ``models``, ``data`` and settings must be the same:

@@ -49,6 +49,10 @@ data: {factory: killed_module:batches}
 """
 
 
+OFTEN = ("--checkpoint-every", "0.001s")
+"""After every batch, so that many kills come while a file is written."""
+
+
 def make(folder: Path) -> None:
     """A project: a module, two networks and a configuration."""
     (folder / "killed_module.py").write_text(MODULE)
@@ -114,17 +118,17 @@ def _killed(folder: Path, kills: int, draws: random.Random) -> tuple[int, int]:
     whole = result.read_bytes()
     result.unlink()
     begun = time.monotonic()
-    assert ends_within(start(), 120)
+    assert ends_within(start(*OFTEN), 120)
     usual = time.monotonic() - begun
     result.unlink()
     ended = found = done = 0
     while done < kills or ended == 0:
-        options = ["--resume", "--checkpoint-every", "0.001s"]
-        wait = draws.uniform(0, usual) if done < kills else 120.0
-        if not ends_within(start(*options), wait):
-            done += 1
-            found += (folder / "stats.checkpoint.safetensors").exists()
-            continue
+        wait = draws.uniform(0, 1.2 * usual) if done < kills else 120.0
+        if not ends_within(start("--resume", *OFTEN), wait):
+            done, kept = done + 1, (folder / "stats.checkpoint.safetensors").exists()
+            found += kept
+            if kept or not result.exists():
+                continue  # else all was done but for the process's end
         ended += 1
         assert result.read_bytes() == whole, f"other bytes after {done} kills"
         left = {p.name for p in folder.iterdir()} - before - {"__pycache__"}
