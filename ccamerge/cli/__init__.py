@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from ccamerge import __version__
 from ccamerge.cli import _collect, _demo, _evaluate, _info, _inspect, _merge, _page
+from ccamerge.cli._processes import several_processes
 from ccamerge.cli._shared import UsageError
 from ccamerge.config.importing import ConfigError, current_folder_importable
 
@@ -38,6 +39,10 @@ Try `ccamerge demo` for a complete example on data that is already here, and `cc
 exit status: 0 done; 1 a check or the merge failed; 2 wrong usage, configuration or input files;
 130 interrupted.
 """
+
+
+_SHARED = (_collect.NAME, _merge.NAME)
+"""Commands that several processes may share."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace(verbose=False, quiet=False, threads=None)
     try:
         build_parser().parse_args(argv, namespace=args)
+        if args.command not in _SHARED and several_processes():
+            message = f"`ccamerge {args.command}` is for one process: start it without torchrun"
+            raise UsageError(message)
         # For the whole command: data, metrics and networks may import when they are used.
         with _logging(args), current_folder_importable(), _memory(args):
             if args.threads is not None:

@@ -8,8 +8,16 @@ from pathlib import Path
 from string import Template
 
 from ccamerge.cli import _settings_help
+from ccamerge.cli._checkpoints import (
+    add_checkpoint_arguments,
+    check_checkpoints_there,
+    checkpoint_options,
+    remove_checkpoints,
+    resumes,
+)
 from ccamerge.cli._output import add_shard_size, check_target, write_network
 from ccamerge.cli._plan import add_plan_arguments, print_plan
+from ccamerge.cli._processes import sharing
 from ccamerge.cli._settings import (
     check_settings,
     check_sources,
@@ -27,15 +35,19 @@ from ccamerge.cli._shared import (
     show_progress,
 )
 from ccamerge.cli._stream import run_streamed
+from ccamerge.config.model import Config
 from ccamerge.config.reader import load_config
-from ccamerge.config.settings import METHODS, TABLE
+from ccamerge.config.settings import METHODS, TABLE, Settings
 
 NAME = "merge"
 HELP = "merge checkpoints as a configuration says"
 DESCRIPTION = """\
 Merges the configuration's models into one network, as large as base_model, and writes the folder
 OUT: model.safetensors, README.md (a model card), report.json, config.yml. The folder appears
-complete or not at all."""
+complete or not at all.
+
+Started by torchrun, several processes share the pass over the data, as for `ccamerge collect`; the
+first does the rest."""
 EPILOG = Template("""\
 examples:
   ccamerge merge merge.yml merged --dry-run     check files, print spaces, bytes and flops
@@ -106,31 +118,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace an earlier merge in OUT")
     add_memory(parser)
     add_shard_size(parser)
+    add_checkpoint_arguments(parser, "OUT.checkpoint.safetensors")
     add_plan_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Merge and write."""
     config = load_config(args.config)
-    check_target(args.out, force=args.force)
+    check_target(args.out, force=args.force or resumes(args))
     if config.plain:
-        return run_streamed(args, config)
+        with sharing(args) as first:
+            return run_streamed(args, config) if first else 0
+    if config.moments is None:
+        check_checkpoints_there(args)
     check_sources(config)
     for architecture in config.architectures:
         architecture.load()
     settings = loaded_settings(config)
     check_settings(config, settings)
+    with sharing(args) as first:
+        return _merge(args, config, settings, first)
 
+
+def _merge(args: argparse.Namespace, config: Config, settings: Settings, first: bool) -> int:
+    """Merge and write, if this is the first of some processes; the others count with it."""
     device = chosen_device(args, config)
     networks = check_checkpoints(config, widths=maps_widths(settings))
     seed_everything(settings.seed)
     if args.dry_run:
-        print_plan(args, config, settings, networks, device)
+        if first:
+            print_plan(args, config, settings, networks, device)
         return 0
     import ccamerge
 
     models = load_models(config)
-    moments, seconds = statistics(args, config, models, [settings], device)
+    kept = {} if config.moments is not None else checkpoint_options(args)
+    moments, seconds = statistics(args, config, models, [settings], device, kept)
+    if not first:
+        return 0
     result = ccamerge.merge(
         models,
         reference=config.reference,
@@ -142,6 +167,8 @@ def run(args: argparse.Namespace) -> int:
     times = {**result.report.seconds, "collect": seconds}
     report = dataclasses.replace(result.report, seconds=times)
     write_network(args, config, result.model, report)
+    if kept:
+        remove_checkpoints(args.out)
     if not args.quiet:
         print(report)
     note(args, f"wrote {args.out}")

@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ccamerge.cli._shared import Batches, as_merged, log, show_progress
 from ccamerge.config.data_files import DataFiles
@@ -161,10 +161,12 @@ def statistics(
     models: Sequence[nn.Module],
     wanted: Iterable[Settings],
     device: Device | None,
+    kept: Mapping[str, Any] | None = None,
 ) -> tuple[Statistics, float]:
     """The moments that some merges need, from the file or from one pass over the data, on a device.
 
     Settings are checked before the pass, as soon as the first batch shows the network's spaces.
+    ``kept`` has the options of `ccamerge.collect` that say where the pass is kept.
 
     Returns
     -------
@@ -207,6 +209,7 @@ def statistics(
         prove=config.settings.prove,
         device=device or "cpu",
         holdout=config.settings.holdout,
+        **(kept or {}),
     )
     collected.data = data.fingerprint
     return collected, time.perf_counter() - start

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from torch import nn
 
+from ccamerge.collection.checkpoint import Checkpoint, Keeping
+from ccamerge.collection.checkpoint_files import checkpoint_of_process, checkpoints_there
 from ccamerge.collection.data_pass import Pass
+from ccamerge.collection.processes import Processes
 from ccamerge.collection.statistics import Pairs, Statistics
 from ccamerge.config.settings import TABLE
 from ccamerge.core import arguments
 from ccamerge.core.device import Device, DeviceLike, obstacle, resolve
+from ccamerge.core.tensorfile import remove_partial
 from ccamerge.graph.networks.parameters import same_architecture
 from ccamerge.graph.networks.widths import given_spaces
 from ccamerge.graph.space import Spaces
@@ -20,6 +26,9 @@ from ccamerge.graph.tracing.batches import model_device
 
 FOLDS = 2
 """Parts of the data whose moments are kept apart, so that one can judge maps found on the other."""
+
+CHECKPOINT_EVERY = 300.0
+"""Seconds after which a pass that is kept in a file is written there."""
 
 
 def collect(
@@ -35,6 +44,10 @@ def collect(
     prove: bool = True,
     device: DeviceLike | None = None,
     holdout: float | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = CHECKPOINT_EVERY,
+    resume: bool = False,
+    distributed: bool | None = None,
 ) -> Statistics:
     """Stream the moments of several models' features out of one pass over calibration data.
 
@@ -62,6 +75,19 @@ def collect(
         batches may be anywhere.
     holdout : share of the inputs of which nothing is counted, so that merges can be judged by them,
         as for `merge`
+    checkpoint : file, ending in .safetensors, to keep the pass in while it is under way, so that
+        one that was killed can go on. Each batch is hashed then, which waits for those on a device.
+        The file stays when the pass has ended: delete it once the result is saved.
+    checkpoint_every : seconds between two writes of the file, at least; each writes as much as
+        `Statistics.save` does
+    resume : go on from the file if it is there. ``models``, ``data`` and settings must be the same:
+        batches that are counted already are read again, compared and left out, and the result is
+        that of a pass that nothing interrupted, to the last bit on the same kind of machine.
+    distributed : whether the processes of ``torch.distributed`` share the pass: each calls this
+        with the same arguments, sees all batches and counts every n-th, and all get the statistics
+        of all. Default: if it is initialised. Inputs are kept and held out as by one process;
+        moments differ from one process's by rounding, and not at all between runs with as many.
+        Each has a checkpoint of its own, "-0-of-2" added to its name.
 
     Returns
     -------
@@ -73,13 +99,19 @@ def collect(
         For fewer than two models, different architectures, a batch of another structure or of
         sizes that the models do not take, a forward that does not give the same output twice, no
         data, or a value that is not finite; the message names the model, the space and the batch.
+        For a ``checkpoint`` that is damaged, or of other models, data or settings, and for
+        processes whose models, data or settings differ; the message says in what.
+    FileExistsError
+        If there is a ``checkpoint`` and ``resume`` is not asked for.
     RuntimeError
-        If the device cannot be used, or has too little memory.
+        If the device cannot be used, or has too little memory; or if another process failed, with
+        its message, or did not come or go on for half an hour.
 
     Warns
     -----
     RuntimeWarning
-        If the models are on a CUDA device that cannot be used: all is done on the CPU then.
+        If the models are on a CUDA device that cannot be used: all is done on the CPU then; or if
+        the checkpoint cannot be written: the pass goes on.
 
     Examples
     --------
@@ -109,8 +141,58 @@ def collect(
         TABLE["holdout"].usual if holdout is None else holdout, len(known)
     )
     every = given_spaces(found, known)
-    one = Pass(known, every, pairs, reference, folds, where, seed, prove, holdout=share)
-    return one.over(data, progress)
+    processes = Processes.of(
+        None if distributed is None else arguments.flag(distributed, "distributed")
+    )
+    with processes.together():
+        keeping = _keeping(checkpoint, checkpoint_every, resume, where, processes)
+        options: Any = {"holdout": share, "keeping": keeping, "processes": processes}
+        one = Pass(known, every, pairs, reference, folds, where, seed, prove, **options)
+        return one.over(data, progress)
+
+
+def _keeping(
+    checkpoint: str | Path | None,
+    every: float,
+    resume: bool,
+    device: Device | None,
+    processes: Processes,
+) -> Keeping | None:
+    """Where a pass is kept, as `collect` is told; raises as it does."""
+    resume = arguments.flag(resume, "resume")
+    every = arguments.number(every, "checkpoint_every", "a number of seconds")
+    if not (every >= 0 and math.isfinite(every)):
+        message = f"checkpoint_every must be a number of seconds >= 0, got {every}"
+        raise ValueError(message)
+    if checkpoint is None:
+        if resume:
+            message = "resume needs a checkpoint to go on from"
+            raise ValueError(message)
+        return None
+    path = arguments.path(checkpoint, "checkpoint")
+    if path.suffix != ".safetensors" or not path.absolute().parent.is_dir():
+        message = (
+            f"checkpoint must end in .safetensors and be in a folder that is there, got {path}"
+        )
+        raise ValueError(message)
+    there = checkpoints_there(path)
+    if there and not resume:
+        message = (
+            f"checkpoint {there[0]} is there, of a collection that has not ended or whose result "
+            "was not saved: go on from it with resume=True, or delete it"
+        )
+        raise FileExistsError(message)
+    world = processes.world
+    own = [checkpoint_of_process(path, rank, world) for rank in range(world)]
+    if other := [file for file in there if file not in own]:
+        message = (
+            f"checkpoint {other[0]} is of a collection by another number of processes, here there "
+            f"{'is one' if world == 1 else f'are {world}'}: resume with as many, or delete it"
+        )
+        raise ValueError(message)
+    path = own[processes.rank]
+    remove_partial(path)
+    return Keeping(path, every, Checkpoint.load(path, device) if path.exists() else None)
 
 
 def device_for(models: Sequence[nn.Module], device: DeviceLike | None) -> Device | None:

@@ -37,26 +37,40 @@ Watched = dict[str, list[Counted]]
 """By nodes."""
 
 
+Matched = dict[str, list[Moments]]
+Outputs = dict[str, dict[str, Moments]]
+"""As `Statistics` has them."""
+
+
 def nothing_counted(
     found: Sequence[Spaces], pairs: Pairs, reference: int, folds: int, device: Device | None
-) -> tuple[dict[str, list[Moments]], dict[str, dict[str, Moments]], list[Watched]]:
-    """Moments of which nothing is counted yet, and what to watch in the batches of each fold."""
+) -> tuple[Matched, Outputs]:
+    """Moments of which nothing is counted yet."""
     options: Any = {"reference": reference, "device": device}
-    matched: dict[str, list[Moments]] = {}
-    outputs: dict[str, dict[str, Moments]] = {}
-    watched: list[Watched] = [{} for _ in range(folds)]
+    matched: Matched = {}
+    outputs: Outputs = {}
     for space in zip(*(own.spaces for own in found), strict=True):  # each model's
         name, sizes = space[0].name, [own.size for own in space]
         matched[name] = [Moments(sizes, pairs=pairs, **options) for _ in range(folds)]
         outputs[name] = {
             tap.name: Moments(sizes, pairs="none", **options) for tap in repair_taps(space[0])
         }
+    return matched, outputs
+
+
+def watched_for(
+    found: Sequence[Spaces], matched: Matched, outputs: Outputs, folds: int
+) -> list[Watched]:
+    """What to watch in the batches of each fold, and which moments count it."""
+    watched: list[Watched] = [{} for _ in range(folds)]
+    for space in zip(*(own.spaces for own in found), strict=True):  # each model's
+        name = space[0].name
         for fold, moments in zip(watched, matched[name], strict=True):
             for taps in zip(*map(alignment_taps, space), strict=True):
                 _watch(fold, name, taps, moments, MATCHED)
             for taps in zip(*map(repair_taps, space), strict=True):
                 _watch(fold, name, taps, outputs[name][taps[0].name], RESTORED)
-    return matched, outputs, watched
+    return watched
 
 
 def _watch(

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ccamerge.collection.counting import Watched, accumulate, check_finite, nothing_counted
+from ccamerge.collection.checkpoint import Checkpoint, Keeping
+from ccamerge.collection.counting import (
+    Watched,
+    accumulate,
+    check_finite,
+    nothing_counted,
+    watched_for,
+)
 from ccamerge.collection.held_out import HeldOut
 from ccamerge.collection.kept_inputs import Reservoir
+from ccamerge.collection.processes import Processes
 from ccamerge.collection.statistics import Pairs, Statistics
 from ccamerge.collection.tokens import Tokens
 from ccamerge.collection.working_set import check_working_set
@@ -18,7 +28,11 @@ from ccamerge.core.device import Device, memory_of
 from ccamerge.core.scratch import most
 from ccamerge.core.side_stream import SideStream
 from ccamerge.data.local import LocalData
-from ccamerge.graph.networks.fingerprints import program_fingerprint
+from ccamerge.graph.networks.fingerprints import (
+    inputs_fingerprint,
+    program_fingerprint,
+    spaces_fingerprint,
+)
 from ccamerge.graph.networks.network import Network, networks_of
 from ccamerge.graph.networks.parameters import Parameters
 from ccamerge.graph.networks.same_function import check_same_function
@@ -38,7 +52,8 @@ KEEP_BYTES = 256 << 20
 class Pass:
     """One pass over data, under way; parameters as for `collect`.
 
-    ``check`` is called with the models' spaces as soon as a first batch shows them.
+    ``check`` is called with the models' spaces as soon as a first batch shows them; ``keeping``
+    says where the pass is kept, and what is counted already, ``processes`` which of them share it.
     """
 
     def __init__(
@@ -53,11 +68,14 @@ class Pass:
         prove: bool,
         check: Callable[[Sequence[Spaces]], None] | None = None,
         holdout: float = 0.0,
+        keeping: Keeping | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self._models, self._every = models, every
         self._device, self._memory = device, memory_of(device)
         self._prove, self._check = prove, check
-        self._folds = folds
+        self._folds, self._keeping = folds, keeping
+        self._processes = Processes() if processes is None else processes
         self._result = Statistics(
             matched={},
             outputs={},
@@ -78,6 +96,19 @@ class Pass:
         self._networks: list[Network] = []
         self._states: list[dict[str, Tensor]] = []
         self._tried: set[tuple[tuple[str, int], ...]] = {()}  # axes of size one
+        self._seen: list[bytes] = []
+        self._data: dict[str, Any] = {}
+        self._made_of: dict[str, Any] = {
+            "pairs": pairs,
+            "reference": reference,
+            "folds": folds,
+            "seed": seed,
+            "holdout": holdout,
+            "prove": prove,
+            "the number of models": len(models),
+        }
+        for index, own in enumerate(self._result.fingerprint["models"]):
+            self._made_of[f"the digest of models[{index}]'s parameters"] = own
 
     def over(self, data: Iterable[Any], progress: bool) -> Statistics:
         """Count all batches.
@@ -89,19 +120,77 @@ class Pass:
         """
         if isinstance(data, LocalData):
             data.check(self._models[0].plain)
-            self._result.data = data.fingerprint
+            self._data = data.fingerprint
+        self._processes.check_same("settings", self._made_of)
+        if self._keeping is not None:
+            self._resume(self._keeping)
         bar = tqdm(data, desc="collect", unit="batch", disable=not progress)
+        count = 0
         for index, batch in enumerate(bar):
-            self._count(batch, index)
+            self._processes.look()
+            counted, count = self._count(batch, index), index + 1
+            if counted and self._keeping is not None and self._keeping.due():
+                self._keeping.write(self._under_way())
+        if self._keeping is not None:
+            self._keeping.check_end(count)
         if not self._networks:
             message = "data is empty: no batch came from it"
             raise ValueError(message)
         check_finite(self._watched)
-        self._result.inputs, self._result.turns = self._reservoir.batches, self._reservoir.labels
-        self._result.held = self._held_out.batches
-        return self._result
+        self._add_up(count)
+        return self._so_far()
 
-    def _count(self, batch: Any, index: int) -> None:
+    def _add_up(self, count: int) -> None:
+        """Have what all processes counted, which must be of the same batches."""
+        choices = json.dumps(self._choices()).encode()
+        self._processes.check_same(
+            "end",
+            {
+                "the number of batches": count,
+                "the digest of all batches": inputs_fingerprint(self._seen).hex(),
+                "the digest of the choice of inputs": inputs_fingerprint([choices]).hex(),
+            },
+        )
+        result = self._result
+        every = [m for folds in result.matched.values() for m in folds]
+        every += [m for taps in result.outputs.values() for m in taps.values()]
+        total = iter(self._processes.add_up(every))
+        result.matched = {s: [next(total) for _ in own] for s, own in result.matched.items()}
+        result.outputs = {s: {t: next(total) for t in own} for s, own in result.outputs.items()}
+
+    def _so_far(self) -> Statistics:
+        return dataclasses.replace(
+            self._result,
+            inputs=self._reservoir.batches,
+            turns=self._reservoir.labels,
+            held=self._held_out.batches,
+            data=self._data,
+        )
+
+    def _under_way(self) -> Checkpoint:
+        check_finite(self._watched)
+        made_of = {**self._made_of, **self._who}
+        return Checkpoint(self._so_far(), made_of, self._seen, self._choices())
+
+    @property
+    def _who(self) -> dict[str, str]:
+        return {"the process": f"{self._processes.rank} of {self._processes.world}"}
+
+    def _choices(self) -> dict[str, Any]:
+        return {"kept": self._reservoir.state(), "held out": self._held_out.state()}
+
+    def _resume(self, keeping: Keeping) -> None:
+        """Go on from what is counted already, if anything is."""
+        if (before := keeping.before) is None:
+            return
+        keeping.check({**self._made_of, **self._who})
+        known = before.statistics
+        self._result = dataclasses.replace(known, inputs=[], turns=[], held=[])
+        self._reservoir.restore(before.choices["kept"], known.inputs)
+        self._held_out.restore(before.choices["held out"], known.held)
+
+    def _count(self, batch: Any, index: int) -> bool:
+        """Look at a batch, and count it if that has not been done, as is returned."""
         args, kwargs = _inputs(batch, self._models[0].plain, index)
         new = not self._networks
         if new:
@@ -111,28 +200,40 @@ class Pass:
             every = _extended(self._every, self._models, args, kwargs, index, self._prove)
             self._place(every)
             new = True
-        programs = [network.program for network in self._networks]
-        counted = self._held_out.split(programs[0], self._states[0], leaves)
+        if self._keeping is not None or self._processes.world > 1:
+            self._seen.append(inputs_fingerprint(leaves))
+            if index == 0:
+                self._processes.check_same("first batch", {"its digest": self._seen[0].hex()})
+        if self._keeping is not None and self._keeping.check_batch(index, self._seen[-1]):
+            return False
+        counted = self._held_out.split(self._networks[0].program, self._states[0], leaves)
         if counted is None:
-            return
+            return True
+        if self._processes.counts(index):
+            single = self._networks[0].program.single(leaves)
+            if single not in self._tried and not new:
+                self._check_function(args, kwargs, index)
+            self._tried.add(single)
+            self._run(counted, index)
+            if new:  # after the moments, which name the space if something is not finite
+                check_finite(self._watched)
+                self._check_function(args, kwargs, index)
+        size = batch_size(counted)
+        self._reservoir.offer(counted, size, index // self._folds)
+        self._result.samples += size
+        return True
+
+    def _run(self, counted: list[Any], index: int) -> None:
+        """Run the networks on what is to be counted of a batch, and count it."""
         here = [fast_layout(x) for x in moved(counted, self._memory)]
+        programs = [network.program for network in self._networks]
         runs = [(own, state, here) for own, state in zip(programs, self._states, strict=True)]
-        single = programs[0].single(leaves)
-        if single not in self._tried and not new:
-            self._check_function(args, kwargs, index)
-        self._tried.add(single)
         fold, turn = index % self._folds, index // self._folds
         try:
             tokens = Tokens.of(programs[0], counted, self._memory)
             accumulate(runs, self._watched[fold], index, turn, self._overlap, tokens)
         finally:
             self._overlap.join()
-        if new:  # after the moments, which name the space if something is not finite
-            check_finite(self._watched)
-            self._check_function(args, kwargs, index)
-        size = batch_size(counted)
-        self._reservoir.offer(counted, size, turn)
-        self._result.samples += size
 
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Know the networks, and what is to be counted of them."""
@@ -148,9 +249,19 @@ class Pass:
         result = self._result
         result.structure = structure_of(every[0].program.input_spec)
         result.fingerprint["programs"] = [program_fingerprint(own.program) for own in every]
-        result.matched, result.outputs, self._watched = nothing_counted(
-            every, result.pairs, result.reference, self._folds, self._device
-        )
+        new = {"the structure of batches": result.structure}
+        for index, own in enumerate(every):
+            new[f"the digest of models[{index}]'s operations"] = program_fingerprint(own.program)
+            new[f"the digest of models[{index}]'s spaces"] = spaces_fingerprint(own)
+        self._made_of.update(new)
+        self._processes.check_same("networks", new)
+        if self._keeping is not None:
+            self._keeping.check(new)
+        if self._keeping is None or self._keeping.before is None:
+            result.matched, result.outputs = nothing_counted(
+                every, result.pairs, result.reference, self._folds, self._device
+            )
+        self._watched = watched_for(every, result.matched, result.outputs, self._folds)
 
     def _place(self, every: Sequence[Spaces]) -> None:
         self._every = every

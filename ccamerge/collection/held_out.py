@@ -54,6 +54,17 @@ class HeldOut:
         """What was held out, as lists of leaves."""
         return self._reservoir.batches
 
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs beside `batches`, as JSON has it."""
+        counted = [self._seen, self._taken, self._batches]
+        return {"counted": counted, "apart": self._apart, "reservoir": self._reservoir.state()}
+
+    def restore(self, state: Mapping[str, Any], batches: Sequence[list[Any]]) -> None:
+        """Go on from what another one was when it gave ``state`` and ``batches``."""
+        self._seen, self._taken, self._batches = state["counted"]
+        self._apart = state["apart"]
+        self._reservoir.restore(state["reservoir"], batches)
+
     def split(
         self, program: Program, state: Mapping[str, Tensor], leaves: list[Any]
     ) -> list[Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +31,22 @@ class Reservoir:
     def labels(self) -> list[int]:
         """What the batches kept were offered with."""
         return [batch.label for batch in self._kept]
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs beside `batches`, as JSON has it."""
+        return {
+            "random": self._random.getstate(),
+            "batches": [[batch.drawn, batch.takes, batch.label] for batch in self._kept],
+        }
+
+    def restore(self, state: Mapping[str, Any], batches: Sequence[list[Any]]) -> None:
+        """Go on from what another one was when it gave ``state`` and ``batches``."""
+        version, internal, gauss = state["random"]
+        self._random.setstate((version, tuple(internal), gauss))
+        self._kept = [
+            _Batch(drawn, tuple(takes), leaves, label)
+            for (drawn, takes, label), leaves in zip(state["batches"], batches, strict=True)
+        ]
 
     def offer(self, leaves: list[Any], size: int, label: int = 0) -> None:
         """Show a batch of ``size`` inputs; if it is kept, a copy is."""

@@ -169,6 +169,14 @@ class Statistics(Brief):
     def save(self, path: str | Path) -> None:
         """Write everything to one safetensors file, beside and renamed into place."""
         target = arguments.path(path, "path")
+        tensors, header = self.packed()
+        metadata = {"format": _FORMAT, "header": json.dumps(header)}
+        if self.data:  # beside the header, of which every version reads what it knows and no more
+            metadata["data"] = json.dumps(self.data)
+        save_tensors(target, tensors, metadata)
+
+    def packed(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Everything as named arrays and tensors, and what JSON holds; see `unpacked`."""
         tensors: dict[str, Any] = {}
         for space, folds in self.matched.items():
             for fold, moments in enumerate(folds):
@@ -196,10 +204,7 @@ class Statistics(Brief):
             "turns": self.turns,
             "proved": self.proved,
         }
-        metadata = {"format": _FORMAT, "header": json.dumps(header)}
-        if self.data:  # beside the header, of which every version reads what it knows and no more
-            metadata["data"] = json.dumps(self.data)
-        save_tensors(target, tensors, metadata)
+        return tensors, header
 
     @classmethod
     def load(cls, path: str | Path, device: DeviceLike | None = None) -> Statistics:
@@ -218,22 +223,26 @@ class Statistics(Brief):
                 message = f"{path}: {found!r}, but this version reads {_FORMAT!r}: collect again"
             raise ValueError(message)
         try:
-            header = {
-                **json.loads(metadata["header"]),
-                "data": dict(json.loads(metadata.get("data", "{}"))),
-            }
-            return cls._from(tensors, header, device)
+            found_data = dict(json.loads(metadata.get("data", "{}")))
+            header = {**json.loads(metadata["header"]), "data": found_data}
+            return cls.unpacked(tensors, header, device)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             message = f"{path}: damaged, what it holds does not fit together: {error!r}"
             raise ValueError(message) from error
 
     @classmethod
-    def _from(
-        cls, tensors: Mapping[str, Tensor], header: dict[str, Any], device: DeviceLike | None
+    def unpacked(
+        cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any], device: DeviceLike | None
     ) -> Statistics:
-        """From what `save` wrote."""
+        """From what `packed` returned, moments on a device.
+
+        Raises
+        ------
+        ValueError, KeyError, IndexError, TypeError, AttributeError
+            If the parts do not fit together.
+        """
         states: dict[str, dict[str, dict[Any, dict[str, Any]]]] = {"matched": {}, "outputs": {}}
-        batches = {kind: [list(row) for row in header.pop(kind)] for kind in ("inputs", "held")}
+        batches = {kind: [list(row) for row in header[kind]] for kind in ("inputs", "held")}
         for name, tensor in tensors.items():
             kind, *where = json.loads(name)
             if kind in batches:
@@ -249,5 +258,4 @@ class Statistics(Brief):
             space: {tap: Moments.from_state(state, device) for tap, state in taps.items()}
             for space, taps in states["outputs"].items()
         }
-        header = {**header, **batches}
-        return cls(matched=matched, outputs=outputs, **header)
+        return cls(matched=matched, outputs=outputs, **{**header, **batches})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import glob
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,12 +50,12 @@ def save_tensors(
     if not path.parent.is_dir():
         message = f"cannot write {path}: {path.parent} is not a folder"
         raise FileNotFoundError(message)
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
+    try:  # a folder, since safetensors writes a file of its own name first, beside what it is told
+        folder = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
         message = f"cannot write {path}: {error.strerror or error}"
         raise OSError(error.errno, message) from error
+    temporary = os.path.join(folder, path.name)
     try:
         safetensors.torch.save_file(ready, temporary, metadata=dict(metadata))
         _sort_header(temporary)
@@ -69,8 +70,21 @@ def save_tensors(
         message = f"cannot write {path}: safetensors files cannot hold {error}"
         raise TypeError(message) from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_partial(path: str | os.PathLike[str]) -> None:
+    """Remove what writers of a file that were killed have left beside it.
+
+    Nobody may be writing it meanwhile.
+    """
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'?' * _RANDOM}"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+_RANDOM = 8
+"""Characters that `tempfile.mkdtemp` adds to a name."""
 
 
 def _sort_header(path: str) -> None:

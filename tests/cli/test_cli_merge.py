@@ -77,6 +77,14 @@ def test_moments_replace_the_data(capsys, project):
     assert "gone.safetensors" in fails(capsys, 2, "merge", "merge.yml", "other")
 
 
+def test_collect_holds_out_what_the_configuration_says(capsys, project):
+    change(project, ("seed: 3", "seed: 3, holdout: 0.25"))
+    assert run(capsys, "collect", "merge.yml", "s.safetensors", "--quiet")[0] == 0
+    collected = ccamerge.Statistics.load("s.safetensors")
+    assert collected.samples == 384
+    assert sum(len(leaves[0]) for leaves in collected.held) == 128
+
+
 def test_collect_all_pairs_serves_any_reference(capsys, project):
     assert run(capsys, "collect", "merge.yml", "s.safetensors", "--pairs", "all", "--quiet")[0] == 0
     change(project, ("base_model: runs/1.pt", "moments: s.safetensors"))
