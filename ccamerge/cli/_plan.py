@@ -51,6 +51,8 @@ def print_plan(
     """
     import ccamerge
     from ccamerge.collection.collecting import FOLDS
+    from ccamerge.collection.working_set import working_set
+    from ccamerge.core.scratch import anonymous
     from ccamerge.graph.networks.parameters import same_architecture
     from ccamerge.graph.networks.widths import spaces_of_models
     from ccamerge.graph.tracing.batches import split_batch
@@ -58,14 +60,18 @@ def print_plan(
 
     networks = as_merged(config, networks or load_models(config))
     example = example_inputs(args.input_shape, config.data, networks[0])
-    every = spaces_of_models(same_architecture(networks), *split_batch(example, networks[0]))
+    call = split_batch(example, networks[0])
+    every = spaces_of_models(same_architecture(networks), *call)
     check_for_spaces(config, settings, every)
     pairs = pairs or pairs_needed(settings.method, settings.mode)
     print(f"method      {settings.method_words}")
     print(f"mode        {settings.mode}")
     print(f"device      {'cpu' if device is None else device.title}")
     print_models(config, settings)
-    print(f"statistics  {config.moments or 'from the data'}\n")
+    print(f"statistics  {config.moments or 'from the data'}")
+    needed, what = working_set(every, every[0].program.flatten_inputs(*call))
+    least = (anonymous() + needed) / 2**20
+    print(f"memory      a --memory-limit of {least:.0f} MiB does, as far as is known: {what}\n")
     print(ccamerge.plan(every, pairs=pairs, folds=folds or FOLDS, reference=config.reference))
 
 

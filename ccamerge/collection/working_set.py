@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ccamerge.core.scratch import check_room, most
+from ccamerge.core.scratch import check_room
 from ccamerge.graph.space import Spaces
 from ccamerge.graph.tracing.lockstep import live_bytes, scaled
 
@@ -14,14 +14,22 @@ _SOLVING = 10
 """Matrices, beside its three covariances and two maps of each model, of a space that is solved:
 measured."""
 
-_BOUNDED = 1 << 40
-"""Whatever is bounded anyway."""
-
 
 def check_working_set(every: Sequence[Spaces], leaves: Sequence[Any]) -> None:
     """ValueError if the memory limit is too small for these spaces, each model's, and this batch.
 
     The message says what takes most, and how much would do.
+    """
+    check_room(*working_set(every, leaves))
+
+
+def working_set(every: Sequence[Spaces], leaves: Sequence[Any]) -> tuple[int, str]:
+    """Bytes that are worked on at once, estimated, and what takes most of them.
+
+    Parameters
+    ----------
+    every : each model's spaces
+    leaves : inputs of a batch
     """
     programs = [own.program.variant(leaves) for own in every]
     batch = 2 * scaled(live_bytes(programs), programs[0], leaves)
@@ -37,7 +45,4 @@ def check_working_set(every: Sequence[Spaces], leaves: Sequence[Any]) -> None:
         (solving, f"to solve space {space.name if space else ''!r} takes {{}}"),
         (parameter, f"to average {key!r} takes {{}}"),
     )
-    walking = most(_BOUNDED, 1 / 4)  # of inputs that are kept and walked, and what is kept of them
-    needed = max(largest[0], walking)
-    what = largest[1] if needed == largest[0] else "inputs that are walked take {}"
-    check_room(needed, what.format(f"{needed / 2**20:.0f} MiB"))
+    return largest[0], largest[1].format(f"{largest[0] / 2**20:.0f} MiB")
