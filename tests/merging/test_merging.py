@@ -20,7 +20,7 @@ from ccamerge.graph.rules import OPERATIONS
 from ccamerge.merging.paper import unfolded_spaces
 from tests import models as M
 from tests.backends import collect, merge
-from tests.moved import mapped_copy
+from tests.moved import exact_maps, mapped_copy
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -358,3 +358,31 @@ def test_a_merged_network_keeps_nothing_of_the_models_parameters() -> None:
     fresh.load_state_dict(merged.state_dict())
     assert not merged.training
     torch.testing.assert_close(merged(x), fresh.eval()(x))
+
+
+class _PaddedByInfinity(nn.Module):
+    """Padded before a maximum, as timm's networks are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(self.first(x), (0, 1, 0, 1), value=float("-inf"))
+        return self.second(nn.functional.max_pool2d(x, 3, 2)).mean((2, 3))
+
+
+def test_padding_by_infinity_is_nobodys_features() -> None:
+    torch.manual_seed(0)
+    model, other = (_PaddedByInfinity().double().eval() for _ in range(2))
+    batch = torch.randn(16, 3, 12, 12, dtype=torch.float64)
+    found = ccamerge.spaces(model, batch)
+    assert [space.name for space in found] == ["first"]
+    assert "pad" not in {tap.node for tap in found["first"].taps}
+    moved = mapped_copy(model, found, exact_maps(found, 1))
+    options: dict[str, Any] = {"method": "permutation", "progress": False, "select": "none"}
+    merged = ccamerge.merge([model, moved], [batch], **options).model
+    new = torch.randn(16, 3, 12, 12, dtype=torch.float64)
+    torch.testing.assert_close(merged(new), model(new), rtol=1e-9, atol=1e-9)
+    both = ccamerge.merge([model, other], [batch], **options).model
+    assert all(bool(x.isfinite().all()) for x in both.state_dict().values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -218,4 +219,6 @@ def _pad(node: Node, d: Facts) -> list[Axis] | None:
     if mode == "constant" and "constant" in node.op + mode and value not in (None, 0):
         d.effect(axes, operation(node).commutes, node)  # every feature gets the same number
         d.restrict(axes, f"padded with {value}", node)
+        if not math.isfinite(value):  # before a maximum, whose features are counted
+            d.active.discard(node.name)
     return axes
