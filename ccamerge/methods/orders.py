@@ -52,20 +52,25 @@ def with_dead_units_paired(
     do not vary, such as dead units or those beyond the samples' number, are completed by the core
     as near the identity as it can. Those problems are solved again in the order of the best
     matching, where this pairs dead units with dead ones: a mixture of them with signs could wake
-    them up behind a ReLU. Features that do not vary at all keep their basis.
+    them up behind a ReLU. Features that do not vary at all are put in the order of like weights.
     """
     constant = [not (p.reference.trace() > 0 and p.own.trace() > 0) for p in problems]
     given = [p for p, alone in zip(problems, constant, strict=True) if not alone]
     found = iter(_paired(_determined(given), solve) if given else [])
     return [
-        _unmoved(p) if alone else next(found) for p, alone in zip(problems, constant, strict=True)
+        _reordered_alone(p) if alone else next(found)
+        for p, alone in zip(problems, constant, strict=True)
     ]
 
 
-def _unmoved(problem: AlignmentProblem[Tensor]) -> Solution:
-    """The identity, of any shape: of features that say nothing."""
-    eye = torch.eye(*problem.cross.shape, dtype=torch.float64, device=problem.cross.device)
-    return Solution(FeatureMap(eye.T.contiguous(), eye), np.zeros(min(eye.shape)), {"rank": 0})
+def _reordered_alone(problem: AlignmentProblem[Tensor]) -> Solution:
+    """Of features that say nothing: the order of like weights, or the identity of any shape."""
+    device = problem.cross.device
+    eye = torch.eye(*problem.cross.shape, dtype=torch.float64, device=device)
+    unmoved = FeatureMap(eye.T.contiguous(), eye)
+    if len(eye) == len(eye.T):
+        unmoved = FeatureMap.permutation(torch.from_numpy(best_order(problem))).to(device)
+    return Solution(unmoved, np.zeros(min(eye.shape)), {"rank": 0})
 
 
 def _determined(

@@ -386,3 +386,19 @@ def test_padding_by_infinity_is_nobodys_features() -> None:
     torch.testing.assert_close(merged(new), model(new), rtol=1e-9, atol=1e-9)
     both = ccamerge.merge([model, other], [batch], **options).model
     assert all(bool(x.isfinite().all()) for x in both.state_dict().values())
+
+
+@pytest.mark.parametrize("method", ["cca", "procrustes", "permutation"])
+def test_a_layer_that_is_dead_in_the_data_is_matched_by_its_weights(method: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    with torch.no_grad():
+        model[0].bias -= 100  # dead for all inputs of the data, and alive for larger ones
+    batch, large = torch.randn(64, 4).double(), 200 * torch.randn(64, 4).double()
+    found = ccamerge.spaces(model, batch)
+    order = torch.tensor([3, 5, 0, 1, 4, 2])
+    moved = mapped_copy(model, found, {"0": FeatureMap.permutation(order)})
+    options: dict[str, Any] = {"method": method, "progress": False, "select": "none"}
+    merged = ccamerge.merge([model, moved], [batch], **options).model
+    assert float((model(large) - model(batch)[:1]).detach().abs().max()) > 1
+    torch.testing.assert_close(merged(large), model(large), rtol=1e-9, atol=1e-9)
