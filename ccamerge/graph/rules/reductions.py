@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from ccamerge.graph import axes as ax
 from ccamerge.graph.axes import Axis
@@ -26,25 +26,18 @@ from ccamerge.graph.tracing.program import Node
 
 
 def _averaged(node: Node) -> Node:
-    """The mean in place of the maximum; where that was, it stays as it is."""
-    name = node.op.removeprefix("aten.")
-    args = node.args if name.startswith("adaptive") else node.args[:4]
-    if node.shape is None:
-        return dataclasses.replace(node, target=_average_and_places(node.target, len(args)))
-    target = getattr(torch.ops.aten, name.replace("max", "avg")).default
-    return dataclasses.replace(node, target=target, args=args)
+    """Means in place of the maxima, of windows that tile the input; where those were, zeros."""
+    spatial = next(int(c) for c in node.op if c.isdigit())
+    largest, average = node.target, getattr(functional, f"adaptive_avg_pool{spatial}d")
 
+    def found(x: torch.Tensor, *args: Any, **options: Any) -> Any:
+        result = largest(x, *args, **options)  # for its size: means know no dilation
+        places = isinstance(result, (tuple, list))
+        size = (result[0] if places else result).shape[-spatial:]
+        mean = average(x, size)
+        return (mean, torch.zeros_like(mean, dtype=torch.int64)) if places else mean
 
-def _average_and_places(target: Any, count: int) -> Callable[..., Any]:
-    """The averages of windows, and zeros for the places of their largest values."""
-    name = target.overloadpacket.__name__.removesuffix("_with_indices").replace("max", "avg")
-    average = getattr(torch.ops.aten, name).default
-
-    def found(*args: Any, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        mean = average(*args[:count])
-        return mean, torch.zeros_like(mean, dtype=torch.int64)
-
-    return found
+    return dataclasses.replace(node, target=found)
 
 
 @rule("max_pool1d", "max_pool2d", "max_pool3d", commutes=POSITIVE, twin=_averaged)

@@ -125,6 +125,32 @@ def test_the_linear_twin_leaves_what_no_parameter_goes_into() -> None:
     assert all(check.passed for check in checks), "\n".join(map(str, checks))
 
 
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [
+        (nn.MaxPool2d(3, 2, ceil_mode=True), (4, 3, 2, 2)),  # a mean of whole windows has no room
+        (nn.MaxPool2d(2, 1, dilation=2), (4, 3, 5, 5)),
+        (nn.MaxPool2d(2, return_indices=True), (4, 3, 6, 6)),
+        (nn.AdaptiveMaxPool2d(3), (4, 3, 5, 5)),
+        (nn.MaxPool1d(3, 1, padding=1), (4, 3, 2)),
+        (nn.MaxPool3d(3, 1, padding=1), (4, 3, 2, 2, 2)),
+    ],
+)
+def test_the_linear_twin_of_maxima_of_any_windows(pool: nn.Module, shape: tuple[int, ...]) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            kind = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[len(shape)]
+            self.first, self.pool, self.second = kind(3, 6, 1), pool, kind(6, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = self.pool(self.first(x))
+            return self.second(found[0] if isinstance(found, tuple) else found).flatten(2).mean(2)
+
+    checks = verify(M.randomise(Pooled()), torch.randn(shape))
+    assert all(check.passed for check in checks), "\n".join(map(str, checks))
+
+
 def test_features_that_nothing_depends_on_are_no_fault() -> None:
     """The output does not depend on the hidden layer, nor on half of another one."""
 
@@ -143,13 +169,13 @@ def test_features_that_nothing_depends_on_are_no_fault() -> None:
 
 
 def test_mutation_fails_when_readers_are_not_transformed(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = verification.transform
+    whole = verification.MappedParameters
 
     def writers_only(state: Any, spaces: Any, maps: Any, roles: Any = frozenset(Role)) -> Any:
         return whole(state, spaces, maps, roles - {Role.READ})
 
     for module in (verification, trial):
-        monkeypatch.setattr(module, "transform", writers_only)
+        monkeypatch.setattr(module, "MappedParameters", writers_only)
     verdicts = _verdicts(M.randomise(M.MLP()), (16, 12))
     assert not verdicts["mutation"]
     assert not verdicts["symmetry"]
