@@ -59,10 +59,10 @@ of the configuration:
     better: higher                 # values of the metric; or lower
     loss: cross_entropy            # default; or a function of yours; what barriers are of
     ensemble: probabilities        # what of the models is averaged; or outputs; or none
-Local files serve as well, as they do for data: labels are the next tokens of text, the folders of
-images, and of arrays what "labels" names.
 Labels are whole numbers, one for each place of the outputs but the last axis, the classes; -100
 does not count (padding). Those of tokens belong to the output at their own position.
+Local files serve as well, as they do for data: labels are the next tokens of text, the folders of
+images, and of arrays what "labels" names.
 
 A metric of yours, "package.module:function", takes (outputs, batch) and returns a tensor with a
 number for each sample; they are averaged over all batches:
