@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import logging
 import os
 import re
@@ -56,6 +57,8 @@ def add_shard_size(parser: argparse.ArgumentParser) -> None:
 def check_target(out: Path, *, force: bool) -> None:
     """Raise UsageError unless a merge may be written there."""
     check_parent(out)
+    for left in sorted(out.absolute().parent.glob(f"{glob.escape(out.name)}.partial-*")):
+        log.warning("%s is left of a merge that was killed: delete it, if none is at work", left)
     if not (out.exists() or out.is_symlink()):
         return
     if not force:
@@ -63,6 +66,31 @@ def check_target(out: Path, *, force: bool) -> None:
         raise UsageError(message)
     if out.is_symlink() or not out.is_dir() or _foreign(out):
         message = f"--force replaces only the folder of an earlier merge, which {out} is not"
+        raise UsageError(message)
+
+
+def check_room(config: Config, out: Path) -> None:
+    """Raise UsageError if the disk has not the room that the merged network will take, about.
+
+    Better now than after the merge; a tensor that is untied comes to it.
+    """
+    import torch
+
+    from ccamerge.checkpoints.layout import size_words
+    from ccamerge.checkpoints.reading import load_shapes
+
+    dtype = None if config.dtype is None else getattr(torch, config.dtype)
+    needed = 0
+    for value in load_shapes(config.models[config.reference]).values():
+        chosen = dtype if dtype is not None and value.is_floating_point() else value.dtype
+        needed += value.numel() * chosen.itemsize
+    room = os.statvfs(out.absolute().parent)
+    free = room.f_bavail * room.f_frsize
+    if free < needed:
+        message = (
+            f"cannot write {out}: it will take {size_words(needed)} or more, and "
+            f"{size_words(free)} are free"
+        )
         raise UsageError(message)
 
 

@@ -8,6 +8,7 @@ import keyword
 import os
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ def sources(config: Config, shares: Sequence[float], relative_to: Path) -> list[
 
     ``shares`` are those that the report says, which ``t`` has a part in.
     """
+    with ThreadPoolExecutor() as pool:  # digests are computed outside Python
+        digests = list(pool.map(_digest, config.models))
     return [
-        Source(Path(os.path.relpath(path, relative_to)).as_posix(), _digest(path), weight)
-        for path, weight in zip(config.models, shares, strict=True)
+        Source(Path(os.path.relpath(path, relative_to)).as_posix(), digest, weight)
+        for path, digest, weight in zip(config.models, digests, shares, strict=True)
     ]
 
 
