@@ -176,7 +176,7 @@ def write_about(
     written : the parameters, or tensors on the meta device like them
     untied : whether a head has got a weight of its own, which the configuration is to say
     """
-    from ccamerge.checkpoints.carried import carry, is_hub_folder
+    from ccamerge.checkpoints.carried import carry, hub_folder
     from ccamerge.checkpoints.files import FOLDER_FILES
     from ccamerge.reporting.model_card import model_card, sources, versions
 
@@ -188,8 +188,8 @@ def write_about(
         "sources": [vars(source) for source in merged],
         "report": report.to_dict(),
     }
-    base = config.models[config.reference]
-    if is_hub_folder(base):
+    base = hub_folder(config.models[config.reference])
+    if base is not None:
         carry(base, folder, written, untied=untied, code=_trusted(config))
     (folder / "config.yml").write_text(config.to_yaml(out), encoding="utf-8")
     (folder / "report.json").write_text(to_json(record) + "\n", encoding="utf-8")
@@ -205,14 +205,14 @@ def _trusted(config: Config) -> bool:
 
 def _filed(args: argparse.Namespace, config: Config, model: nn.Module) -> dict[str, Tensor]:
     """A merged network's parameters, under base_model's names where it is a folder of a hub's."""
-    from ccamerge.checkpoints.carried import is_hub_folder
+    from ccamerge.checkpoints.carried import hub_folder
     from ccamerge.checkpoints.pretrained import as_filed
     from ccamerge.checkpoints.reading import load_shapes, unwrapped
     from ccamerge.checkpoints.wrappings import shorten
 
     state = model.state_dict()
     base = config.models[config.reference]
-    if not is_hub_folder(base):
+    if hub_folder(base) is None:
         return state
     names = unwrapped(load_shapes(base), state, base, log.debug)
     found = as_filed(model, state, names)

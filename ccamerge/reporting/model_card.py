@@ -147,15 +147,17 @@ Made with {pins}.
 
 def _loading(config: Config, parameters: str) -> str:
     """Code that loads the checkpoint; run in the tests as it stands."""
-    from ccamerge.checkpoints.carried import is_hub_folder
+    from ccamerge.checkpoints.carried import hub_folder
 
-    base = config.models[config.reference]
-    if not config.architectures and not is_hub_folder(base):
+    base = hub_folder(config.models[config.reference])
+    if not config.architectures and base is None:
         return (
             "from ccamerge.checkpoints import load_state\n\n"
             f'state = load_state("{parameters}")  # for your network\'s load_state_dict'
         )
-    one = config.architecture if config.architectures else Pretrained(base)
+    if base is not None and not config.architectures:
+        return _from_pretrained(Pretrained(base))
+    one = config.architecture
     if not isinstance(one, Factory):
         return _from_pretrained(one)
     module, _, attribute = one.path.partition(":")

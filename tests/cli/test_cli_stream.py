@@ -88,6 +88,16 @@ def test_the_average_and_what_stands_beside_it(capsys: Capture, here: Path) -> N
         assert torch.equal(value, merged[key])
 
 
+def test_the_file_in_a_folder_stands_for_it(capsys: Capture, here: Path) -> None:
+    for name in ("one", "two"):
+        change(here, (f"model: {name}\n", f"model: {name}/model.safetensors\n"))
+    assert run(capsys, "merge", "merge.yml", "merged", "--quiet") == (0, "", "")
+    assert (here / "merged/tokenizer.json").is_file()
+    (here / "one/config.json").write_text('["of something else"]')
+    assert run(capsys, "merge", "merge.yml", "other", "--quiet") == (0, "", "")
+    assert not (here / "other/config.json").exists()
+
+
 def test_it_is_the_librarys_average_of_networks(capsys: Capture, project: Path) -> None:
     """Where there is nothing to fold: without norms, with a mean of all features as they stand."""
     torch.manual_seed(0)
