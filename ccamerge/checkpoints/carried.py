@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccamerge.checkpoints.pretrained import CONFIG
+from ccamerge.checkpoints.files import FOLDER_FILES, CheckpointError
+from ccamerge.checkpoints.pretrained import CONFIG, config_of
 
 CARRIED = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
@@ -37,9 +38,17 @@ def carried(names: Iterable[str], *, code: bool = False) -> list[str]:
     return sorted(n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns))
 
 
-def is_hub_folder(path: Path) -> bool:
-    """Whether a checkpoint is a folder with a configuration, as hubs of models have them."""
-    return path.is_dir() and (path / CONFIG).is_file()
+def hub_folder(path: Path) -> Path | None:
+    """The folder that a checkpoint is, or is the parameters of, if it is one of transformers.
+
+    A folder that is none may have a ``config.json``, too, which is nobody's business.
+    """
+    folder = path.parent if path.name in FOLDER_FILES else path
+    try:
+        config_of(folder)
+    except CheckpointError:
+        return None
+    return folder
 
 
 def carry(

@@ -64,6 +64,14 @@ def bytes_of(value: Tensor) -> int:
     return math.prod(value.shape) * value.element_size()
 
 
+def size_words(count: int) -> str:
+    """Bytes for people."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if count >= size // 10:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 1e3:.2f} KB"
+
+
 def header(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, Place], int]:

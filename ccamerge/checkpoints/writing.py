@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from ccamerge.checkpoints.files import FOLDER_FILES
-from ccamerge.checkpoints.layout import Place, bytes_of, header, shard_names, shards
+from ccamerge.checkpoints.layout import (
+    Place,
+    bytes_of,
+    header,
+    shard_names,
+    shards,
+    size_words,
+)
 
 SHARD_SIZE = 50 * 10**9
 """Bytes of a shard at most, as transformers has it."""
@@ -122,7 +129,7 @@ class FolderWriter:
         return OSError(
             error.errno,
             f"cannot write {path}: no space left on the device: the files take "
-            f"{self._total / 1e9:.3f} GB in all, and {free / 1e9:.3f} GB are free now",
+            f"{size_words(self._total)} in all, and {size_words(free)} are free now",
         )
 
     def __enter__(self) -> FolderWriter:

@@ -15,7 +15,7 @@ from ccamerge.cli._checkpoints import (
     remove_checkpoints,
     resumes,
 )
-from ccamerge.cli._output import add_shard_size, check_target, write_network
+from ccamerge.cli._output import add_shard_size, check_room, check_target, write_network
 from ccamerge.cli._plan import add_plan_arguments, print_plan
 from ccamerge.cli._processes import sharing
 from ccamerge.cli._settings import (
@@ -43,8 +43,9 @@ NAME = "merge"
 HELP = "merge checkpoints as a configuration says"
 DESCRIPTION = """\
 Merges the configuration's models into one network, as large as base_model, and writes the folder
-OUT: model.safetensors, README.md (a model card), report.json, config.yml. The folder appears
-complete or not at all.
+OUT: model.safetensors, or shards of it, README.md (a model card), report.json, config.yml; from
+folders of transformers also what belongs to such, so that from_pretrained loads it. The folder
+appears complete or not at all.
 
 Started by torchrun, several processes share the pass over the data, as for `ccamerge collect`; the
 first does the rest."""
@@ -65,7 +66,7 @@ configuration (YAML; paths are relative to the file):
       arguments: {width: 1}            # of the architecture, for this model alone
   architecture:                        # a function that returns the network
     factory: mypackage.networks:resnet20
-    arguments: {width: 1}
+    arguments: {width: 1}              # or for folders, see below: {transformers: auto}
   data:                                # a function that returns calibration batches: tensors,
     factory: mypackage.data:calibration  # (inputs, ...) or dicts; labels are not looked at
     arguments: {count: 5000}           # or local files, see below
@@ -99,7 +100,25 @@ methods: $methods;
 or "package.module:function", a function of yours decorated with ccamerge.methods.register
 
 checkpoints: .safetensors, alone or in shards (name the .safetensors.index.json, or the folder with
-it); .pt, .pth, .bin or .ckpt of torch, which are read without running their code.
+it); .pt, .pth, .bin or .ckpt of torch, which are read without running their code. What data
+parallelism, torch.compile or Lightning put into all names is taken away, and told.
+
+folders of transformers, as save_pretrained writes them:
+  base_model: runs/first
+  models: [{model: runs/first}, {model: runs/second}]
+  architecture: {transformers: auto}   # each network by the config.json in its folder, in the dtype
+                                       # of its files; nothing is asked over a network, and code in
+                                       # the folder runs only with trust_remote_code: true here
+OUT then has base_model's configuration, with the dtype that is written, and its tokenizer,
+generation and processor files.
+
+the plain average, of parameters as they stand in the files:
+  merge_method: average
+  parameters: {repair: none}           # and weights by patterns over the names of parameters, such
+                                       # as {"*.mlp.*": [3, 1]}
+without data and moments needs no architecture either, and hardly any memory: tensors are read,
+averaged and written in parts. Files must have the same names and shapes, and the same dtypes unless
+the configuration says a dtype.
 
 Functions are imported from installed packages and from the current folder.""").substitute(
     method=f"{TABLE['method'].usual:22}",
@@ -144,6 +163,7 @@ def _merge(args: argparse.Namespace, config: Config, settings: Settings, first: 
     """Merge and write, if this is the first of some processes; the others count with it."""
     device = chosen_device(args, config)
     networks = check_checkpoints(config, widths=maps_widths(settings))
+    check_room(config, args.out)
     seed_everything(settings.seed)
     if args.dry_run:
         if first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import logging
 import os
 import re
@@ -56,6 +57,8 @@ def add_shard_size(parser: argparse.ArgumentParser) -> None:
 def check_target(out: Path, *, force: bool) -> None:
     """Raise UsageError unless a merge may be written there."""
     check_parent(out)
+    for left in sorted(out.absolute().parent.glob(f"{glob.escape(out.name)}.partial-*")):
+        log.warning("%s is left of a merge that was killed: delete it, if none is at work", left)
     if not (out.exists() or out.is_symlink()):
         return
     if not force:
@@ -63,6 +66,31 @@ def check_target(out: Path, *, force: bool) -> None:
         raise UsageError(message)
     if out.is_symlink() or not out.is_dir() or _foreign(out):
         message = f"--force replaces only the folder of an earlier merge, which {out} is not"
+        raise UsageError(message)
+
+
+def check_room(config: Config, out: Path) -> None:
+    """Raise UsageError if the disk has not the room that the merged network will take, about.
+
+    Better now than after the merge; a tensor that is untied comes to it.
+    """
+    import torch
+
+    from ccamerge.checkpoints.layout import size_words
+    from ccamerge.checkpoints.reading import load_shapes
+
+    dtype = None if config.dtype is None else getattr(torch, config.dtype)
+    needed = 0
+    for value in load_shapes(config.models[config.reference]).values():
+        chosen = dtype if dtype is not None and value.is_floating_point() else value.dtype
+        needed += value.numel() * chosen.itemsize
+    room = os.statvfs(out.absolute().parent)
+    free = room.f_bavail * room.f_frsize
+    if free < needed:
+        message = (
+            f"cannot write {out}: it will take {size_words(needed)} or more, and "
+            f"{size_words(free)} are free"
+        )
         raise UsageError(message)
 
 
@@ -148,7 +176,7 @@ def write_about(
     written : the parameters, or tensors on the meta device like them
     untied : whether a head has got a weight of its own, which the configuration is to say
     """
-    from ccamerge.checkpoints.carried import carry, is_hub_folder
+    from ccamerge.checkpoints.carried import carry, hub_folder
     from ccamerge.checkpoints.files import FOLDER_FILES
     from ccamerge.reporting.model_card import model_card, sources, versions
 
@@ -160,8 +188,8 @@ def write_about(
         "sources": [vars(source) for source in merged],
         "report": report.to_dict(),
     }
-    base = config.models[config.reference]
-    if is_hub_folder(base):
+    base = hub_folder(config.models[config.reference])
+    if base is not None:
         carry(base, folder, written, untied=untied, code=_trusted(config))
     (folder / "config.yml").write_text(config.to_yaml(out), encoding="utf-8")
     (folder / "report.json").write_text(to_json(record) + "\n", encoding="utf-8")
@@ -177,14 +205,14 @@ def _trusted(config: Config) -> bool:
 
 def _filed(args: argparse.Namespace, config: Config, model: nn.Module) -> dict[str, Tensor]:
     """A merged network's parameters, under base_model's names where it is a folder of a hub's."""
-    from ccamerge.checkpoints.carried import is_hub_folder
+    from ccamerge.checkpoints.carried import hub_folder
     from ccamerge.checkpoints.pretrained import as_filed
     from ccamerge.checkpoints.reading import load_shapes, unwrapped
     from ccamerge.checkpoints.wrappings import shorten
 
     state = model.state_dict()
     base = config.models[config.reference]
-    if not is_hub_folder(base):
+    if hub_folder(base) is None:
         return state
     names = unwrapped(load_shapes(base), state, base, log.debug)
     found = as_filed(model, state, names)

@@ -110,22 +110,20 @@ def _check(config: Config) -> None:
 
 
 def _print_plan(args: argparse.Namespace, config: Config, average: StreamedAverage) -> None:
-    from ccamerge.checkpoints.layout import shards
+    from ccamerge.checkpoints.layout import shards, size_words
     from ccamerge.checkpoints.writing import SHARD_SIZE
 
     files = len(shards(average.tensors, args.out_shard_size or SHARD_SIZE))
     print("method      average of the parameters as they stand; no network, no data")
     print_models(config, config.settings)
-    print(f"reads       {_size(average.read)}, and the models' files once more for their SHA-256")
     print(
-        f"writes      {_size(average.written)}: {len(average.tensors)} tensors in "
+        f"reads       {size_words(average.read)}, and the models' files once more for their SHA-256"
+    )
+    print(
+        f"writes      {size_words(average.written)}: {len(average.tensors)} tensors in "
         f"{files} {'file' if files == 1 else 'files'}"
     )
     print(
         f"memory      {average.memory / 2**20:.0f} MiB at most, beside Python and torch; "
         f"{average.threads} threads"
     )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

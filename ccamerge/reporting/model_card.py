@@ -8,6 +8,7 @@ import keyword
 import os
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ def sources(config: Config, shares: Sequence[float], relative_to: Path) -> list[
 
     ``shares`` are those that the report says, which ``t`` has a part in.
     """
+    with ThreadPoolExecutor() as pool:  # digests are computed outside Python
+        digests = list(pool.map(_digest, config.models))
     return [
-        Source(Path(os.path.relpath(path, relative_to)).as_posix(), _digest(path), weight)
-        for path, weight in zip(config.models, shares, strict=True)
+        Source(Path(os.path.relpath(path, relative_to)).as_posix(), digest, weight)
+        for path, digest, weight in zip(config.models, digests, shares, strict=True)
     ]
 
 
@@ -144,15 +147,17 @@ Made with {pins}.
 
 def _loading(config: Config, parameters: str) -> str:
     """Code that loads the checkpoint; run in the tests as it stands."""
-    from ccamerge.checkpoints.carried import is_hub_folder
+    from ccamerge.checkpoints.carried import hub_folder
 
-    base = config.models[config.reference]
-    if not config.architectures and not is_hub_folder(base):
+    base = hub_folder(config.models[config.reference])
+    if not config.architectures and base is None:
         return (
             "from ccamerge.checkpoints import load_state\n\n"
             f'state = load_state("{parameters}")  # for your network\'s load_state_dict'
         )
-    one = config.architecture if config.architectures else Pretrained(base)
+    if base is not None and not config.architectures:
+        return _from_pretrained(Pretrained(base))
+    one = config.architecture
     if not isinstance(one, Factory):
         return _from_pretrained(one)
     module, _, attribute = one.path.partition(":")

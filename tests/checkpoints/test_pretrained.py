@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from ccamerge.checkpoints.comparing import difference
-from ccamerge.checkpoints.pretrained import check, config_of, load
+from ccamerge.checkpoints.pretrained import as_filed, check, config_of, load
 from ccamerge.checkpoints.reading import CheckpointError, load_shapes, load_state, save_state
+from ccamerge.graph.tracing.untying import untied
 from tests.checkpoints.folders import changed, llama
+from tests.families import families as F
+from tests.families.packages import available
 
 
 def test_a_network_is_what_its_folder_holds(tmp_path: Path) -> None:
@@ -187,3 +190,29 @@ def test_another_kind_of_network_is_told_by_its_configuration(tmp_path: Path) ->
     text = told(tmp_path)
     assert text is not None
     assert "model_type 'mistral' in its config.json, than" in text
+
+
+# Names in files and in networks -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mixtral", "GPT-NeoX", "GPT-2", "BERT", "T5", "ViT"])
+def test_a_state_goes_back_under_the_names_of_its_files(tmp_path: Path, family: str) -> None:
+    """Experts are stacked in the network and apart in files; heads are tied, or names older."""
+    available("transformers")
+    model, _ = F.FAMILIES[family].build()
+    model.save_pretrained(tmp_path)
+    files = load_state(tmp_path)
+    network = load(tmp_path)
+    filed = as_filed(network, network.state_dict(), list(files))
+    assert list(filed) == list(files)
+    for key, value in files.items():
+        assert torch.equal(filed[key], value)
+
+
+def test_a_head_of_its_own_goes_to_the_end_of_the_file(tmp_path: Path) -> None:
+    llama(tmp_path / "one")
+    names = list(load_shapes(tmp_path / "one"))
+    tied = load(tmp_path / "one")
+    assert list(as_filed(tied, tied.state_dict(), names)) == names
+    own = untied(tied, "model")
+    assert list(as_filed(own, own.state_dict(), names)) == [*names, "lm_head.weight"]

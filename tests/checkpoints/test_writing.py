@@ -127,7 +127,7 @@ def test_a_full_disk_is_told_with_what_there_is(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     message = (
-        r"model\.safetensors: no space left on the device: the files take 0\.004 GB in all, and"
+        r"model\.safetensors: no space left on the device: the files take 4\.00 MB in all, and"
     )
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=message) as caught:

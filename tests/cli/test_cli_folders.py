@@ -200,6 +200,18 @@ def test_sizes_of_shards_that_are_none(capsys: Capture, here: Path, size: str) -
     assert "--out-shard-size: expected a size such as 5GB, 500MB or 2GiB" in text
 
 
+def test_room_is_looked_for_before_the_merge(
+    capsys: Capture, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Room:
+        f_bavail, f_frsize = 10, 1000
+
+    monkeypatch.setattr(os, "statvfs", lambda path: Room)
+    monkeypatch.setattr("ccamerge.checkpoints.pretrained.load", None)
+    text = fails(capsys, 2, "merge", "merge.yml", "merged")
+    assert text == "cannot write merged: it will take 11.42 KB or more, and 10.00 KB are free"
+
+
 def test_a_disk_that_is_full_leaves_nothing_behind(
     capsys: Capture, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,7 +227,7 @@ def test_a_disk_that_is_full_leaves_nothing_behind(
         assert re.search(
             r"cannot write .*merged\.partial-.*/model\.safetensors: no space left", text
         )
-        assert "GB are free now" in text
+        assert "B are free now" in text
         assert "\n" not in text
         assert not list(here.glob("merged*"))
 

@@ -88,6 +88,16 @@ def test_the_average_and_what_stands_beside_it(capsys: Capture, here: Path) -> N
         assert torch.equal(value, merged[key])
 
 
+def test_the_file_in_a_folder_stands_for_it(capsys: Capture, here: Path) -> None:
+    for name in ("one", "two"):
+        change(here, (f"model: {name}\n", f"model: {name}/model.safetensors\n"))
+    assert run(capsys, "merge", "merge.yml", "merged", "--quiet") == (0, "", "")
+    assert (here / "merged/tokenizer.json").is_file()
+    (here / "one/config.json").write_text('["of something else"]')
+    assert run(capsys, "merge", "merge.yml", "other", "--quiet") == (0, "", "")
+    assert not (here / "other/config.json").exists()
+
+
 def test_it_is_the_librarys_average_of_networks(capsys: Capture, project: Path) -> None:
     """Where there is nothing to fold: without norms, with a mean of all features as they stand."""
     torch.manual_seed(0)
@@ -150,8 +160,8 @@ def test_a_dtype_of_its_own(capsys: Capture, here: Path) -> None:
 def test_a_dry_run_says_what_is_read_and_written(capsys: Capture, here: Path) -> None:
     status, out, err = run(capsys, "merge", "merge.yml", "merged", "--dry-run")
     assert (status, err) == (0, "")
-    assert re.search(r"reads +0\.05 MB", out)
-    assert re.search(r"writes +0\.03 MB: 4 tensors in 1 file\n", out)
+    assert re.search(r"reads +51\.20 KB", out)
+    assert re.search(r"writes +25\.60 KB: 4 tensors in 1 file\n", out)
     assert re.search(r"memory +\d+ MiB at most", out)
     assert not (here / "merged").exists()
 
@@ -261,6 +271,13 @@ def test_killed_at_any_moment_it_leaves_nothing_or_all(here: Path) -> None:
             assert all(torch.equal(value, found[key]) for key, value in expected.items())
             assert "README.md" in tree(out)
     assert began  # some were killed while they wrote
+
+
+def test_what_a_killed_merge_left_is_told(capsys: Capture, here: Path) -> None:
+    (here / "merged.partial-0123").mkdir()
+    status, _, err = run(capsys, "merge", "merge.yml", "merged")
+    assert status == 0
+    assert f"{here / 'merged.partial-0123'} is left of a merge that was killed" in err
 
 
 # With transformers -------------------------------------------------------------------------
