@@ -58,14 +58,14 @@ def check_checkpoints_there(args: argparse.Namespace) -> None:
             "begins anew"
         )
         raise UsageError(message)
-    if args.resume and not there:
-        note(args, f"nothing to resume, there is no {checkpoint_beside(args.out)}: beginning anew")
 
 
 def checkpoint_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `ccamerge.collect` takes; earlier files go if the command is to begin anew."""
     if not args.resume:
         remove_checkpoints(args.out)
+    elif not resumes(args):
+        note(args, f"nothing to resume, there is no {checkpoint_beside(args.out)}: beginning anew")
     if args.checkpoint_every is None:
         return {}
     return {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import ccamerge
 from ccamerge.collection import processes
+from ccamerge.core.device import obstacle
 from tests import models as M
 from tests.together import together
 
@@ -55,6 +56,9 @@ def _collect(rank: int, folder: Path) -> None:
             collected.save(folder / f"{turn}-{rank}.safetensors")
         alone = ccamerge.collect(nets, data, **OPTIONS, distributed=False)
         alone.save(folder / f"alone-{rank}.safetensors")
+        there = ccamerge.collect(nets, data, **OPTIONS, device="auto")  # CUDA where it is usable
+        assert there.device == ("cpu" if obstacle() else "cuda:0")
+        there.save(folder / f"there-{rank}.safetensors")
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -65,8 +69,10 @@ def test_the_statistics_are_those_of_one_process(tmp_path: Path, world: int) -> 
     alone = {(tmp_path / f"alone-{rank}.safetensors").read_bytes() for rank in range(world)}
     assert len(alone) == 1
     one = ccamerge.Statistics.load(tmp_path / "alone-0.safetensors")
-    shared = ccamerge.Statistics.load(files[0])
-    _check_same(one, shared)
+    there = [tmp_path / f"there-{rank}.safetensors" for rank in range(world)]
+    assert len({file.read_bytes() for file in there}) == 1
+    for file in (files[0], there[0]):
+        _check_same(one, ccamerge.Statistics.load(file))
 
 
 def _check_same(one: ccamerge.Statistics, shared: ccamerge.Statistics) -> None:
