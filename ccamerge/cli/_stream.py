@@ -22,7 +22,7 @@ def run_streamed(args: argparse.Namespace, config: Config) -> int:
     import torch
 
     from ccamerge.checkpoints.writing import FolderWriter
-    from ccamerge.core.scratch import check_room
+    from ccamerge.core.scratch import check_memory
     from ccamerge.core.stopwatch import Stopwatch
     from ccamerge.merging.streaming import StreamedAverage, opened, report_of
     from ccamerge.methods.weights import shares_of_parameters
@@ -42,7 +42,7 @@ def run_streamed(args: argparse.Namespace, config: Config) -> int:
             None if config.dtype is None else getattr(torch, config.dtype),
             torch.get_num_threads(),
         )
-        check_room(average.memory, f"the average takes {average.memory / 2**20:.0f} MiB")
+        check_memory(average.memory, f"the average takes {average.memory / 2**20:.0f} MiB")
         if args.dry_run:
             _print_plan(args, config, average)
             return 0

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ccamerge.core.scratch import check_room
+from ccamerge.core.scratch import check_memory
 from ccamerge.graph.space import Spaces
 from ccamerge.graph.tracing.lockstep import live_bytes, scaled
 
@@ -20,7 +20,7 @@ def check_working_set(every: Sequence[Spaces], leaves: Sequence[Any]) -> None:
 
     The message says what takes most, and how much would do.
     """
-    check_room(*working_set(every, leaves))
+    check_memory(*working_set(every, leaves))
 
 
 def working_set(every: Sequence[Spaces], leaves: Sequence[Any]) -> tuple[int, str]:

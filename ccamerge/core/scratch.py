@@ -107,7 +107,7 @@ def anonymous() -> int:
     return 0
 
 
-def check_room(needed: int, what: str) -> None:
+def check_memory(needed: int, what: str) -> None:
     """ValueError if so many bytes more than there are in use are beyond the limit."""
     now = _NOW.get()
     if now is None or now.limit is None:
