@@ -45,7 +45,7 @@ CONFIG = {
     "rms_norm_eps": 1e-5,
     "max_position_embeddings": 2048,
 }
-PART = 1 << 24  # elements that are looked at together when answers are compared
+PART = 1 << 20  # elements that are looked at together when answers are compared
 
 
 def shapes(layers: int) -> dict[str, torch.Tensor]:

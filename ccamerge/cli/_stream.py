@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ccamerge.checkpoints.writing import FolderWriter
     from ccamerge.merging.streaming import StreamedAverage
 
+_MOST_THREADS = 16
+"""More than that wait for the disk."""
+
 
 def run_streamed(args: argparse.Namespace, config: Config) -> int:
     """Average and write, or print what that takes."""
@@ -40,7 +43,7 @@ def run_streamed(args: argparse.Namespace, config: Config) -> int:
             readers,
             {name: [row[i] for i in order] for name, row in shares.items()},
             None if config.dtype is None else getattr(torch, config.dtype),
-            torch.get_num_threads(),
+            min(torch.get_num_threads(), _MOST_THREADS),
         )
         check_memory(average.memory, f"the average takes {average.memory / 2**20:.0f} MiB")
         if args.dry_run:
@@ -125,5 +128,5 @@ def _print_plan(args: argparse.Namespace, config: Config, average: StreamedAvera
     )
     print(
         f"memory      {average.memory / 2**20:.0f} MiB at most, beside Python and torch; "
-        f"{average.threads} threads"
+        f"threads: {average.threads}"
     )

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,14 @@ def test_transformers_is_asked_for_where_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"5: architecture: .*pip install 'ccamerge\[transf"):
         config.architecture.load()
+
+
+def test_configurations_of_the_readme_can_be_read(tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    found = [load_config(write(tmp_path, block)) for block in blocks if "models:" in block]
+    assert [config.plain for config in found].count(True) == 1
+    assert sum(bool(c.architectures) and isinstance(c.architecture, Pretrained) for c in found) == 1
 
 
 def test_defaults(tmp_path):
