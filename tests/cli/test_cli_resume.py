@@ -137,8 +137,10 @@ def test_moments_of_a_file_need_no_checkpoint(capsys, stopping):
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments():
+@pytest.mark.parametrize("processes", [1, 2])
+def test_kills_at_random_moments(processes):
     command = [sys.executable, "-m", "tests.collection.killed", "--kills", "5"]
+    command += ["--processes", str(processes)]
     here = os.pathsep.join([str(Path(ccamerge.__file__).parents[1]), *sys.path])
     alone = {**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(

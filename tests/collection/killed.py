@@ -1,8 +1,8 @@
 """Collections that are killed, with SIGKILL, at random moments, and resumed until they end.
 
 ``python -m tests.collection.killed --kills 50`` runs `ccamerge collect --resume` in children of its
-own until so many of them were killed. Whenever one ends by itself its file must have the bytes of
-an undisturbed run, and nothing may be left beside it.
+own, with ``--processes 2`` in pairs that share the pass, until so many were killed. Whenever one
+ends by itself its file must have the bytes of an undisturbed run, and nothing may be left beside.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import argparse
 import os
 import random
 import signal
+import socket
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -72,33 +74,43 @@ def collect(*options: str) -> int:
     )
 
 
-def start(*options: str) -> int:
-    """A child that collects; its process."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        status = collect(*options)
-    finally:
-        os._exit(status)
+def start(world: int, *options: str) -> list[int]:
+    """A collection in children, as torchrun would start them; their processes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if not child:
+            where = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+            os.environ.update(where, RANK=str(rank), WORLD_SIZE=str(world))
+            status = 1
+            try:
+                status = collect(*options)
+            finally:
+                os._exit(status)
+        children.append(child)
+    return children
 
 
-def ends_within(child: int, seconds: float) -> bool:
-    """Whether a child ends by itself in some time, and well; else it is killed."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found, status = os.waitpid(child, os.WNOHANG)
+def end_within(children: Sequence[int], seconds: float) -> bool:
+    """Whether children end by themselves in some time, and well; else they are killed."""
+    deadline, left = time.monotonic() + seconds, list(children)
+    while left and time.monotonic() < deadline:
+        found, status = os.waitpid(left[0], os.WNOHANG)
         if found:
             assert status == 0, f"a collection failed: {os.waitstatus_to_exitcode(status)}"
-            return True
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return status == 0  # it may have ended in the last moment
+            left.pop(0)
+        else:
+            time.sleep(0.002)
+    for child in left:
+        os.kill(child, signal.SIGKILL)
+    ended = [os.waitpid(child, 0)[1] == 0 for child in left]  # of all, or they stay as zombies
+    return all(ended)
 
 
-def main(kills: int, seed: int) -> tuple[int, int]:
+def main(kills: int, seed: int, processes: int) -> tuple[int, int]:
     """Kill so many; the collections that ended, and the kills that found a checkpoint."""
     here = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
@@ -106,26 +118,26 @@ def main(kills: int, seed: int) -> tuple[int, int]:
         make(folder)
         os.chdir(folder)
         try:
-            return _killed(folder, kills, random.Random(seed))
+            return _killed(folder, kills, random.Random(seed), processes)
         finally:
             os.chdir(here)
 
 
-def _killed(folder: Path, kills: int, draws: random.Random) -> tuple[int, int]:
+def _killed(folder: Path, kills: int, draws: random.Random, world: int) -> tuple[int, int]:
     result = folder / "stats.safetensors"
     before = {p.name for p in folder.iterdir()}
     assert collect() == 0  # here, so that children find everything imported
-    whole = result.read_bytes()
     result.unlink()
     begun = time.monotonic()
-    assert ends_within(start(*OFTEN), 120)
+    assert end_within(start(world, *OFTEN), 120)
     usual = time.monotonic() - begun
+    whole = result.read_bytes()
     result.unlink()
     ended = found = done = 0
     while done < kills or ended == 0:
         wait = draws.uniform(0, 1.2 * usual) if done < kills else 120.0
-        if not ends_within(start("--resume", *OFTEN), wait):
-            done, kept = done + 1, (folder / "stats.checkpoint.safetensors").exists()
+        if not end_within(start(world, "--resume", *OFTEN), wait):
+            done, kept = done + 1, any(folder.glob("stats.checkpoint*"))
             found += kept
             if kept or not result.exists():
                 continue  # else all was done but for the process's end
@@ -141,5 +153,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
     print("collections ended: {}, kills that left a checkpoint: {}".format(*main(**vars(given))))
