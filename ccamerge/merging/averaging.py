@@ -74,32 +74,38 @@ def mean_of(
         return first.clone(), f"it is of {str(first.dtype).removeprefix('torch.')}, and differs"
     into = into if into is not None and first.is_floating_point() else first.dtype
     if all(value.dtype == first.dtype and torch.equal(first, value) for value, _ in shares):
-        return _held(first, first, into).clone(), ""
+        return _in(into, first).clone(), ""
     wide = torch.complex128 if first.is_complex() else torch.float64
     total = torch.zeros_like(first, dtype=wide)
     for value, weight in shares:
         total.add_(value.to(wide), alpha=weight)
-    mean = _held(total, total.to(into), into)
-    if _all_finite(total):
-        return mean, ""
-    finite = torch.stack([value.isfinite() for value, _ in shares]).all(0)
-    one = shares[0][0]
-    agreed = torch.stack([_alike(value, one) for value, _ in shares]).all(0)
-    kept = torch.where(agreed, one, first).to(into)
-    mean = torch.where(finite & ~agreed, mean, kept)
-    whole = bool((finite | agreed).all())
+    whole = _all_finite(total)
+    if not whole:
+        total, whole = _where_finite(total, first, [value for value, _ in shares])
+    mean = total.to(into) if into == first.dtype else _in(into, total)
     return mean, "" if whole else "it has entries that are not finite, and differ"
 
 
-def _held(value: Tensor, found: Tensor, into: torch.dtype) -> Tensor:
-    """What was found, in another dtype; OverflowError if it cannot hold what is finite there."""
-    if into == found.dtype == value.dtype or torch.finfo(into).max >= torch.finfo(value.dtype).max:
-        return found.to(into)
-    held = found.to(into)
-    if bool((held.isinf() & value.isfinite()).any()):
-        message = f"numbers too large for {str(into).removeprefix('torch.')}"
+def _where_finite(total: Tensor, first: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, bool]:
+    """A mean where all values are finite, else what they agree in, else the first's.
+
+    Whether that is never the first's is the second result.
+    """
+    finite = torch.stack([value.isfinite() for value in values]).all(0)
+    agreed = torch.stack([_alike(value, values[0]) for value in values]).all(0)
+    kept = torch.where(agreed, values[0], first).to(total.dtype)
+    return torch.where(finite & ~agreed, total, kept), bool((finite | agreed).all())
+
+
+def _in(dtype: torch.dtype, value: Tensor) -> Tensor:
+    """Floating-point numbers in a dtype; OverflowError if it cannot hold what is finite there."""
+    found = value.to(dtype)
+    if torch.finfo(dtype).max < torch.finfo(value.dtype).max and bool(
+        (found.isinf() & value.isfinite()).any()
+    ):
+        message = f"numbers too large for {str(dtype).removeprefix('torch.')}"
         raise OverflowError(message)
-    return held
+    return found
 
 
 def _all_finite(value: Tensor) -> bool:

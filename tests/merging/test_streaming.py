@@ -133,6 +133,21 @@ def test_numbers_that_are_too_large_for_the_dtype(tmp_path: Path, second: float)
         averaged(tmp_path / "out", files(tmp_path, states), (0.5, 0.5), torch.float16)
 
 
+def test_numbers_beside_infinities_that_are_too_large_for_the_dtype(tmp_path: Path) -> None:
+    states = [{"w": torch.tensor([math.inf, large, 1e5])} for large in (1e5, 1e5)]
+    states[1]["w"][0], states[1]["w"][2] = 0.0, -1e5
+    with pytest.raises(OverflowError, match="w of the average has numbers too large for float16"):
+        averaged(tmp_path / "out", files(tmp_path, states), (0.5, 0.5), torch.float16)
+    for own in states:
+        own["w"][1] = 1.0
+    save_state(states[0], tmp_path / "0.safetensors")
+    save_state(states[1], tmp_path / "1.safetensors")
+    paths = [tmp_path / "0.safetensors", tmp_path / "1.safetensors"]
+    found, reasons = averaged(tmp_path / "fits", paths, (0.5, 0.5), torch.float16)
+    assert found["w"].tolist() == [math.inf, 1.0, 0.0]
+    assert "not finite" in reasons["w"]
+
+
 def test_what_is_read_and_the_memory_that_takes(tmp_path: Path) -> None:
     states = [{"w": torch.ones(100), "v": torch.ones(50)} for _ in range(3)]
     with opened(files(tmp_path, states)) as readers:
