@@ -10,7 +10,7 @@ from ccamerge.core.scratch import check_memory
 from ccamerge.graph.space import Spaces
 from ccamerge.graph.tracing.lockstep import live_bytes, scaled
 
-_SOLVING = 10
+_SOLVING = 16
 """Matrices, beside its three covariances and two maps of each model, of a space that is solved:
 measured."""
 

@@ -8,6 +8,7 @@ only while it is worked on.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import re
@@ -25,6 +26,10 @@ from ccamerge.core import arguments
 
 LARGE = 1 << 20
 """Bytes from which a result goes into a file."""
+
+_MMAP_THRESHOLD = -3
+_USUALLY = 32 << 20
+"""What glibc's own threshold rises to."""
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
@@ -53,11 +58,22 @@ def scarce(folder: Path | None, limit: int | None = None) -> Iterator[None]:
     before = _NOW.get()
     token = _NOW.set(_Scarcity(folder, limit))
     _core.set_scratch(str(folder), LARGE)
+    _give_back_from(LARGE)
     try:
         yield
     finally:
         _NOW.reset(token)
         _core.set_scratch("" if before is None else str(before.folder), LARGE)
+        _give_back_from(LARGE if before is not None else _USUALLY)
+
+
+def _give_back_from(size: int) -> None:
+    """Have the C library give blocks of so many bytes back to the system once they are freed.
+
+    By itself it keeps ever larger ones: a gigabyte of freed covariances was seen to stay.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, size)
 
 
 @contextlib.contextmanager
