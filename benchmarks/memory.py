@@ -83,8 +83,7 @@ def merge(args: argparse.Namespace) -> None:
     moments = [m for folds in every.matched.values() for m in folds]
     moments += [m for taps in every.outputs.values() for m in taps.values()]
     size = sum(value.nbytes for m in moments for value in m.state_dict().values())
-    total = sum(float(x.double().abs().sum()) for x in result.model.state_dict().values())
-    print(json.dumps({"seconds": seconds, "statistics": size, "sum": total}), flush=True)
+    print(json.dumps({"seconds": seconds, "statistics": size}), flush=True)
 
 
 def resident(process: int) -> tuple[int, int]:
@@ -151,9 +150,9 @@ def main() -> None:
                 found = watched(files[:count], args, None if limit == "none" else limit)
                 amounts = [found[k] for k in ("statistics", "before", "anonymous", "mapped")]
                 row = [limit, str(count), *(f"{amount / 2**20:.0f}" for amount in amounts)]
-                rows.append([*row, f"{found['seconds']:.0f}", f"{found['sum']:.6g}"])
+                rows.append([*row, f"{found['seconds']:.0f}"])
                 print(" | ".join(rows[-1]), flush=True)
-    head = "limit, models, statistics MiB, before MiB, in no file MiB, in files MiB, s, sum"
+    head = "limit, models, statistics MiB, before MiB, in no file MiB, in files MiB, s"
     what = f"Llamas of {args.layers} layers of width {args.width}, {sizes[0] / 2**20:.0f} MiB each"
     text = f"{what}:\n\n{table(head.split(', '), rows)}"
     print(text)
