@@ -34,6 +34,7 @@ def together(function: Callable[[int, Path], None], world: int, folder: Path) ->
         check=False,
         timeout=200,
         env=alone,
+        cwd=folder,  # where no sources hide the package that is installed
     )
     assert done.returncode == 0, done.stderr
     return [(folder / f"{rank}.error").read_text() for rank in range(world)]

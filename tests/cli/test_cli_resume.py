@@ -138,13 +138,13 @@ def test_moments_of_a_file_need_no_checkpoint(capsys, stopping):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_kills_at_random_moments(processes):
+def test_kills_at_random_moments(tmp_path, processes):
     command = [sys.executable, "-m", "tests.collection.killed", "--kills", "5"]
     command += ["--processes", str(processes)]
     here = os.pathsep.join([str(Path(ccamerge.__file__).parents[1]), *sys.path])
     alone = {**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=280, env=alone
+    done = subprocess.run(  # where no sources hide the package that is installed
+        command, capture_output=True, text=True, check=False, timeout=280, env=alone, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("collections ended: ")

@@ -155,8 +155,9 @@ def anonymous(process: int) -> int:
 def growth(folder: Path, limited: bool, count: int) -> int:
     """Bytes by which the memory of a process grows while it collects statistics of networks."""
     command = [sys.executable, "-c", textwrap.dedent(_WORK), str(folder), str(limited), str(count)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    here = {**os.environ, "PYTHONPATH": str(Path(ccamerge.__file__).parents[1])}
+    with subprocess.Popen(  # where no sources hide the package that is installed
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=here, cwd=folder
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
