@@ -24,8 +24,7 @@ import ccamerge
 def together(function: Callable[[int, Path], None], world: int, folder: Path) -> list[str]:
     """Run a function of a module in so many processes; what each failed with, or nothing."""
     (folder / "store").unlink(missing_ok=True)
-    here = os.pathsep.join([str(Path(ccamerge.__file__).parents[1]), *sys.path])
-    alone = {**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    alone = environment_in(folder)
     command = [sys.executable, "-m", "tests.together", function.__module__, function.__name__]
     done = subprocess.run(
         [*command, str(world), str(folder)],
@@ -34,10 +33,23 @@ def together(function: Callable[[int, Path], None], world: int, folder: Path) ->
         check=False,
         timeout=200,
         env=alone,
-        cwd=folder,  # where no sources hide the package that is installed
+        cwd=folder,
     )
     assert done.returncode == 0, done.stderr
     return [(folder / f"{rank}.error").read_text() for rank in range(world)]
+
+
+def environment_in(folder: Path) -> dict[str, str]:
+    """For ``python -m tests...`` in a folder: these tests, and the package that is tested.
+
+    Where the tests lie, the package's sources would hide what is installed.
+    """
+    tests = folder / "tests"
+    if not tests.exists():
+        tests.symlink_to(Path(__file__).parent)
+    here = os.pathsep.join([str(Path(ccamerge.__file__).parents[1]), *filter(None, sys.path)])
+    one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": here, **one}
 
 
 def _one(function: Callable[[int, Path], None], rank: int, world: int, folder: Path) -> None:

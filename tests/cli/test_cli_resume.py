@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 import ccamerge
 from tests.projects import CONFIG, DATA, MODULE, change, fails, run, tree
+from tests.together import environment_in
 
 STOPPING = """
 
@@ -141,9 +141,8 @@ def test_moments_of_a_file_need_no_checkpoint(capsys, stopping):
 def test_kills_at_random_moments(tmp_path, processes):
     command = [sys.executable, "-m", "tests.collection.killed", "--kills", "5"]
     command += ["--processes", str(processes)]
-    here = os.pathsep.join([str(Path(ccamerge.__file__).parents[1]), *sys.path])
-    alone = {**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(  # where no sources hide the package that is installed
+    alone = environment_in(tmp_path)
+    done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=280, env=alone, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
